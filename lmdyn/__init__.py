@@ -1,0 +1,21 @@
+"""The learning dynamics of finetuning: Δ log π = −η · A · K · G.
+
+Each core module is one letter of the equation (Ren & Sutherland, ICLR 2025, Proposition 1).
+Importing this package needs torch and numpy alone.
+"""
+
+from lmdyn.softmax import (
+    jacobian_norm_sq,
+    log_softmax_jacobian,
+    log_softmax_jvp,
+    softmax_step,
+    squeeze_line,
+)
+
+__all__ = [
+    "jacobian_norm_sq",
+    "log_softmax_jacobian",
+    "log_softmax_jvp",
+    "softmax_step",
+    "squeeze_line",
+]

@@ -1,0 +1,50 @@
+"""Input checks shared by the core: each error names what is wrong and what to do."""
+
+import torch
+from torch import Tensor
+
+
+def check_logits(logits: Tensor, name: str = "logits") -> None:
+    """Refuse anything but finite floating-point values with a last axis."""
+    if not isinstance(logits, Tensor) or not logits.is_floating_point() or logits.ndim == 0:
+        kind = f"{logits.dtype} {tuple(logits.shape)}" if isinstance(logits, Tensor) else logits
+        raise ValueError(f"{name} must be a floating-point tensor (..., V), got {kind}")
+    bad = ~logits.isfinite()
+    if bad.any():
+        where = tuple(bad.nonzero()[0].tolist())
+        raise ValueError(
+            f"{name} must be finite: {int(bad.sum())} NaN or infinite, the first at index {where}"
+        )
+
+
+def check_probs(probs: Tensor) -> None:
+    """Refuse rows that are no distributions."""
+    check_logits(probs, "probs")
+    bad = (probs < 0).any(-1) | ((probs.sum(-1) - 1).abs() > 1e-3)
+    if bad.any():
+        where = tuple(bad.nonzero()[0].tolist())
+        raise ValueError(
+            f"probs must be non-negative and sum to one along the last axis; the row at index "
+            f"{where} does not: pass logits.softmax(-1), not logits"
+        )
+
+
+def as_labels(y: int | Tensor, like: Tensor, shape: tuple[int, ...] | None = None) -> Tensor:
+    """Labels as int64 on the device of ``like`` (..., V), broadcast to ``shape``.
+
+    ``shape`` defaults to the leading axes of ``like``. Refuses labels outside 0 … V − 1.
+    """
+    shape = like.shape[:-1] if shape is None else shape
+    y = torch.as_tensor(y, device=like.device)
+    if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
+        raise ValueError(f"labels must be integers, got {y.dtype}")
+    v = like.shape[-1]
+    bad = (y < 0) | (y >= v)
+    if bad.any():
+        raise ValueError(f"label {y[bad][0].item()} is out of range: there are V = {v} labels")
+    try:
+        return y.long().expand(shape)
+    except RuntimeError:
+        raise ValueError(
+            f"labels have shape {tuple(y.shape)}, which does not fit {tuple(shape)}"
+        ) from None

@@ -1,0 +1,170 @@
+"""A: what the softmax does to a change of logits, and the exact softmax-regression step.
+
+Section 2 of the paper for A = I − 1πᵀ; its appendix on the squeezing effect for the step.
+Probabilities are unitless, log-probs are in nats. Everything batches over leading axes,
+on CPU and CUDA, in the dtype of its input.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn.functional import one_hot
+
+from lmdyn._check import as_labels, check_logits, check_probs
+
+
+def log_softmax_jacobian(logits: Tensor) -> Tensor:
+    """A = ∂ log π / ∂z = I − 1πᵀ, the log-softmax Jacobian (Proposition 1).
+
+    Args:
+        logits: (..., V).
+
+    Returns:
+        (..., V, V). Row i is the gradient of log π_i with respect to the logits.
+
+    Raises:
+        ValueError: the logits are not floating point or hold NaN or infinity.
+
+    Example:
+        >>> log_softmax_jacobian(torch.zeros(2))
+        tensor([[ 0.5000, -0.5000],
+                [-0.5000,  0.5000]])
+    """
+    check_logits(logits)
+    probs = logits.softmax(-1)
+    eye = torch.eye(logits.shape[-1], dtype=logits.dtype, device=logits.device)
+    return eye - probs.unsqueeze(-2)
+
+
+def log_softmax_jvp(logits: Tensor, dz: Tensor) -> Tensor:
+    """A·dz without forming A: how the log-probs move when the logits move by dz.
+
+    Args:
+        logits: (..., V).
+        dz: (..., V), broadcast against ``logits``.
+
+    Returns:
+        (..., V), nats: dz minus its mean under π.
+
+    Raises:
+        ValueError: logits not finite, or last axes that differ.
+
+    Example:
+        >>> log_softmax_jvp(torch.zeros(2), torch.tensor([1.0, 0.0]))
+        tensor([ 0.5000, -0.5000])
+    """
+    check_logits(logits)
+    if dz.shape[-1:] != logits.shape[-1:]:
+        raise ValueError(
+            f"dz has {tuple(dz.shape)} and logits {tuple(logits.shape)}: their last axes must match"
+        )
+    return dz - (logits.softmax(-1) * dz).sum(-1, keepdim=True)
+
+
+def jacobian_norm_sq(logits: Tensor) -> Tensor:
+    """‖A‖²_F = V‖π‖² + V − 2: how peaky the prediction is.
+
+    It runs from V − 1 (uniform π) to 2V − 2 (one-hot π).
+
+    Args:
+        logits: (..., V).
+
+    Returns:
+        (...).
+
+    Raises:
+        ValueError: the logits are not floating point or hold NaN or infinity.
+
+    Example:
+        >>> jacobian_norm_sq(torch.zeros(10))
+        tensor(9.)
+    """
+    check_logits(logits)
+    v = logits.shape[-1]
+    return v * logits.softmax(-1).square().sum(-1) + v - 2
+
+
+def softmax_step(probs: Tensor, y: int | Tensor, lr: float | Tensor) -> Tensor:
+    """The exact probabilities after one softmax-regression step on label y.
+
+    With weights W, logits z = Wx and a unit-norm input x, the step z ← z + lr·(e_y − π) gives
+    π'_i ∝ π_i · exp(lr·(1[i = y] − π_i)). For another input, pass lr·‖x‖².
+
+    Args:
+        probs: (..., V), each row sums to one.
+        y: the label, an int or integers broadcast against the leading axes.
+        lr: step size; positive learns y, negative is the negative gradient
+            (the paper's η' = −lr). A float or a tensor over the leading axes.
+
+    Returns:
+        (..., V), the same dtype as ``probs``.
+
+    Raises:
+        ValueError: rows that are no distributions, a label out of range, an lr that is not finite.
+
+    Example:
+        >>> softmax_step(torch.tensor([0.6, 0.3, 0.1]), y=2, lr=-1.0)
+        tensor([0.7104, 0.2631, 0.0264])
+    """
+    probs, y, lr = _check_step(probs, y, lr)
+    return (probs.log() + _exponent(probs, y, lr)).softmax(-1)
+
+
+def squeeze_line(probs: Tensor, y: int | Tensor, lr: float | Tensor | None = None) -> Tensor:
+    """The probability at which a step on y turns a gain of another label into a loss.
+
+    After a negative step, label i ≠ y gains if and only if π_i lies above the line; after a
+    positive step, if and only if it lies below. To first order the line is ‖π‖² − π_y. Exactly
+    it is −(1/lr)·log Σ_j π_j exp(lr·(1[j = y] − π_j)), which tends to the former as lr → 0.
+
+    Args:
+        probs: (..., V), each row sums to one.
+        y: the label, an int or integers broadcast against the leading axes.
+        lr: None for the first-order line, else the signed step size as in `softmax_step`.
+
+    Returns:
+        (...). Negative means that every other label gains (after a negative step).
+
+    Raises:
+        ValueError: as in `softmax_step`.
+
+    Example:
+        >>> squeeze_line(torch.tensor([0.6, 0.3, 0.1]), y=2)
+        tensor(0.3600)
+    """
+    if lr is None:
+        check_probs(probs)
+        return _first_order_line(probs, as_labels(y, probs))
+    probs, y, lr = _check_step(probs, y, lr)
+    # log1p and expm1 keep the limit lr -> 0 accurate.
+    log_z = (probs * _exponent(probs, y, lr).expm1()).sum(-1).log1p()
+    exact = -log_z / torch.where(lr == 0, 1.0, lr)
+    return torch.where(lr == 0, _first_order_line(probs, y), exact)
+
+
+def _first_order_line(probs: Tensor, y: Tensor) -> Tensor:
+    return probs.square().sum(-1) - probs.gather(-1, y.unsqueeze(-1)).squeeze(-1)
+
+
+def _exponent(probs: Tensor, y: Tensor, lr: Tensor) -> Tensor:
+    """lr·(e_y − π): the change of the logits."""
+    return lr.unsqueeze(-1) * (one_hot(y, probs.shape[-1]).to(probs.dtype) - probs)
+
+
+def _check_step(
+    probs: Tensor, y: int | Tensor, lr: float | Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Checked inputs, broadcast against each other over the leading axes."""
+    check_probs(probs)
+    lr = torch.as_tensor(lr, dtype=probs.dtype, device=probs.device)
+    if not lr.isfinite().all():
+        raise ValueError("lr must be finite")
+    y_shape = y.shape if isinstance(y, Tensor) else ()
+    try:
+        shape = torch.broadcast_shapes(probs.shape[:-1], y_shape, lr.shape)
+    except RuntimeError:
+        raise ValueError(
+            f"leading axes do not fit: probs {tuple(probs.shape[:-1])}, "
+            f"labels {tuple(y_shape)}, lr {tuple(lr.shape)}"
+        ) from None
+    probs = probs.expand(*shape, probs.shape[-1])
+    return probs, as_labels(y, probs), lr.expand(shape)

@@ -1,0 +1,31 @@
+"""The table that closes a chapter: claim, paper, here, verdict."""
+
+from collections.abc import Iterable
+
+
+class ClaimTable:
+    """Rows of (claim, paper, here, verdict), shown as a table in a notebook.
+
+    Args:
+        rows: four strings each. ``$…$`` is left for the page to typeset.
+
+    Raises:
+        ValueError: a row that does not have four entries.
+    """
+
+    header = ("claim", "paper", "here", "verdict")
+
+    def __init__(self, rows: Iterable[tuple[str, str, str, str]]):
+        self.rows = [tuple(str(cell) for cell in row) for row in rows]
+        for number, row in enumerate(self.rows, 1):
+            if len(row) != len(self.header):
+                raise ValueError(f"row {number} has {len(row)} entries, not {len(self.header)}")
+
+    def _repr_markdown_(self) -> str:
+        lines = [self.header, ["---"] * len(self.header), *self.rows]
+        return "\n".join(
+            "| " + " | ".join(c.replace("|", "\\|") for c in line) + " |" for line in lines
+        )
+
+    def __repr__(self) -> str:
+        return "\n".join(f"{claim}: {verdict}" for claim, _, _, verdict in self.rows)

@@ -5,6 +5,7 @@ returns the Axes it drew on, so that a reader can add to it.
 """
 
 import matplotlib.pyplot as plt
+import numpy as np
 from matplotlib.axes import Axes
 
 # One colour per response family, everywhere; each has its own line style, so that no meaning
@@ -52,3 +53,163 @@ def use_style() -> None:
 
 def _axes(ax: Axes | None) -> Axes:
     return plt.subplots()[1] if ax is None else ax
+
+
+def probabilities(before, after, y, line=None, log=False, ax=None, labels=None) -> Axes:
+    """Where the mass went: every label's probability before and after a step.
+
+    Grey bars are before; a triangle marks after, up and in the gain colour where the probability
+    rose, down and in the loss colour where it fell. A ring marks the label the step was on.
+
+    Args:
+        before: (V,) probabilities, in the order to draw them.
+        after: (V,) probabilities.
+        y: index of the label that the step was on.
+        line: the squeeze line, drawn dashed if given and in view.
+        log: logarithmic probability axis.
+        ax: Axes to draw on.
+        labels: (V,) names under the bars; the index if absent.
+
+    Returns:
+        The Axes.
+    """
+    ax = _axes(ax)
+    before, after = np.asarray(before), np.asarray(after)
+    x = np.arange(len(before))
+    crowded = len(x) > 200
+    size = 2 if crowded else float(np.clip(240 / len(x), 4, 9))
+    if crowded:
+        ax.fill_between(
+            x, before, step="mid", color="#c9ced6", lw=0, label="before", rasterized=True
+        )
+    else:
+        ax.bar(x, before, width=0.8, color="#c9ced6", label="before")
+    for up, marker, color, name in ((True, "^", GAIN, "gains"), (False, "v", LOSS, "falls")):
+        of = (after > before) == up
+        ax.plot(
+            x[of],
+            after[of],
+            marker,
+            color=color,
+            ms=size,
+            mew=0,
+            label=f"after: {name}",
+            rasterized=crowded,
+        )
+    ax.plot(
+        x[y],
+        after[y],
+        "o",
+        ms=size + 6,
+        mfc="none",
+        mec=COLORS["argmax"],
+        mew=1.3,
+        clip_on=False,
+        label="label $y$ of the step",
+    )
+    if log:
+        ax.set_yscale("log")
+        drawn = np.concatenate([before, after])
+        ax.set_ylim(drawn[drawn > 0].min() / 2, min(2 * drawn.max(), 1.5))
+    else:
+        ax.set_ylim(0, 1.06 * max(before.max(), after.max()))
+    if line is not None and line > ax.get_ylim()[0]:
+        ax.axhline(line, ls="--", lw=1.2, color=NEUTRAL, label="squeeze line", zorder=1.5)
+    ax.set_xlim(-0.7, len(x) - 0.3)
+    if labels is not None:
+        ax.set_xticks(x, labels)
+    ax.grid(axis="x", visible=False)
+    ax.set(xlabel="label", ylabel="probability")
+    return ax
+
+
+def simplex(labels=("label 0", "label 1", "label 2"), ax=None) -> Axes:
+    """The triangle of all predictions over three labels: each corner is certainty of one label.
+
+    Args:
+        labels: three names: of the left, the right and the top corner.
+        ax: Axes to draw on.
+
+    Returns:
+        The Axes, to be given to `simplex_arrows` or `simplex_contours`.
+    """
+    ax = _axes(ax)
+    corners = _on_simplex(np.eye(3))
+    ax.fill(*corners.T, facecolor="none", edgecolor=NEUTRAL, lw=1.2, zorder=1.5)
+    for name, (x, y), shift, va in zip(
+        labels, corners, (-0.04, -0.04, 0.03), ("top", "top", "bottom"), strict=True
+    ):
+        ax.text(x, y + shift, name, ha="center", va=va)
+    ax.set(xlim=(-0.12, 1.12), ylim=(-0.14, 0.99), aspect="equal")
+    ax.axis("off")
+    return ax
+
+
+def simplex_arrows(start, change, color=GAIN, linestyle="-", label=None, ax=None) -> Axes:
+    """Arrows on the triangle of `simplex`, each with a dot where it starts.
+
+    Args:
+        start: (N, 3) distributions, or one (3,).
+        change: (N, 3) vectors whose entries sum to zero, such as a change of probabilities.
+        color: of arrows and dots.
+        linestyle: of the arrows.
+        label: entry in the legend.
+        ax: Axes to draw on.
+
+    Returns:
+        The Axes.
+    """
+    ax = _axes(ax)
+    start, change = np.atleast_2d(start), np.atleast_2d(change)
+    for foot, tip in zip(_on_simplex(start), _on_simplex(start + change), strict=True):
+        arrow = {"arrowstyle": "-|>", "color": color, "lw": 1.8, "ls": linestyle}
+        ax.annotate("", tip, foot, arrowprops=arrow | {"shrinkA": 0, "shrinkB": 0})
+    ax.plot(*_on_simplex(start).T, "o", ms=5, color=NEUTRAL, zorder=3)
+    ax.plot([], [], linestyle, color=color, label=label)
+    return ax
+
+
+def simplex_contours(probs, values, label, ax=None) -> Axes:
+    """A quantity as colour over the triangle of `simplex`.
+
+    Args:
+        probs: (N, 3) distributions that cover the triangle.
+        values: (N,) the quantity at each.
+        label: its name, beside the colour bar.
+        ax: Axes to draw on.
+
+    Returns:
+        The Axes.
+    """
+    ax = _axes(ax)
+    x, y = _on_simplex(np.asarray(probs)).T
+    colors = ax.tricontourf(x, y, np.asarray(values), levels=12)
+    ax.figure.colorbar(colors, ax=ax, label=label, shrink=0.8)
+    return ax
+
+
+def _on_simplex(probs):
+    """(N, 3) barycentric coordinates to (N, 2) points of the triangle with side one."""
+    return probs @ np.array([[0, 0], [1, 0], [0.5, np.sqrt(0.75)]])
+
+
+def remainder(lr, measured, expected=None, ax=None) -> Axes:
+    """The error of the first-order prediction against the step size, on log-log axes.
+
+    Args:
+        lr: (S,) step sizes.
+        measured: name → (S,) errors in nats, drawn as dots with a line style each.
+        expected: name → (S,) errors that theory gives for curves of ``measured``, as thin lines.
+        ax: Axes to draw on.
+
+    Returns:
+        The Axes.
+    """
+    ax = _axes(ax)
+    markers = {"o": GAIN, "s": LOSS, "^": NEUTRAL}
+    for (name, error), (marker, color) in zip(measured.items(), markers.items(), strict=False):
+        ax.loglog(lr, error, marker, ms=4.5, color=color, label=name)
+        if expected and name in expected:
+            ax.loglog(lr, expected[name], "-", lw=1, color=color)
+    ax.set(xlabel=r"step size $\eta$", ylabel="|measured − predicted|, nats")
+    return ax

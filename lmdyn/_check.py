@@ -7,7 +7,8 @@ from torch import Tensor
 def check_logits(logits: Tensor, name: str = "logits") -> None:
     """Refuse anything but finite floating-point values with a last axis."""
     if not isinstance(logits, Tensor) or not logits.is_floating_point() or logits.ndim == 0:
-        kind = f"{logits.dtype} {tuple(logits.shape)}" if isinstance(logits, Tensor) else logits
+        is_tensor = isinstance(logits, Tensor)
+        kind = f"{logits.dtype} {tuple(logits.shape)}" if is_tensor else type(logits).__name__
         raise ValueError(f"{name} must be a floating-point tensor (..., V), got {kind}")
     bad = ~logits.isfinite()
     if bad.any():

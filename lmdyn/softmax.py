@@ -46,16 +46,22 @@ def log_softmax_jvp(logits: Tensor, dz: Tensor) -> Tensor:
         (..., V), nats: dz minus its mean under π.
 
     Raises:
-        ValueError: logits not finite, or last axes that differ.
+        ValueError: logits not finite, or shapes that do not fit.
 
     Example:
         >>> log_softmax_jvp(torch.zeros(2), torch.tensor([1.0, 0.0]))
         tensor([ 0.5000, -0.5000])
     """
     check_logits(logits)
-    if dz.shape[-1:] != logits.shape[-1:]:
+    try:
+        torch.broadcast_shapes(dz.shape[:-1], logits.shape[:-1])
+        fits = dz.shape[-1:] == logits.shape[-1:]
+    except RuntimeError:
+        fits = False
+    if not fits:
         raise ValueError(
-            f"dz has {tuple(dz.shape)} and logits {tuple(logits.shape)}: their last axes must match"
+            f"dz {tuple(dz.shape)} and logits {tuple(logits.shape)} do not fit: "
+            "the last axes must be equal, the leading ones must broadcast"
         )
     return dz - (logits.softmax(-1) * dz).sum(-1, keepdim=True)
 
@@ -131,18 +137,18 @@ def squeeze_line(probs: Tensor, y: int | Tensor, lr: float | Tensor | None = Non
         >>> squeeze_line(torch.tensor([0.6, 0.3, 0.1]), y=2)
         tensor(0.3600)
     """
+    probs, y, step = _check_step(probs, y, 0.0 if lr is None else lr)
+    first_order = probs.square().sum(-1) - probs.gather(-1, y.unsqueeze(-1)).squeeze(-1)
     if lr is None:
-        check_probs(probs)
-        return _first_order_line(probs, as_labels(y, probs))
-    probs, y, lr = _check_step(probs, y, lr)
-    # log1p and expm1 keep the limit lr -> 0 accurate.
-    log_z = (probs * _exponent(probs, y, lr).expm1()).sum(-1).log1p()
-    exact = -log_z / torch.where(lr == 0, 1.0, lr)
-    return torch.where(lr == 0, _first_order_line(probs, y), exact)
-
-
-def _first_order_line(probs: Tensor, y: Tensor) -> Tensor:
-    return probs.square().sum(-1) - probs.gather(-1, y.unsqueeze(-1)).squeeze(-1)
+        return first_order
+    dz = _exponent(probs, y, step)
+    # Small steps need log1p and expm1 to keep the limit, large ones a sum that cannot overflow.
+    log_z = torch.where(
+        step.abs() < 1,
+        (probs * dz.expm1()).sum(-1).log1p(),
+        (probs.log() + dz).logsumexp(-1),
+    )
+    return torch.where(step == 0, first_order, -log_z / torch.where(step == 0, 1.0, step))
 
 
 def _exponent(probs: Tensor, y: Tensor, lr: Tensor) -> Tensor:
@@ -158,7 +164,7 @@ def _check_step(
     lr = torch.as_tensor(lr, dtype=probs.dtype, device=probs.device)
     if not lr.isfinite().all():
         raise ValueError("lr must be finite")
-    y_shape = y.shape if isinstance(y, Tensor) else ()
+    y_shape = torch.as_tensor(y).shape
     try:
         shape = torch.broadcast_shapes(probs.shape[:-1], y_shape, lr.shape)
     except RuntimeError:

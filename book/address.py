@@ -1,0 +1,63 @@
+"""Copy the repository's public address from pyproject.toml to every file that names it.
+
+`python book/address.py` rewrites them; with ``--check`` it only names the files that differ.
+"""
+
+import re
+import sys
+import tomllib
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# What stands before an address. Two forms: the whole address, or only owner/name.
+WHOLE = re.compile(r"(git\+|git clone |repository-code: |^  url: )(https://[^\s\"\\`]+)", re.M)
+SHORT = re.compile(r"(colab\.research\.google\.com/github/)([\w.-]+/[\w.-]+)")
+
+
+def address(root: Path = ROOT) -> str:
+    """The public address, as pyproject.toml gives it."""
+    with (root / "pyproject.toml").open("rb") as file:
+        return tomllib.load(file)["project"]["urls"]["Repository"]
+
+
+def with_address(text: str, url: str) -> str:
+    """The text with every address in it replaced by ``url``.
+
+    Raises:
+        ValueError: the text names no address at all.
+    """
+    text, found = WHOLE.subn(lambda m: m[1] + url, text)
+    if not found:
+        raise ValueError("names no address of the repository")
+    return SHORT.sub(lambda m: m[1] + "/".join(url.split("/")[-2:]), text)
+
+
+def places(root: Path = ROOT) -> list[Path]:
+    """The files that name the address."""
+    named = ["_config.yml", "CITATION.cff", "README.md"]
+    return [root / name for name in named] + sorted((root / "book").glob("*.ipynb"))
+
+
+def main(root: Path = ROOT, check: bool = False) -> list[str]:
+    """Rewrite the files, or only check them; returns one line for each that differs."""
+    url, differing = address(root), []
+    for path in places(root):
+        name, old = path.relative_to(root), path.read_text(encoding="utf-8")
+        try:
+            new = with_address(old, url)
+        except ValueError as error:
+            differing.append(f"{name} {error}")
+            continue
+        if new != old:
+            differing.append(f"{name} names another address than {url}")
+            if not check:
+                path.write_text(new, encoding="utf-8")
+    return differing
+
+
+if __name__ == "__main__":
+    check = "--check" in sys.argv[1:]
+    lines = main(check=check)
+    print("\n".join(lines) or "every address is that of pyproject.toml")
+    sys.exit(bool(lines) and check)

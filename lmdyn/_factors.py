@@ -125,10 +125,12 @@ class Plan:
         return factors
 
     def _structured(self, x: Tensor) -> list[Factor]:
-        wanted = {p for u in self.units for p in (u.param, u.bias) if p is not None}
-        seen = trace(self.model, x, wanted)
-        if seen.unseen or len(seen.calls) != self.n_calls:
-            raise NotStructured(seen.unseen or wanted)  # the control flow depends on the data
+        tracked = {p for p in self.params if p not in self.generic}
+        seen = trace(self.model, x, tracked)
+        found = {p for c in seen.calls for p in (c.weight, c.bias)}
+        planned = {p for u in self.units for p in (u.param, u.bias)} | {None}
+        if seen.unseen or found - planned or len(seen.calls) != self.n_calls:
+            raise NotStructured(tracked)  # the control flow depends on the data
         features, deltas = _backward(seen)
         return [_factor(unit, seen.calls, features, deltas) for unit in self.units]
 

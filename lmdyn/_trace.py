@@ -90,7 +90,7 @@ def _embedding(
     else:
         kept = (input != padding_idx % weight.shape[0]).unsqueeze(-1)
 
-        def grad(g):  # the padding row takes no gradient
+        def grad(g):  # autograd gives the padding row no gradient here
             return g if g.is_meta else g * kept
 
     return Call("lookup", weight, None, lambda: input.unsqueeze(-1), grad)

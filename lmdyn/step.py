@@ -1,5 +1,6 @@
 """One gradient step: predicted and measured, side by side."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -60,7 +61,7 @@ def one_step(model: nn.Module, x_o: Tensor, x_u: Tensor, y_u: int | Tensor, lr: 
         >>> torch.allclose(step.predicted, step.measured, atol=1e-5)
         True
     """
-    if not torch.tensor(lr).isfinite():
+    if not math.isfinite(lr):
         raise ValueError(f"lr must be finite, got {lr}")
     trainable(model)  # before any forward pass, which would move the statistics of a batch norm
     check_inputs(x_o=x_o, x_u=x_u)

@@ -123,6 +123,81 @@ def probabilities(before, after, y, line=None, log=False, ax=None, labels=None) 
     return ax
 
 
+def gain_by_probability(probs, change, y, line=None, log=False, ax=None) -> Axes:
+    """Each label's change of log-probability against the probability it had: who gains, who falls.
+
+    Args:
+        probs: (V,) probabilities before.
+        change: (V,) log of after / before, nats.
+        y: index of the label that the step was on.
+        line: the squeeze line, drawn dashed if given.
+        log: logarithmic probability axis.
+        ax: Axes to draw on.
+
+    Returns:
+        The Axes.
+    """
+    ax = _axes(ax)
+    probs, change = np.asarray(probs), np.asarray(change)
+    ax.axhline(0, color=NEUTRAL, lw=0.8, zorder=1)
+    if line is not None:
+        ax.axvline(line, ls="--", lw=1.2, color=NEUTRAL, label="squeeze line", zorder=1)
+    other = np.arange(len(probs)) != y
+    for up, marker, color, name in ((True, "^", GAIN, "gains"), (False, "v", LOSS, "falls")):
+        of = other & ((change > 0) == up)
+        ax.plot(probs[of], change[of], marker, color=color, ms=5, mew=0, label=name)
+    ax.plot(probs[y], change[y], "o", ms=7, mfc="none", mec=COLORS["argmax"], label="label $y$")
+    if log:
+        ax.set_xscale("log")
+    ax.set(xlabel="probability before", ylabel=r"$\log \alpha_i$, nats")
+    return ax
+
+
+def share_map(p_y, peakiness, share, gaining, ax=None) -> Axes:
+    """Which part of the mass that moves goes to the most confident other label.
+
+    Args:
+        p_y: (C,) probabilities of the label before the step, the columns.
+        peakiness: (R,) the rows.
+        share: (R, C) between 0 and 1, as colour.
+        gaining: (R, C) how many other labels gain. Lines bound the regions where only one does
+            and where all do (all being the largest number present).
+        ax: Axes to draw on.
+
+    Returns:
+        The Axes.
+    """
+    ax = _axes(ax)
+    gaining = np.asarray(gaining)
+    colors = ax.pcolormesh(p_y, peakiness, share, vmin=0, vmax=1, rasterized=True)
+    ax.figure.colorbar(colors, ax=ax, label="share of the moved mass that goes to $i^*$")
+    for level, style in ((1.5, "-"), (gaining.max() - 0.5, "--")):
+        ax.contour(p_y, peakiness, gaining, levels=[level], colors="white", linestyles=style)
+    ax.set(xscale="log", xlabel="probability $p_y$ before the step", ylabel="peakiness")
+    ax.grid(visible=False)
+    return ax
+
+
+def curves(x, series, ax=None) -> Axes:
+    """Lines over a common axis, each told apart by colour and style.
+
+    Args:
+        x: (S,).
+        series: name → (S,) values. A name that is a response family (a key of ``COLORS``) or
+            that is given as (name, family) takes its colour and line style.
+        ax: Axes to draw on.
+
+    Returns:
+        The Axes.
+    """
+    ax = _axes(ax)
+    families = list(COLORS)
+    for number, (name, values) in enumerate(series.items()):
+        name, family = name if isinstance(name, tuple) else (name, families[number % 5])
+        ax.plot(x, values, LINESTYLES[family], color=COLORS[family], label=name)
+    return ax
+
+
 def simplex(labels=("label 0", "label 1", "label 2"), ax=None) -> Axes:
     """The triangle of all predictions over three labels: each corner is certainty of one label.
 

@@ -153,6 +153,14 @@ def test_the_table_of_contents_names_every_notebook_and_every_page_exists():
     assert named == pages
 
 
+@pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.stem)
+def test_readme_and_landing_page_list_the_chapter(path):
+    title = nbformat.read(path, as_version=4).cells[0].source.splitlines()[0].removeprefix("# ")
+    landing = nbformat.read(BOOK / "index.ipynb", as_version=4)
+    assert f"[{title}](book/{path.name})" in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert f"[{title}]({path.name})" in "\n".join(cell.source for cell in landing.cells)
+
+
 def test_every_address_is_that_of_pyproject():
     assert address.main(ROOT, check=True) == []
 

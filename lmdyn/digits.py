@@ -106,8 +106,8 @@ def train(
     digits: Digits,
     *,
     epochs: int = 8,
-    lr: float = 0.05,
-    batch_size: int = 32,
+    lr: float = 0.1,
+    batch_size: int = 64,
     per_class: int = 3,
     record_every: int | None = None,
     seed: int = 0,
@@ -125,7 +125,7 @@ def train(
         lr: the step size η.
         batch_size: images per update.
         per_class: how many test images of each class are observed, at least two.
-        record_every: updates between records; None records once per epoch.
+        record_every: updates between records, None for an epoch; the end is always recorded.
         seed: the order in which the images are learned.
 
     Returns:
@@ -137,7 +137,7 @@ def train(
     Example:
         >>> record = train(LeNet(), load(n_train=200, n_test=100), epochs=1)
         >>> record.steps, record.mean_prediction.shape
-        (tensor([0, 7]), torch.Size([2, 10, 10]))
+        (tensor([0, 4]), torch.Size([2, 10, 10]))
     """
     _check(digits, epochs, lr, batch_size, per_class, record_every)
     n = len(digits.train_y)
@@ -197,7 +197,7 @@ def train(
         accumulated += vmap(change, out_dims=1)(parts)
         for name, part in parts.items():
             params[name] += part.sum(0)
-        if step % record_every == 0:
+        if step % record_every == 0 or step == len(batches):
             record(step)
 
     stacked = {name: torch.stack([m[name] for m in moments]).cpu() for name in moments[0]}
@@ -212,6 +212,8 @@ def _check(
     per_class: int,
     record_every: int | None,
 ) -> None:
+    if epochs and not len(digits.train_y):
+        raise ValueError("there are no training images: load some, or train for 0 epochs")
     if epochs < 0 or not 0 < lr < math.inf:
         raise ValueError(f"epochs must be 0 or more and lr positive, got {epochs} and {lr}")
     if batch_size < 1 or (record_every is not None and record_every < 1):

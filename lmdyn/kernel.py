@@ -36,8 +36,8 @@ def entk(model: nn.Module, x_o: Tensor, x_u: Tensor | None = None) -> Tensor:
 
     Raises:
         ValueError: a batch-norm layer in training mode or an active dropout (examples would not
-            stand alone), an output that is not (N, V) or not finite, no trainable parameter,
-            an empty batch.
+            stand alone); weights in half precision, or none trainable; an output that is not
+            (N, V) or not finite; an empty batch.
 
     Example:
         >>> model = torch.nn.Linear(3, 2, bias=False)
@@ -181,6 +181,9 @@ def trainable(model: nn.Module) -> list[Tensor]:
     params = [p for p in model.parameters() if p.requires_grad]
     if not params:
         raise ValueError("no parameter of the model has requires_grad: there is nothing to learn")
+    half = {p.dtype for p in params} - {torch.float32, torch.float64}
+    if half:
+        raise ValueError(f"the kernel needs float32 or float64 weights, got {half.pop()}")
     return params
 
 

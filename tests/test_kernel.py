@@ -187,6 +187,8 @@ def bad_cases():
     yield "NaN or infinite logits, first for example 0", broken, x
     yield "nothing to learn", nn.Sequential(nn.Linear(6, 3).requires_grad_(False)), x
     yield "do not depend on any parameter", nn.Sequential(mlp, models.Lambda(torch.detach)), x
+    half = nn.Linear(6, 3).to(torch.bfloat16)
+    yield "needs float32 or float64 weights, got torch.bfloat16", half, x
     yield "x_o must be a batch", mlp, x[:0]
     yield "x_o must be a batch .* got list", mlp, [1.0]
     yield "x_o has NaN", mlp, x * float("nan")

@@ -1,0 +1,175 @@
+"""Structured `lmdyn.entk` against the method of PyTorch's own NTK tutorial, on LeNet and MNIST.
+
+    python benchmarks/kernel.py            # N = 100, 300, 600: a few minutes on 2 cores
+
+The tutorial takes per-example Jacobians over all parameters by ``vmap(jacrev)`` and contracts
+them layer by layer. It is given the advantage where there is one: the Jacobian is computed once,
+as both sides of the kernel see the same images. Times are medians over alternating runs in this
+process; peak memory is each method's own, in a fresh process, above what it held before (Linux).
+"""
+
+import argparse
+import cProfile
+import pstats
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, jacrev, vmap
+
+from lmdyn import digits, entk
+from lmdyn._factors import PASS_EXAMPLES
+
+
+def tutorial(model: nn.Module, x: Tensor) -> Tensor:
+    params = {name: p.detach() for name, p in model.named_parameters()}
+
+    def single(params, example):
+        return functional_call(model, params, (example.unsqueeze(0),)).squeeze(0)
+
+    jacobians = vmap(jacrev(single), (None, 0))(params, x)
+    flat = [j.flatten(2) for j in jacobians.values()]
+    return torch.stack([torch.einsum("Naf,Mbf->NMab", j, j) for j in flat]).sum(0)
+
+
+METHODS = {"tutorial": tutorial, "entk": entk}
+
+
+def setup(n: int) -> tuple[nn.Module, Tensor]:
+    torch.manual_seed(0)
+    data = digits.load(n_train=n, n_test=10, seed=0)
+    return digits.LeNet().eval(), data.train_x
+
+
+def seconds(function: Callable, *args) -> float:
+    start = time.perf_counter()
+    function(*args)
+    return time.perf_counter() - start
+
+
+def peak_megabytes(method: str, n: int) -> float:
+    """Run the method in a process of its own."""
+    command = [sys.executable, __file__, "--peak", method, "--n", str(n)]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def print_peak(method: str, n: int) -> None:
+    model, x = setup(n)
+    METHODS[method](model, x[:2])  # what the libraries take for themselves
+    Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
+    before = memory("VmRSS")
+    METHODS[method](model, x)
+    print(memory("VmHWM") - before)
+
+
+def memory(field: str) -> float:
+    """A line of Linux's account of this process, in megabytes."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(field))
+
+
+def matrix_rate(n: int) -> float:
+    """Floating-point operations per second of one large float32 matrix product."""
+    a = torch.randn(n, 2416)
+    best = min(seconds(torch.mm, a, a.T) for _ in range(5))
+    return 2 * n * n * 2416 / best
+
+
+def floor(model: nn.Module, x: Tensor) -> tuple[float, float]:
+    """Seconds for the backward passes, and for one half Gram product for each layer."""
+
+    def passes():
+        for part in x.split(PASS_EXAMPLES):
+            hidden, outputs = part, []
+            for layer in model:
+                hidden = layer(hidden)
+                if isinstance(layer, nn.Linear | nn.Conv2d):
+                    outputs.append(hidden)
+            for logit in hidden.sum(0):
+                torch.autograd.grad(logit, outputs, retain_graph=True)
+
+    # The width of each layer's Gram product: what distinguishes examples there.
+    widths = [
+        sum(p.numel() for p in layer.parameters())
+        if isinstance(layer, nn.Conv2d)
+        else layer.out_features
+        for layer in model
+        if isinstance(layer, nn.Linear | nn.Conv2d)
+    ]
+    rows = 10 * len(x)
+    gram = sum(rows * rows * width for width in widths) / matrix_rate(rows)  # 2 · half
+    return min(seconds(passes) for _ in range(3)), gram
+
+
+STAGES = {
+    "forward pass, recorded": "trace",
+    "backward passes": "<method 'run_backward' of 'torch._C._EngineBase' objects>",
+    "whose row is it: the check": "_scales",
+    "Jacobians of the convolutions": "_per_example",
+    "Gram products": "add_gram",
+}
+
+
+def stages(model: nn.Module, x: Tensor) -> dict[str, float]:
+    profile = cProfile.Profile()
+    profile.runcall(entk, model, x)
+    stats = pstats.Stats(profile)
+    cumulative = {key[2]: value[3] for key, value in stats.stats.items()}
+    found = {stage: cumulative[name] for stage, name in STAGES.items()}
+    found["the rest: copies between them"] = cumulative["entk"] - sum(found.values())
+    return found
+
+
+def main(sizes: list[int], repeats: int) -> None:
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, float32, LeNet, V = 10")
+    columns = ("tutorial s", "entk s", "ratio", "tutorial MB", "entk MB", "ratio", "difference")
+    print("   N" + "".join(f"{name:>13}" for name in columns))
+    previous, previous_n = None, None
+    for n in sizes:
+        model, x = setup(n)
+        entk(model, x[:50])  # warm up
+        times = {name: [] for name in METHODS}
+        for _ in range(repeats):
+            for name, method in METHODS.items():
+                times[name].append(seconds(method, model, x))
+        slow, fast = (statistics.median(times[name]) for name in METHODS)
+        reference = tutorial(model, x).detach()
+        difference = float((entk(model, x) - reference).norm() / reference.norm())
+        del reference
+        big, small = (peak_megabytes(name, n) for name in METHODS)
+        now = slow, fast, slow / fast, big, small, big / small
+        print(f"{n:4d}" + "".join(f"{v:13.2f}" for v in now) + f"{difference:13.1e}", flush=True)
+        if previous:
+            growth = "".join(f"{v / was:13.2f}" for v, was in zip(now, previous, strict=True))
+            print(" (×)" + growth + f"   against N = {previous_n}")
+        previous, previous_n = now, n
+
+    n = 300 if 300 in sizes else sizes[-1]
+    model, x = setup(n)
+    total = statistics.median(seconds(entk, model, x) for _ in range(max(3, repeats)))
+    backward, gram = floor(model, x)
+    print(f"\nWhere the time of entk goes at N = {n} (profiled once):")
+    for stage, spent in stages(model, x).items():
+        print(f"  {spent:6.3f} s  {stage}")
+    print(
+        f"Floor: {backward:.3f} s of forward and backward passes + {gram:.3f} s of Gram products\n"
+        f"at the {matrix_rate(10 * n) / 1e9:.0f} Gflop/s of one large matrix product. "
+        f"entk takes {total:.3f} s, {total / (backward + gram):.1f} times that."
+    )
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--n", type=int, nargs="+", default=[100, 300, 600], help="images")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--peak", choices=METHODS, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.peak:
+        print_peak(options.peak, options.n[0])
+    else:
+        main(options.n, options.repeats)

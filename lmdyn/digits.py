@@ -63,7 +63,7 @@ class Record:
 
     @cached_property
     def influence(self) -> Tensor:
-        """(S, N, N, V) −A_o K_ou G_u: the change of log π(·|x_o), in nats per unit of η.
+        """(S, N, N, V) −A_o K_ou G_u: the change of log π at x_o, in nats per unit of η.
 
         The first-order effect on each observed image o of learning each observed image u with
         its true label (Proposition 1). These are test images: the run never learned them.
@@ -105,10 +105,10 @@ def train(
     model: nn.Module,
     digits: Digits,
     *,
-    epochs: int = 8,
-    lr: float = 0.1,
-    batch_size: int = 64,
-    per_class: int = 3,
+    epochs: int = 6,
+    lr: float = 0.15,
+    batch_size: int = 100,
+    per_class: int = 5,
     record_every: int | None = None,
     seed: int = 0,
 ) -> Record:
@@ -137,7 +137,7 @@ def train(
     Example:
         >>> record = train(LeNet(), load(n_train=200, n_test=100), epochs=1)
         >>> record.steps, record.mean_prediction.shape
-        (tensor([0, 4]), torch.Size([2, 10, 10]))
+        (tensor([0, 2]), torch.Size([2, 10, 10]))
     """
     _check(digits, epochs, lr, batch_size, per_class, record_every)
     n = len(digits.train_y)

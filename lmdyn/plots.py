@@ -7,6 +7,7 @@ returns the Axes it drew on, so that a reader can add to it.
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.patheffects import withStroke
 
 # One colour per response family, everywhere; each has its own line style, so that no meaning
 # hangs on colour alone. The families and their hues are those of the paper's reference code.
@@ -79,11 +80,11 @@ def probabilities(before, after, y, line=None, log=False, ax=None, labels=None) 
     crowded = len(x) > 200
     size = 2 if crowded else float(np.clip(240 / len(x), 4, 9))
     if crowded:
-        ax.fill_between(
-            x, before, step="mid", color="#c9ced6", lw=0, label="before", rasterized=True
-        )
-    else:
-        ax.bar(x, before, width=0.8, color="#c9ced6", label="before")
+        edges, heights = np.append(x, len(x)) - 0.5, before
+    else:  # all bars as one path, with gaps where the height is NaN: one each makes a large file
+        edges = (x[:, None] + np.array([-0.4, 0.4])).ravel()
+        heights = np.insert(before.astype(float), np.arange(1, len(x)), np.nan)
+    ax.stairs(heights, edges, fill=True, color="#c9ced6", label="before", rasterized=crowded)
     for up, marker, color, name in ((True, "^", GAIN, "gains"), (False, "v", LOSS, "falls")):
         of = (after > before) == up
         ax.plot(
@@ -153,26 +154,26 @@ def gain_by_probability(probs, change, y, line=None, log=False, ax=None) -> Axes
     return ax
 
 
-def share_map(p_y, peakiness, share, gaining, ax=None) -> Axes:
+def share_map(p_y, peakiness, share, boundaries=(), ax=None) -> Axes:
     """Which part of the mass that moves goes to the most confident other label.
 
     Args:
         p_y: (C,) probabilities of the label before the step, the columns.
         peakiness: (R,) the rows.
         share: (R, C) between 0 and 1, as colour.
-        gaining: (R, C) how many other labels gain. Lines bound the regions where only one does
-            and where all do (all being the largest number present).
+        boundaries: up to two (R, C) arrays, each drawn as a line where it crosses zero; the first
+            solid, the second dashed.
         ax: Axes to draw on.
 
     Returns:
         The Axes.
     """
     ax = _axes(ax)
-    gaining = np.asarray(gaining)
     colors = ax.pcolormesh(p_y, peakiness, share, vmin=0, vmax=1, rasterized=True)
     ax.figure.colorbar(colors, ax=ax, label="share of the moved mass that goes to $i^*$")
-    for level, style in ((1.5, "-"), (gaining.max() - 0.5, "--")):
-        ax.contour(p_y, peakiness, gaining, levels=[level], colors="white", linestyles=style)
+    for margin, style in zip(boundaries, ("-", "--"), strict=False):
+        line = ax.contour(p_y, peakiness, margin, levels=[0], colors="white", linestyles=style)
+        line.set(path_effects=[withStroke(linewidth=3.5, foreground=COLORS["argmax"])])
     ax.set(xscale="log", xlabel="probability $p_y$ before the step", ylabel="peakiness")
     ax.grid(visible=False)
     return ax
@@ -183,8 +184,8 @@ def curves(x, series, ax=None) -> Axes:
 
     Args:
         x: (S,).
-        series: name → (S,) values. A name that is a response family (a key of ``COLORS``) or
-            that is given as (name, family) takes its colour and line style.
+        series: name → (S,) values, or (name, family) → (S,) values to take the colour and line
+            style of a response family. Without one they come in the order of ``COLORS``.
         ax: Axes to draw on.
 
     Returns:
@@ -287,4 +288,157 @@ def remainder(lr, measured, expected=None, ax=None) -> Axes:
         if expected and name in expected:
             ax.loglog(lr, expected[name], "-", lw=1, color=color)
     ax.set(xlabel=r"step size $\eta$", ylabel="|measured − predicted|, nats")
+    return ax
+
+
+def images(batch, titles=None, axes=None):
+    """Grey-scale images in a row, ink dark on white paper.
+
+    Args:
+        batch: (N, 1, H, W) or (N, H, W), from 0 (paper) to 1 (ink).
+        titles: N lines of text, one above each image.
+        axes: N Axes to draw on; a new row if absent.
+
+    Returns:
+        The N Axes.
+    """
+    batch = np.asarray(batch)
+    if axes is None:
+        axes = plt.subplots(1, len(batch), figsize=(6.4, 7.2 / len(batch)), squeeze=False)[1][0]
+    for number, (ax, image) in enumerate(zip(axes, batch, strict=True)):
+        ax.imshow(image.reshape(image.shape[-2:]), cmap="gray_r", vmin=0, vmax=1)
+        ax.set_xticks([])
+        ax.set_yticks([])
+        ax.grid(False)
+        ax.spines[:].set_visible(False)
+        if titles is not None:
+            ax.set_title(titles[number])
+    return axes
+
+
+def label_changes(measured, predicted, spread=None, ax=None) -> Axes:
+    """What a step did to each label: bars for the change measured, diamonds for the predicted.
+
+    Args:
+        measured: (V,) changes; gains and losses have their own colours.
+        predicted: (V,) changes to first order.
+        spread: (2, V) lower and upper ends of a whisker on each bar.
+        ax: Axes to draw on.
+
+    Returns:
+        The Axes.
+    """
+    ax = _axes(ax)
+    measured, x = np.asarray(measured), np.arange(len(measured))
+    ax.bar(x, measured, color=np.where(measured > 0, GAIN, LOSS), alpha=0.75, label="measured")
+    if spread is not None:
+        ax.vlines(x, *np.asarray(spread), color=NEUTRAL, lw=1.2)
+    ax.plot(x, predicted, "D", ms=3.5, mfc="white", mec="black", mew=0.9, label="predicted")
+    ax.axhline(0, color=NEUTRAL, lw=0.8)
+    ax.set_xticks(x)
+    ax.tick_params(labelsize=8)
+    ax.grid(axis="x", visible=False)
+    return ax
+
+
+def predicted_measured(predicted, measured, ax=None) -> Axes:
+    """Measured against predicted change, a dot each, with the diagonal of perfect prediction.
+
+    Args:
+        predicted: (N,) nats.
+        measured: (N,) nats.
+        ax: Axes to draw on.
+
+    Returns:
+        The Axes.
+    """
+    ax = _axes(ax)
+    ax.plot(predicted, measured, ".", ms=3, color=GAIN, alpha=0.4, mew=0, rasterized=True)
+    ax.axline((0, 0), slope=1, color=NEUTRAL, lw=1, ls="--")
+    ax.set(xlabel="predicted Δ log π, nats", ylabel="measured Δ log π, nats")
+    return ax
+
+
+def class_matrix(matrix, row, column, label, vmax=None, ax=None) -> Axes:
+    """A number for each pair of classes, as colour.
+
+    Args:
+        matrix: (C, C).
+        row: what the rows are.
+        column: what the columns are.
+        label: what the colour means.
+        vmax: values from here on share the last colour.
+        ax: Axes to draw on.
+
+    Returns:
+        The Axes.
+    """
+    ax = _axes(ax)
+    matrix = np.asarray(matrix)
+    colors = ax.imshow(matrix, vmax=vmax)
+    extend = "neither" if vmax is None else "max"
+    ax.figure.colorbar(colors, ax=ax, label=label, extend=extend, shrink=0.9)
+    ax.set_xticks(range(len(matrix)))
+    ax.set_yticks(range(len(matrix)))
+    ax.grid(False)
+    ax.set(xlabel=column, ylabel=row)
+    return ax
+
+
+def runs(x, series, ax=None) -> Axes:
+    """Curves of several runs: the mean as a line, each run thin beside it.
+
+    Args:
+        x: (S,).
+        series: as in `curves`, with (R, S) values: a row for each run.
+        ax: Axes to draw on.
+
+    Returns:
+        The Axes.
+    """
+    ax = curves(x, {name: np.asarray(values).mean(0) for name, values in series.items()}, ax)
+    for line, values in zip(ax.lines[-len(series) :], series.values(), strict=True):
+        ax.plot(x, np.asarray(values).T, lw=0.7, alpha=0.45, color=line.get_color())
+    return ax
+
+
+def ranking(x, values, names, families=None, ax=None) -> Axes:
+    """Curves with their names at the right end, to be compared by their order.
+
+    Args:
+        x: (S,).
+        values: (S, M).
+        names: M short names.
+        families: name → response family whose colour and style it takes; the others are grey.
+        ax: Axes to draw on.
+
+    Returns:
+        The Axes.
+    """
+    ax = _axes(ax)
+    families = families or {}
+    for name, curve in zip(names, np.asarray(values).T, strict=True):
+        family = families.get(name)
+        color, style = (COLORS[family], LINESTYLES[family]) if family else (NEUTRAL, "-")
+        ax.plot(x, curve, style, color=color, lw=1.8 if family else 0.8)
+        at = {"xytext": (5, 0), "textcoords": "offset points", "va": "center", "fontsize": 9}
+        ax.annotate(name, (x[-1], curve[-1]), color=color, **at)
+    return ax
+
+
+def agreement(series, ax=None) -> Axes:
+    """One quantity against another that should equal it, with the diagonal of agreement.
+
+    Args:
+        series: name → (x, y), each (N,); up to three, told apart by marker and colour.
+        ax: Axes to draw on.
+
+    Returns:
+        The Axes.
+    """
+    ax = _axes(ax)
+    markers = {"o": GAIN, "s": LOSS, "^": NEUTRAL}
+    for (name, (x, y)), (marker, color) in zip(series.items(), markers.items(), strict=False):
+        ax.plot(x, y, marker, ms=4.5, mew=0, alpha=0.75, color=color, label=name)
+    ax.axline((0, 0), slope=1, color=NEUTRAL, lw=1, ls="--", zorder=1)
     return ax

@@ -416,13 +416,16 @@ def ranking(x, values, names, families=None, ax=None) -> Axes:
         The Axes.
     """
     ax = _axes(ax)
-    families = families or {}
-    for name, curve in zip(names, np.asarray(values).T, strict=True):
+    families, values = families or {}, np.asarray(values)
+    heights, gap = {}, 0.05 * np.ptp(values)  # names that would overlap are moved apart
+    for m in values[-1].argsort():
+        heights[m] = max(values[-1, m], max(heights.values(), default=-np.inf) + gap)
+    for m, name in enumerate(names):
         family = families.get(name)
         color, style = (COLORS[family], LINESTYLES[family]) if family else (NEUTRAL, "-")
-        ax.plot(x, curve, style, color=color, lw=1.8 if family else 0.8)
-        at = {"xytext": (5, 0), "textcoords": "offset points", "va": "center", "fontsize": 9}
-        ax.annotate(name, (x[-1], curve[-1]), color=color, **at)
+        ax.plot(x, values[:, m], style, color=color, lw=1.8 if family else 0.8)
+        at = {"xytext": (6, 0), "textcoords": "offset points", "va": "center", "fontsize": 9}
+        ax.annotate(name, (x[-1], heights[m]), color=color, **at)
     return ax
 
 

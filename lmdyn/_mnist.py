@@ -76,7 +76,7 @@ def _mnist() -> tuple[np.ndarray, np.ndarray]:
     return pixels.astype(np.float32).reshape(-1, 1, 28, 28), labels.astype(np.int64)
 
 
-class LeNet(nn.Sequential):
+class LeNet(nn.Module):
     """LeNet-5 for (N, 1, 28, 28) images: two convolutions, three dense layers, (N, 10) logits.
 
     61,706 parameters. Tanh and average pooling, as in the original: both are smooth, so a step's
@@ -89,7 +89,8 @@ class LeNet(nn.Sequential):
     """
 
     def __init__(self):
-        super().__init__(
+        super().__init__()
+        self.features = nn.Sequential(
             nn.Conv2d(1, 6, 5, padding=2),
             nn.Tanh(),
             nn.AvgPool2d(2),
@@ -97,9 +98,14 @@ class LeNet(nn.Sequential):
             nn.Tanh(),
             nn.AvgPool2d(2),
             nn.Flatten(),
+        )
+        self.classifier = nn.Sequential(
             nn.Linear(400, 120),
             nn.Tanh(),
             nn.Linear(120, 84),
             nn.Tanh(),
             nn.Linear(84, N_CLASSES),
         )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classifier(self.features(x))

@@ -5,7 +5,7 @@ positions t (tokens, pixels, repeated calls) of outer products  δ_t ⊗ a_t.  T
 
 - dense: the sum itself, P numbers for each example and logit;
 - outer: the δ_t and a_t apart. K then is Σ_ts (δ_t·δ_s)(a_t·a_s), without any P (Novak et al.,
-  2022, section 3.2: "structured derivatives"). It wins when positions are few.
+  2022: structured derivatives). It wins when positions are few.
 """
 
 from collections import defaultdict

@@ -108,4 +108,5 @@ class LeNet(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
+        """Images (N, 1, 28, 28) to logits (N, 10)."""
         return self.classifier(self.features(x))

@@ -63,9 +63,9 @@ class Record:
 
     @cached_property
     def influence(self) -> Tensor:
-        """(S, N, N, V) −A_o K_ou G_u: the change of log π at x_o, in nats per unit of η.
+        """Change of log π at x_o in nats per unit of η, −A_o K_ou G_u, as (S, N, N, V).
 
-        The first-order effect on each observed image o of learning each observed image u with
+        It is the first-order effect on each observed image o of learning each observed image u with
         its true label (Proposition 1). These are test images: the run never learned them.
         """
         jacobian = log_softmax_jacobian(self.log_probs)  # A of log-probs is A of the logits

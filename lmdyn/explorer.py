@@ -72,7 +72,7 @@ def distribution(peakiness: float, y: int, p_y: float, n_labels: int = N_LABELS)
         peakiness: 0 makes the others equal; at 1.5 the first of them holds two fifths.
         y: the label that will be pushed, 0 … n_labels − 1.
         p_y: its probability, strictly between 0 and 1.
-        n_labels: V.
+        n_labels: how many labels there are.
 
     Returns:
         (V,) float64.
@@ -104,7 +104,8 @@ class Exploration:
     """The distribution before and after the steps, and what there is to say about it.
 
     Attributes:
-        before, after: (V,) float64.
+        before: (V,) float64.
+        after: (V,) float64.
         y: the label pushed.
         lr: step size of each step, signed as in `lmdyn.softmax_step`.
         steps: how many were taken.
@@ -203,7 +204,7 @@ def explore(
         p_y: its probability before the first step.
         lr: step size η' with its sign, as in `lmdyn.softmax_step`: negative pushes y down.
         steps: how many steps, all on y and of the same size; 0 is allowed.
-        n_labels: V.
+        n_labels: how many labels there are.
 
     Returns:
         An `Exploration`.

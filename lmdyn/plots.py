@@ -295,7 +295,7 @@ def images(batch, titles=None, axes=None):
     """Grey-scale images in a row, ink dark on white paper.
 
     Args:
-        batch: (N, 1, H, W) or (N, H, W), from 0 (paper) to 1 (ink).
+        batch: (N, 1, H, W) or (N, H, W) in any units: the smallest value is paper, the largest ink.
         titles: N lines of text, one above each image.
         axes: N Axes to draw on; a new row if absent.
 
@@ -306,7 +306,9 @@ def images(batch, titles=None, axes=None):
     if axes is None:
         axes = plt.subplots(1, len(batch), figsize=(6.4, 7.2 / len(batch)), squeeze=False)[1][0]
     for number, (ax, image) in enumerate(zip(axes, batch, strict=True)):
-        ax.imshow(image.reshape(image.shape[-2:]), cmap="gray_r", vmin=0, vmax=1)
+        ax.imshow(
+            image.reshape(image.shape[-2:]), cmap="gray_r", vmin=batch.min(), vmax=batch.max()
+        )
         ax.set_xticks([])
         ax.set_yticks([])
         ax.grid(False)

@@ -1,0 +1,268 @@
+"""Preference pairs and probe sets: load and validate."""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+
+from lmdyn.lm._tokens import Format
+
+# The response types of the paper's probing data, in the order that every table here follows.
+TYPES = {
+    "chosen": "the preferred response, y+",
+    "chosen_initial": "the base model's own answer",
+    "chosen_selfr": "chosen, rephrased by the model itself",
+    "chosen_gptsemantic": "chosen in other words, the same meaning",
+    "chosen_gptformat": "the form of chosen with another meaning",
+    "rejected": "the dispreferred response, y−",
+    "reject_gptsemantic": "rejected in other words, the same meaning",
+    "reject_gptformat": "the form of rejected with another meaning",
+    "irr_train": "the chosen answer to another training prompt",
+    "irr_test": "the chosen answer to a held-out prompt",
+    "irr_hum": "a fluent sentence that has nothing to do with the prompt",
+    "random_permute": "the words of chosen, shuffled",
+    "random_nonhum": "random words",
+}
+
+SPLITS = ("train", "test")
+
+_REFERENCE = (
+    "https://raw.githubusercontent.com/Joshua-Ren/Learning_dynamics_LLM/"
+    "08e3bd25cb7debcf263244046a697e355715bbd9/src/data"
+)
+# source → its folder in the reference's repository, and which side of a long prompt it keeps.
+_HUB = {"hh": ("helpful-base", "end"), "ultrafeedback": ("ultrafeedback", "start")}
+
+
+@dataclass(frozen=True)
+class ProbeSet:
+    """Prompts, each with its responses of several types.
+
+    Slices, index lists and `split` give smaller probe sets; iterating gives the rows.
+
+    Attributes:
+        rows: one dict a prompt, with the text of its ``prompt``, its ``chosen`` response and of
+            any other type; ``split`` ("train" or "test") where the source tells.
+        types: the R response types to look at, in order.
+        format: how the texts become tokens.
+    """
+
+    rows: tuple[Mapping[str, str], ...]
+    types: tuple[str, ...]
+    format: Format = Format()  # noqa: RUF009 (frozen)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __iter__(self) -> Iterator[Mapping[str, str]]:
+        return iter(self.rows)
+
+    def __getitem__(self, which):
+        if isinstance(which, int):
+            return self.rows[which]
+        rows = self.rows[which] if isinstance(which, slice) else [self.rows[i] for i in which]
+        return ProbeSet(tuple(rows), self.types, self.format)
+
+    def __repr__(self) -> str:
+        return f"ProbeSet({len(self)} prompts, {len(self.types)} types: {', '.join(self.types)})"
+
+    def split(self, name: str) -> "ProbeSet":
+        """The rows of one split, "train" or "test"."""
+        if name not in SPLITS:
+            raise ValueError(f"split must be 'train' or 'test', got {name!r}")
+        rows = tuple(row for row in self.rows if row.get("split", "train") == name)
+        return ProbeSet(rows, self.types, self.format)
+
+    def only(self, *types: str) -> "ProbeSet":
+        """The same prompts, with these response types alone."""
+        return ProbeSet(self.rows, _known_types(types, self.rows), self.format)
+
+
+def load_probes(
+    source: str | Path,
+    types: Sequence[str] | None = None,
+    limit: int | None = None,
+    *,
+    split: str | None = None,
+    format: Format | None = None,
+    drop_empty: bool = False,
+) -> ProbeSet:
+    """Load prompts with their responses.
+
+    Args:
+        source: ``"world"``, the toy world, whose facts are known; ``"sample"``, 64 English
+            prompts written for this book; ``"hh"`` or ``"ultrafeedback"``, the paper's own
+            probing files, fetched once from the reference's repository; or the path of a JSONL
+            file whose lines are ``{"prompt": …, "chosen": …, "rejected": …, <type>: …}``.
+        types: the response types to keep, in this order; all that occur, if not given.
+        limit: keep the first so many prompts.
+        split: "train" or "test" alone; both, training prompts first, if not given.
+        format: how the texts become tokens; the source's own, if not given.
+        drop_empty: take an empty response as missing. The paper's files hold a few.
+
+    Returns:
+        A `ProbeSet` of N prompts and R types.
+
+    Raises:
+        ValueError: an unknown source or type (with the nearest name), a file that is not there,
+            a line that is not JSON, a row without ``prompt`` or ``chosen``, an empty response.
+        ConnectionError: the reference's files cannot be fetched.
+
+    Example:
+        >>> load_probes("sample", types=["chosen", "rejected"], limit=8)
+        ProbeSet(8 prompts, 2 types: chosen, rejected)
+    """
+    if split is not None and split not in SPLITS:
+        raise ValueError(f"split must be 'train', 'test' or None, got {split!r}")
+    source = str(source)
+    if source == "world":
+        from lmdyn.lm import world
+
+        rows, where = world.probes(), None
+    elif source == "sample":
+        rows, where = _read_jsonl(Path(__file__).parent / "sample.jsonl")
+    elif source in _HUB:
+        rows, where = _fetch(source), None
+        form = Format(prompt_keeps=_HUB[source][1])
+        format, drop_empty = format or form, True
+    else:
+        rows, where = _read_jsonl(Path(source))
+    probes = as_probes(rows, types, format, drop_empty=drop_empty, where=where)
+    if split is not None:
+        probes = probes.split(split)
+    if limit is not None:
+        probes = probes[:limit]
+    if not len(probes):
+        raise ValueError(f"{source} has no row" + (f" in split {split!r}" if split else ""))
+    return probes
+
+
+def as_probes(
+    rows: ProbeSet | Iterable[Mapping[str, str]],
+    types: Sequence[str] | None = None,
+    format: Format | None = None,
+    *,
+    drop_empty: bool = False,
+    where: Sequence[str] | None = None,
+) -> ProbeSet:
+    """Rows, validated, as a `ProbeSet`; a `ProbeSet` passes with its types narrowed.
+
+    Args:
+        rows: a `ProbeSet`, or dicts with ``prompt``, ``chosen`` and other response types.
+        types: the response types to keep, in this order; all that occur, if not given.
+            A key that is no type of the paper is read only if it is named here.
+        format: how the texts become tokens.
+        drop_empty: take an empty response as missing.
+        where: a name for each row in error messages; ``rows[i]`` if not given.
+
+    Raises:
+        ValueError: as in `load_probes`.
+    """
+    if isinstance(rows, ProbeSet):
+        types = rows.types if types is None else _known_types(types, rows.rows)
+        return ProbeSet(rows.rows, types, format or rows.format)
+    if isinstance(rows, Mapping | str):
+        raise ValueError(f"rows must be a list of dicts, got one {type(rows).__name__}")
+    rows = list(rows)
+    where = where or [f"rows[{i}]" for i in range(len(rows))]
+    if not rows:
+        raise ValueError("there is no row: pass at least one with 'prompt' and 'chosen'")
+    rows = [
+        _check_row(row, types, drop_empty, place) for row, place in zip(rows, where, strict=True)
+    ]
+    if types is None:
+        types = [name for name in TYPES if any(name in row for row in rows)]
+    return ProbeSet(tuple(rows), _known_types(types, rows), format or Format())
+
+
+def unknown(kind: str, name: str, known: Iterable[str]) -> str:
+    """The message for a name that is not known: the nearest one, and all there are."""
+    known = list(known)
+    near = get_close_matches(str(name), known, 1, 0.5)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    return f"unknown {kind} {name!r}: {hint}There is {', '.join(known)}"
+
+
+def _known_types(types: Sequence[str], rows: Sequence[Mapping]) -> tuple[str, ...]:
+    if isinstance(types, str):
+        raise ValueError(f"types must be a list of names, got {types!r}: write [{types!r}]")
+    own = {key for row in rows for key in row} - {"prompt", "split"}
+    for name in types:
+        if name not in TYPES and name not in own:
+            raise ValueError(unknown("response type", name, [*TYPES, *sorted(own - set(TYPES))]))
+    if len(set(types)) < len(types):
+        raise ValueError(f"types must differ, got {list(types)}")
+    if not types:
+        raise ValueError("types is empty: name at least one response type")
+    return tuple(types)
+
+
+def _check_row(row, types: Sequence[str] | None, drop_empty: bool, where: str) -> dict[str, str]:
+    if not isinstance(row, Mapping):
+        raise ValueError(f"{where} must be a dict with 'prompt' and 'chosen', got {row!r:.60}")
+    keys = ["prompt", "split", *TYPES, *(types or ())]
+    if types is None:
+        for key in row:
+            if key not in keys:
+                raise ValueError(
+                    f"{where}: {unknown('response type', key, TYPES)}; "
+                    "pass types=[…] to read only those"
+                )
+    checked = {}
+    for key in dict.fromkeys(keys):
+        if key not in row or row[key] is None:
+            if key in ("prompt", "chosen"):
+                raise ValueError(f"{where} has no {key!r}: every row needs 'prompt' and 'chosen'")
+            continue
+        if not isinstance(row[key], str):
+            raise ValueError(f"{where}: {key!r} must be text, got {type(row[key]).__name__}")
+        if not row[key].strip():
+            if drop_empty and key not in ("prompt", "chosen"):
+                continue
+            raise ValueError(
+                f"{where}: {key!r} is empty: write something there, or leave the key out "
+                "(drop_empty=True does it)"
+            )
+        checked[key] = row[key]
+    if checked.get("split", "train") not in SPLITS:
+        raise ValueError(f"{where}: split must be 'train' or 'test', got {checked['split']!r}")
+    return checked
+
+
+def _read_jsonl(path: Path) -> tuple[list, list[str]]:
+    if not path.is_file():
+        raise ValueError(
+            f"{unknown('source', str(path), ['world', 'sample', *_HUB])}, or the path of a JSONL "
+            "file, and there is no such file"
+        )
+    rows, where = [], []
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
+        if line.strip():
+            try:
+                rows.append(json.loads(line))
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{path.name}, line {number} is not JSON: {error}") from None
+            where.append(f"{path.name}, line {number}")
+    if not rows:
+        raise ValueError(f"{path.name} has no row")
+    return rows, where
+
+
+def _fetch(source: str) -> list[dict]:
+    """The paper's probing files, through `datasets`, which keeps them in its cache."""
+    try:
+        import datasets
+    except ImportError:
+        raise ImportError(f"{source!r} needs the package datasets: pip install datasets") from None
+    folder = _HUB[source][0]
+    files = {split: f"{_REFERENCE}/{folder}/formal_prob_{split}.jsonl" for split in SPLITS}
+    try:
+        loaded = datasets.load_dataset("json", data_files=files)
+    except Exception as error:  # offline, datasets raises one of many kinds
+        raise ConnectionError(
+            f"{source!r} could not be fetched from the reference's repository ({error!s:.120}): "
+            "connect once, it is cached then; or use 'world' or 'sample', or the path of a JSONL "
+            "file"
+        ) from error
+    return [{**row, "split": split} for split in SPLITS for row in loaded[split]]

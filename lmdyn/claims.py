@@ -1,4 +1,7 @@
-"""The table that closes a chapter: claim, paper, here, verdict."""
+"""The table that closes a chapter: claim, paper, here, verdict.
+
+Guarantees and trends are told apart: a guarantee has no exception, a trend has a share.
+"""
 
 from collections.abc import Iterable
 
@@ -29,3 +32,15 @@ class ClaimTable:
 
     def __repr__(self) -> str:
         return "\n".join(f"{claim}: {verdict}" for claim, _, _, verdict in self.rows)
+
+
+def guarantee(holds: bool) -> str:
+    """The verdict on a statement that allows no exception."""
+    return "guarantee, holds" if holds else "violated"
+
+
+def trend(*parts: bool) -> str:
+    """The verdict on an observation: all its parts came out, some did, or none."""
+    if not parts:
+        raise ValueError("a trend needs at least one part: pass the conditions that were checked")
+    return "reproduced" if all(parts) else "partly" if any(parts) else "not reproduced"

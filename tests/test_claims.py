@@ -1,6 +1,6 @@
 import pytest
 
-from lmdyn.claims import ClaimTable
+from lmdyn.claims import ClaimTable, guarantee, trend
 
 ROW = ("it falls", "yes", "$|x| < 1$", "reproduced")
 
@@ -27,3 +27,14 @@ def test_repr_gives_claims_and_verdicts():
 def test_a_row_of_the_wrong_length_is_named():
     with pytest.raises(ValueError, match="row 2 has 3 entries, not 4"):
         ClaimTable([ROW, ROW[:3]])
+
+
+def test_verdicts_follow_their_conditions():
+    assert [guarantee(True), guarantee(False)] == ["guarantee, holds", "violated"]
+    assert [trend(True, True), trend(True, False), trend(False)] == [
+        "reproduced",
+        "partly",
+        "not reproduced",
+    ]
+    with pytest.raises(ValueError, match="at least one part"):
+        trend()

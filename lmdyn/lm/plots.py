@@ -1,0 +1,124 @@
+"""Figures of token sequences and of response types. Draws what it is given, computes nothing.
+
+Colours are those of `lmdyn.plots`: one a response family, everywhere in the book.
+"""
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import TwoSlopeNorm
+
+from lmdyn.plots import COLORS, DIVERGING, LINESTYLES, SEQUENTIAL, _axes
+
+# type → its family, which gives the colour, and its name in figures.
+NAMES = {
+    "chosen": ("chosen", "chosen $y^+$"),
+    "chosen_initial": ("chosen", "own answer"),
+    "chosen_selfr": ("chosen", "self-rephrase"),
+    "chosen_gptsemantic": ("chosen", "rephrase of $y^+$"),
+    "chosen_gptformat": ("chosen", "format twin of $y^+$"),
+    "rejected": ("rejected", "rejected $y^-$"),
+    "reject_gptsemantic": ("rejected", "rephrase of $y^-$"),
+    "reject_gptformat": ("rejected", "format twin of $y^-$"),
+    "irr_train": ("other", "other training answer"),
+    "irr_test": ("other", "held-out answer"),
+    "irr_hum": ("other", "unrelated sentence"),
+    "random_permute": ("random", "shuffled words"),
+    "random_nonhum": ("random", "random words"),
+    "argmax": ("argmax", "argmax $y^*$"),
+}
+_VARIANTS = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
+
+
+def _style(name: str) -> tuple[str, object, str]:
+    """Colour, line style and name: the first type of a family has the family's own style."""
+    family, label = NAMES.get(name, ("argmax", name))
+    members = [other for other, (its, _) in NAMES.items() if its == family]
+    place = members.index(name) if name in members else 0
+    own = LINESTYLES[family]
+    styles = [own, *(style for style in _VARIANTS if style != own)]
+    return COLORS[family], styles[place], label
+
+
+def responses(x, series, ax=None, names=True) -> Axes:
+    """The log-prob of each response type over training, each named at the right end.
+
+    Args:
+        x: (S,), e.g. updates or epochs.
+        series: type → (S,) values, or (runs, S): their mean as a line, each run thin beside it.
+        ax: Axes to draw on.
+        names: write the names; leave them to another panel if not.
+
+    Returns:
+        The Axes.
+    """
+    ax = _axes(ax)
+    ends = {}
+    for name, values in series.items():
+        values = np.atleast_2d(np.asarray(values, dtype=float))
+        color, style, label = _style(name)
+        ax.plot(x, values.mean(0), linestyle=style, color=color, label=label)
+        if len(values) > 1:
+            ax.plot(x, values.T, lw=0.6, alpha=0.4, color=color)
+        ends[name] = values.mean(0)[-1]
+    if names:
+        _name_ends(ax, x[-1], ends)
+    return ax
+
+
+def _name_ends(ax: Axes, x: float, ends: dict[str, float]) -> None:
+    """Names right of the curves' ends, moved apart where they would overlap."""
+    ax.figure.canvas.draw()  # the axis has its final height only then
+    pixels = ax.get_window_extent().height * 72 / ax.figure.dpi
+    low, high = ax.get_ylim()
+    gap = (high - low) * 10.5 / pixels
+    order = sorted(ends, key=ends.get)
+    heights = np.array([ends[name] for name in order])
+    for _ in range(200):  # neighbours that are too close push each other apart
+        short = gap - np.diff(heights)
+        if (short <= 1e-9 * gap).all():
+            break
+        push = np.maximum(short, 0) / 2
+        heights[:-1] -= push
+        heights[1:] += push
+    for name, height in zip(order, heights, strict=True):
+        color, _, label = _style(name)
+        at = {"xytext": (5, 0), "textcoords": "offset points", "va": "center", "fontsize": 8.5}
+        ax.annotate(label, (x, height), color=color, annotation_clip=False, **at)
+    ax.set_ylim(min(low, heights.min() - gap), max(high, heights.max() + gap))
+
+
+def table(values, rows, columns, label, form=None, ax=None) -> Axes:
+    """A number for each pair of names, as colour: white is zero where there are both signs.
+
+    Args:
+        values: (rows, columns); NaN stays blank.
+        rows: the names of the rows, e.g. tokens.
+        columns: the names of the columns.
+        label: what the colour means, with its unit.
+        form: how to write each number into its cell, e.g. ``"{:+.1f}"``; not written if absent.
+        ax: Axes to draw on.
+
+    Returns:
+        The Axes.
+    """
+    ax = _axes(ax)
+    values = np.asarray(values, dtype=float)
+    low, high = np.nanmin(values), np.nanmax(values)
+    if low < 0 < high:
+        top = max(-low, high)
+        style = {"cmap": DIVERGING, "norm": TwoSlopeNorm(0, -top, top)}
+    else:
+        style = {"cmap": SEQUENTIAL}
+    image = ax.imshow(values, aspect="auto", interpolation="nearest", **style)
+    ax.figure.colorbar(image, ax=ax, label=label, shrink=0.9)
+    ax.set_xticks(range(len(columns)), columns, rotation=45, ha="right", rotation_mode="anchor")
+    ax.set_yticks(range(len(rows)), rows)
+    ax.grid(False)
+    if form:
+        for (i, j), value in np.ndenumerate(values):
+            if np.isfinite(value):
+                red, green, blue, _ = image.cmap(image.norm(value))
+                dark = 0.3 * red + 0.59 * green + 0.11 * blue < 0.5
+                ink = "white" if dark else "black"
+                ax.text(j, i, form.format(value), ha="center", va="center", fontsize=8, color=ink)
+    return ax

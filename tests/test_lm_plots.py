@@ -1,0 +1,59 @@
+"""Each figure shows the numbers it was given, and every response type has a look of its own."""
+
+import matplotlib
+import numpy as np
+import pytest
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+from lmdyn.lm import TYPES, plots
+from lmdyn.plots import COLORS
+
+
+@pytest.fixture
+def ax():
+    figure, ax = plt.subplots(figsize=(6.4, 4))
+    yield ax
+    figure.canvas.draw()
+    plt.close(figure)
+
+
+def test_every_type_has_a_name_a_colour_of_its_family_and_its_own_line():
+    assert [*TYPES, "argmax"] == list(plots.NAMES)
+    looks = [plots._style(name) for name in plots.NAMES]
+    assert len({(color, style) for color, style, _ in looks}) == len(looks)
+    assert len({label for _, _, label in looks}) == len(looks)
+
+
+def test_responses_draw_a_line_or_the_mean_of_runs(ax):
+    plots.responses([0, 1], {"chosen": [-3, -1], "rejected": [[-2, -4], [-4, -6]]}, ax=ax)
+    mean = next(line for line in ax.lines if line.get_label() == "rejected $y^-$")
+    assert mean.get_ydata().tolist() == [-3, -5]
+    assert mean.get_color() == COLORS["rejected"]
+    assert len(ax.lines) == 2 + 2  # and each run
+
+
+def test_names_at_the_end_do_not_overlap(ax):
+    plots.responses([0, 1], {name: [-9, -1 - 1e-3 * i] for i, name in enumerate(TYPES)}, ax=ax)
+    ax.figure.canvas.draw()
+    boxes = sorted(text.get_window_extent().intervaly.tolist() for text in ax.texts)
+    assert len(boxes) == len(TYPES)
+    middles = [sum(box) / 2 for box in boxes]
+    assert np.diff(middles).min() > 8
+    assert ax.get_window_extent().y0 <= boxes[0][0]
+
+
+@pytest.mark.parametrize(("values", "lowest"), [([[1.0, -2.0]], -2), ([[1.0, 3.0]], 1)])
+def test_table_shows_values_and_names(ax, values, lowest):
+    plots.table(values, ["a"], ["b", "c"], "nats", "{:+.0f}", ax=ax)
+    (image,) = ax.images
+    assert image.get_array().tolist() == values
+    assert image.norm.vmin == lowest
+    assert [text.get_text() for text in ax.texts] == [f"{v:+.0f}" for v in values[0]]
+    assert [tick.get_text() for tick in ax.get_xticklabels()] == ["b", "c"]
+
+
+def test_table_leaves_missing_numbers_blank(ax):
+    plots.table([[1.0, np.nan]], ["a"], ["b", "c"], "nats", "{:.0f}", ax=ax)
+    assert [text.get_text() for text in ax.texts] == ["1"]

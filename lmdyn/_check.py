@@ -1,4 +1,7 @@
-"""Input checks shared by the core: each error names what is wrong and what to do."""
+"""Input checks that everything shares: each error names what is wrong and what to do."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
 
 import torch
 from torch import Tensor
@@ -49,3 +52,11 @@ def as_labels(y: int | Tensor, like: Tensor, shape: tuple[int, ...] | None = Non
         raise ValueError(
             f"labels have shape {tuple(y.shape)}, which does not fit {tuple(shape)}"
         ) from None
+
+
+def unknown(kind: str, name: str, known: Iterable[str]) -> str:
+    """The message for a name that is not known: the nearest one, and all there are."""
+    known = list(known)
+    near = get_close_matches(str(name), known, 1, 0.5)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    return f"unknown {kind} {name!r}: {hint}There is {', '.join(known) or 'none'}"

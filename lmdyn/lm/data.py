@@ -3,9 +3,9 @@
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 
+from lmdyn._check import unknown
 from lmdyn.lm._tokens import Format
 
 # The response types of the paper's probing data, in the order that every table here follows.
@@ -174,14 +174,6 @@ def as_probes(
     if types is None:
         types = [name for name in TYPES if any(name in row for row in rows)]
     return ProbeSet(tuple(rows), _known_types(types, rows), format or Format())
-
-
-def unknown(kind: str, name: str, known: Iterable[str]) -> str:
-    """The message for a name that is not known: the nearest one, and all there are."""
-    known = list(known)
-    near = get_close_matches(str(name), known, 1, 0.5)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    return f"unknown {kind} {name!r}: {hint}There is {', '.join(known)}"
 
 
 def _known_types(types: Sequence[str], rows: Sequence[Mapping]) -> tuple[str, ...]:

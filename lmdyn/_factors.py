@@ -181,8 +181,8 @@ def _units(calls: list[Call], params: list, generic: set) -> list[Unit]:
         unit = Unit(param, uses[param])
         bias = calls[unit.uses[0][0]].bias
         shared = [(number, "bias") for number, _ in unit.uses]
-        products = all(role == "weight" and calls[n].kind == "matrix" for n, role in unit.uses)
-        if products and bias in uses and uses[bias] == shared:
+        kinds = {calls[n].kind if role == "weight" else role for n, role in unit.uses}
+        if kinds in ({"matrix"}, {"product"}) and bias in uses and uses[bias] == shared:
             unit.bias = bias
             merged.add(bias)
         units.append(unit)
@@ -203,13 +203,14 @@ def _choose_form(unit: Unit, calls: list[Call], v: int) -> int:
     positions = sum(c.positions(1) for c in own)
     dense = v * unit.size
     unit.outer = False
-    if kinds not in ({"matrix"}, {"lookup"}) or any(c.groups > 1 for c in own):
+    if kinds not in ({"matrix"}, {"product"}, {"lookup"}) or any(c.groups > 1 for c in own):
         return dense
-    channels, inputs = (
-        (unit.param.shape[0], unit.param[0].numel())
-        if kinds == {"matrix"}
-        else (len(unit.param[0]), 1)
-    )
+    rows, columns = len(unit.param), unit.param[0].numel()
+    channels, inputs = {
+        "matrix": (rows, columns),
+        "product": (columns, rows),
+        "lookup": (columns, 1),
+    }[kinds.pop()]
     # Costs of one pair of examples and logits; the 16 stands for the elementwise product.
     unit.outer = positions**2 * (channels + 16) < unit.size
     return positions * (v * channels + inputs) if unit.outer else dense
@@ -301,7 +302,8 @@ def _per_example(call: Call, role: str, features: Tensor, delta: Tensor, unit: U
     if unit.bias is not None:
         features = torch.cat([features, torch.ones_like(features[..., :1])], -1)
     delta = delta.unflatten(-1, (call.groups, -1))
-    return torch.einsum("nvtgo,ntgi->nvgoi", delta, features).flatten(2)
+    layout = "nvgio" if call.kind == "product" else "nvgoi"
+    return torch.einsum(f"nvtgo,ntgi->{layout}", delta, features).flatten(2)
 
 
 def _concatenate(pieces: tuple[Factor, ...]) -> Factor:

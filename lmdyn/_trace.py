@@ -23,8 +23,8 @@ class Call:
     """One use of weights by a structured operation.
 
     Per position, the gradient of the weight is ``features`` combined with the output's gradient:
-    their outer product ("matrix"), a row of a table ("lookup"), their product ("scale").
-    The bias, if any, takes the output's gradient itself.
+    their outer product ("matrix" for x Wᵀ, "product" for x W), a row of a table ("lookup"), their
+    elementwise product ("scale"). The bias, if any, takes the output's gradient itself.
     """
 
     kind: str
@@ -53,6 +53,25 @@ def _pixels(grad: Tensor) -> Tensor:
 
 def _linear(input, weight, bias=None):
     return Call("matrix", weight, bias, lambda: input, _same)
+
+
+def _matmul(input, other):
+    return Call("product", other, None, lambda: input, _same) if other.ndim == 2 else None
+
+
+def _addmm(input, mat1, mat2, *, beta=1, alpha=1):
+    if beta != 1 or alpha != 1 or input.ndim != 1:
+        return None
+    return Call("product", mat2, input, lambda: mat1, _same)
+
+
+def _mul(input, other):
+    """A norm written out: weight · x."""
+    for weight, x in ((input, other), (other, input)):
+        if isinstance(weight, nn.Parameter) and weight.ndim == 1 and isinstance(x, Tensor):
+            if x.ndim > 1 and x.shape[-1] == len(weight):
+                return Call("scale", weight, None, lambda x=x: x, _same)
+    return None
 
 
 def _conv2d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
@@ -134,6 +153,11 @@ def _group_norm(input, num_groups, weight=None, bias=None, eps=1e-5):
 
 STRUCTURED = {
     F.linear: _linear,
+    torch.addmm: _addmm,
+    torch.matmul: _matmul,
+    Tensor.matmul: _matmul,
+    torch.mul: _mul,
+    Tensor.mul: _mul,
     F.conv2d: _conv2d,
     F.embedding: _embedding,
     F.layer_norm: _layer_norm,
@@ -171,7 +195,7 @@ class _Recorder(TorchFunctionMode):
 
 @dataclass
 class Trace:
-    """A recorded forward pass: logits (N, V) and what led to them."""
+    """A recorded forward pass: its output, such as logits (N, V), and what led to it."""
 
     logits: Tensor
     calls: list[Call]  # those that reach the logits
@@ -180,9 +204,14 @@ class Trace:
 
 def trace(model: nn.Module, x: Tensor, tracked: set[Tensor]) -> Trace:
     """Run ``model(x)`` and note how each tracked parameter reached the logits."""
+    return record(lambda: forward(model, x), tracked)
+
+
+def record(run: Callable[[], Tensor], tracked: set[Tensor]) -> Trace:
+    """Run a forward pass and note how each tracked parameter reached its output."""
     recorder = _Recorder(tracked)
     with recorder:
-        logits = forward(model, x)
+        logits = run()
     nodes, in_graph = _walk(logits)
     calls = [c for c in recorder.calls if c.edge.node in nodes]
     noted = Counter(p for c in calls for p in (c.weight, c.bias) if p is not None)

@@ -235,10 +235,36 @@ def positions_as_parameters():
     return Model(), torch.randn(4, 4, 5)
 
 
+class WrittenOut(nn.Module):
+    """Layers as plain arithmetic: x W with and without a bias, both W and Wᵀ, a norm's weight."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Parameter(torch.randn(3, 6))
+        self.square = nn.Parameter(torch.randn(6, 6))
+        self.both = nn.Parameter(torch.randn(6, 6))
+        self.bias = nn.Parameter(torch.randn(6))
+        self.norm = nn.Parameter(torch.randn(6))
+        self.last = nn.Parameter(torch.randn(6, 4))
+
+    def forward(self, x):
+        hidden = self.norm * torch.tanh(x @ self.first)
+        rows = torch.addmm(self.bias, hidden.flatten(0, 1), self.square)
+        rows = torch.addmm(self.bias, rows.tanh(), self.square)
+        hidden = F.linear(rows.tanh(), self.both, self.bias).unflatten(0, hidden.shape[:2])
+        hidden = torch.tanh(hidden @ self.both) * self.norm
+        return (hidden @ self.last).sum(1)
+
+
+def written_out():
+    return WrittenOut(), torch.randn(5, 4, 3)
+
+
 # Those whose weights all take the structured path, and those of which some take the generic one.
 STRUCTURED = [
     mlp, inplace_relu, lenet, batch_norm, frozen_layer, grouped_dilated_conv, tied, group_norm,
     shared_bias, positions_first, flattened_positions,
+    written_out,
 ]  # fmt: skip
 GENERIC = [
     attention, used_two_ways, reordered, experts, custom_function, reparametrized, recurrent,

@@ -79,7 +79,8 @@ def test_rows_that_belong_to_no_single_example_leave_the_structured_path():
 
 @pytest.mark.parametrize("outer", [True, False])
 @pytest.mark.parametrize(
-    "make", [models.mlp, models.positions_first, models.tied, models.batch_norm]
+    "make",
+    [models.mlp, models.positions_first, models.tied, models.batch_norm, models.written_out],
 )
 def test_both_forms_of_a_unit_agree(make, outer, monkeypatch):
     model, x = build(make)
@@ -89,7 +90,7 @@ def test_both_forms_of_a_unit_agree(make, outer, monkeypatch):
     def forced(unit, calls, v):
         size = choose(unit, calls, v)
         kinds = {calls[n].kind if role == "weight" else role for n, role in unit.uses}
-        unit.outer = outer and kinds in ({"matrix"}, {"lookup"})
+        unit.outer = outer and kinds in ({"matrix"}, {"product"}, {"lookup"})
         return size
 
     monkeypatch.setattr(_factors, "_choose_form", forced)

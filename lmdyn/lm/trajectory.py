@@ -1,0 +1,237 @@
+"""What a run recorded: the statistics of every probe on the way, and a log of the updates."""
+
+import json
+import warnings
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from lmdyn._check import unknown
+from lmdyn.lm._files import replacing
+
+# The statistics of `Scores` that a run follows, each (S, N, R).
+STATS = ("logp", "argmax_logp", "prob_sq", "label_prob", "entropy", "squeeze")
+_ARRAYS = ("steps", "examples_seen", "types", "split", "n_tokens", *STATS)
+
+
+@dataclass(frozen=True, eq=False)
+class Trajectory:
+    """The learning dynamics of one run: N prompts with R response types, scored S times.
+
+    Every statistic is a float32 array, in memory as in the file, so that a trajectory saved and
+    loaded is the same to the last bit. NaN stands where a row lacks a type.
+
+    Attributes:
+        steps: (S,) updates made before each probing; the first is 0, before training.
+        examples_seen: (S,) rows learned by then, repetitions counted.
+        types: the R response types.
+        logp: (S, N, R) log π(y|x), summed over the tokens, nats.
+        argmax_logp: (S, N, R) Σ_l max_v log π(v | x, y_<l), nats: along ``chosen`` it is the
+            paper's y*.
+        prob_sq: (S, N, R) mean ‖π‖² over the tokens.
+        label_prob: (S, N, R) mean π_y over the tokens.
+        entropy: (S, N, R) mean entropy over the tokens, nats.
+        squeeze: (S, N, R) mean ‖π‖² − π_y over the tokens; positive in a valley.
+        n_tokens: (N, R) tokens of each response, EOS included.
+        split: (N,) "train" or "test" for each prompt, "" where the data do not tell.
+        log: what each of U updates logged, name → (U,): ``loss``, the mean over its rows (nats);
+            ``lr``; ``grad_norm``, before clipping; ``logp_<type>``, the mean log-prob over its
+            rows of each response that the loss reads, before the update.
+        meta: the settings of the run, seed, versions, hardware, date and command.
+    """
+
+    steps: np.ndarray
+    examples_seen: np.ndarray
+    types: tuple[str, ...]
+    logp: np.ndarray
+    argmax_logp: np.ndarray
+    prob_sq: np.ndarray
+    label_prob: np.ndarray
+    entropy: np.ndarray
+    squeeze: np.ndarray
+    n_tokens: np.ndarray
+    split: np.ndarray
+    log: dict[str, np.ndarray] = field(default_factory=dict)
+    meta: dict = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        s, n, r = self.logp.shape
+        return f"Trajectory({s} probings of {n} prompts × {r} types, {self.updates} updates)"
+
+    @property
+    def updates(self) -> int:
+        """U, the updates that were made."""
+        return len(next(iter(self.log.values()), ()))
+
+    def mean(self, name: str | None = None, stat: str = "logp", split: str | None = None):
+        """The mean of a statistic over the prompts that have the type.
+
+        Args:
+            name: a response type, or "argmax", the paper's y*: ``argmax_logp`` along ``chosen``.
+            stat: which statistic.
+            split: take the prompts of "train" or "test" alone.
+
+        Returns:
+            (S,) for one name. Without a name, a dict of all types → (S,), followed, for ``logp``,
+            by "argmax" if ``chosen`` is among them.
+
+        Raises:
+            ValueError: an unknown type, statistic or split (with the nearest name).
+        """
+        if stat not in STATS:
+            raise ValueError(unknown("statistic", stat, STATS))
+        if name is None:
+            return {key: self.mean(key, stat, split) for key in self._names(stat)}
+        if name not in self._names(stat):
+            raise ValueError(unknown("response type", name, self._names(stat)))
+        if name == "argmax" and name not in self.types:
+            name, stat = "chosen", "argmax_logp"
+        values = getattr(self, stat)[:, self._rows(split), self.types.index(name)]
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Mean of empty slice")  # no prompt has it: NaN
+            return np.nanmean(values, axis=1, dtype=np.float64)
+
+    def summary(self, split: str | None = None) -> str:
+        """A table of the mean log-prob of each type: first, last, and its turn between.
+
+        A turn is a peak above both ends, or a trough below both; the larger one if there are two.
+
+        Args:
+            split: take the prompts of "train" or "test" alone.
+        """
+        prompts = int(self._rows(split).sum())
+        if not len(self.steps) or not prompts:
+            return f"{self.updates} updates, no probes"
+        lines = [
+            f"mean log-prob (nats) of {prompts} prompts after {self.examples_seen[0]} → "
+            f"{self.examples_seen[-1]} examples",
+            f"{'type':<20}{'first':>10}{'last':>10}{'change':>10}   turn",
+        ]
+        for name, curve in self.mean(split=split).items():
+            first, last = curve[0], curve[-1]
+            line = f"{name:<20}{first:>10.2f}{last:>10.2f}{last - first:>+10.2f}   "
+            lines.append((line + self._turn(curve)).rstrip())
+        return "\n".join(lines)
+
+    def save(self, path: str | Path) -> None:
+        """Write NAME.npz, the arrays, and NAME.json, ``meta``, each whole or not at all.
+
+        The same arrays give the same bytes.
+
+        Args:
+            path: NAME, with or without ".npz".
+        """
+        npz, meta = _names(path)
+        arrays = {name: np.asarray(getattr(self, name)) for name in _ARRAYS}
+        arrays |= {f"log_{name}": values for name, values in self.log.items()}
+        with replacing(npz) as temporary, temporary.open("wb") as file:
+            np.savez_compressed(file, **arrays)
+        with replacing(meta) as temporary:
+            text = json.dumps(self.meta, indent=2, ensure_ascii=False)
+            temporary.write_text(text + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Trajectory":
+        """Read what `save` wrote.
+
+        Args:
+            path: NAME, with or without ".npz".
+
+        Raises:
+            FileNotFoundError: one of the two files is not there.
+            ValueError: NAME.npz is not the file of a trajectory.
+        """
+        npz, meta = _names(path)
+        for file in (npz, meta):
+            if not file.is_file():
+                raise FileNotFoundError(f"there is no {file}: a trajectory is NAME.npz + NAME.json")
+        with np.load(npz, allow_pickle=False) as file:
+            missing = [name for name in _ARRAYS if name not in file]
+            if missing:
+                raise ValueError(f"{npz} is no trajectory: it has no {', '.join(missing)}")
+            arrays = {name: file[name] for name in _ARRAYS}
+            log = {name[4:]: file[name] for name in file.files if name.startswith("log_")}
+        arrays["types"] = tuple(arrays["types"].tolist())
+        return cls(**arrays, log=log, meta=json.loads(meta.read_text(encoding="utf-8")))
+
+    def _names(self, stat: str) -> list[str]:
+        argmax = ["argmax"] if stat == "logp" and "chosen" in self.types else []
+        return [*self.types, *argmax]
+
+    def _rows(self, split: str | None) -> np.ndarray:
+        if split is None:
+            return np.ones(len(self.split), dtype=bool)
+        if split not in self.split:
+            known = [name for name in np.unique(self.split).tolist() if name]
+            raise ValueError(unknown("split of these prompts", split, known))
+        return self.split == split
+
+    def _turn(self, curve: np.ndarray) -> str:
+        ends = curve[[0, -1]]
+        rise, fall = curve.max() - ends.max(), ends.min() - curve.min()
+        if not max(rise, fall) > 0:
+            return ""
+        at = int(curve.argmax() if rise >= fall else curve.argmin())
+        return f"{'peak' if rise >= fall else 'trough'} {curve[at]:.2f} at {self.examples_seen[at]}"
+
+
+class Recorder:
+    """Collects what becomes a `Trajectory`.
+
+    Args:
+        probes: a `ProbeSet`, or None if nothing is probed.
+    """
+
+    def __init__(self, probes=None):
+        rows = () if probes is None else probes.rows
+        self.types = () if probes is None else probes.types
+        self.split = np.array([row.get("split", "") for row in rows], dtype="U5")
+        self.moments: list[tuple[int, int, dict[str, np.ndarray]]] = []
+        self.updates: list[dict[str, np.float32]] = []
+        self.n_tokens = np.full((len(rows), len(self.types)), np.nan, dtype=np.float32)
+
+    def probe(self, step: int, examples: int, scores) -> None:
+        """Add the scores of all probes after ``step`` updates on ``examples`` rows."""
+        self.n_tokens = np.asarray(scores.n_tokens, dtype=np.float32)
+        found = {stat: np.asarray(getattr(scores, stat), dtype=np.float32) for stat in STATS}
+        self.moments.append((step, examples, found))
+
+    def update(self, **values: float) -> None:
+        """Add the log of one update."""
+        self.updates.append({name: np.float32(value) for name, value in values.items()})
+
+    def restore(self, trajectory: Trajectory, step: int) -> None:
+        """Go on from the first ``step`` updates of what was recorded before."""
+        self.n_tokens = trajectory.n_tokens
+        self.moments = [
+            (int(s), int(e), {stat: getattr(trajectory, stat)[i] for stat in STATS})
+            for i, (s, e) in enumerate(zip(trajectory.steps, trajectory.examples_seen, strict=True))
+            if s <= step
+        ]
+        log = trajectory.log
+        self.updates = [{name: log[name][u] for name in log} for u in range(step)]
+
+    def trajectory(self, meta: dict) -> Trajectory:
+        """Everything so far."""
+        shape = (len(self.moments), *self.n_tokens.shape)
+        stats = {
+            stat: np.array([m[2][stat] for m in self.moments], dtype=np.float32).reshape(shape)
+            for stat in STATS
+        }
+        names = self.updates[0] if self.updates else ()
+        return Trajectory(
+            steps=np.array([m[0] for m in self.moments], dtype=np.int64),
+            examples_seen=np.array([m[1] for m in self.moments], dtype=np.int64),
+            types=self.types,
+            n_tokens=self.n_tokens,
+            split=self.split,
+            log={name: np.array([u[name] for u in self.updates]) for name in names},
+            meta=meta,
+            **stats,
+        )
+
+
+def _names(path: str | Path) -> tuple[Path, Path]:
+    name = str(path).removesuffix(".npz")
+    return Path(f"{name}.npz"), Path(f"{name}.json")

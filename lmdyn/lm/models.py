@@ -1,5 +1,6 @@
 """Models by name: the shipped tiny one, SmolLM2, and whatever the hub or a folder holds."""
 
+import json
 import os
 import re
 from collections.abc import Iterator
@@ -14,7 +15,12 @@ from huggingface_hub.errors import (
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
 )
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from transformers.utils import logging
 
@@ -99,7 +105,7 @@ def _from(
         _check_folder(where)
     options = {"trust_remote_code": False, "local_files_only": isinstance(where, Path)}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(where, **options)
+        tokenizer = _tokenizer_class(where).from_pretrained(where, **options)
         if tokenizer.eos_token_id is None:
             raise ValueError(
                 f"the tokenizer of '{where}' has no EOS token, which ends every response: "
@@ -122,7 +128,24 @@ def _from(
         tokenizer.pad_token = tokenizer.eos_token
     if model.generation_config.pad_token_id is None:  # else generate() warns each time
         model.generation_config.pad_token_id = tokenizer.pad_token_id
-    return model.to(device).eval(), tokenizer
+    model.to(device)
+    for parameter in model.parameters():
+        # Out of the mapped file, into aligned memory: elsewhere a product's last bits differ.
+        parameter.data = parameter.data.clone()
+    return model.eval(), tokenizer
+
+
+def _tokenizer_class(where: Path | str) -> type:
+    """AutoTokenizer, unless the folder says that tokenizer.json is all there is to it.
+
+    There AutoTokenizer would give a Qwen2 model Qwen2's own way of splitting words.
+    """
+    config = where / "tokenizer_config.json" if isinstance(where, Path) else None
+    if config is None or not config.is_file():
+        return AutoTokenizer
+    named = json.loads(config.read_text(encoding="utf-8")).get("tokenizer_class")
+    plain = named in ("TokenizersBackend", "PreTrainedTokenizerFast")
+    return PreTrainedTokenizerFast if plain else AutoTokenizer
 
 
 def _check_folder(folder: Path) -> None:

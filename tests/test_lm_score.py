@@ -19,6 +19,7 @@ from transformers import (
 from lmdyn import jacobian_norm_sq, squeeze_line
 from lmdyn.lm import _pack
 from lmdyn.lm._pack import batches, can_share, head, head_is_last, hidden, pack
+from lmdyn.lm._proxies import lbk, sign_delta
 from lmdyn.lm._tokens import Format, encode
 from lmdyn.lm.data import as_probes
 from lmdyn.lm.score import _statistics, score
@@ -422,3 +423,157 @@ def test_smollm2_equals_one_sequence_at_a_time():
     check(scores, {stat: expected[stat] for stat in ("logp", "argmax_logp")}, 5e-3)
     check(scores, {s: expected[s] for s in ("prob_sq", "label_prob", "entropy", "squeeze")}, 1e-4)
     assert -6 < scores.logp[0, 0] / scores.n_tokens[0, 0] < -1  # it speaks English
+
+
+# LBK and SignDelta.
+
+
+class Course:
+    """Several scorings as a trajectory holds them."""
+
+    def __init__(self, *scores, split=None):
+        self.types, self.n_tokens = scores[0].types, scores[0].n_tokens
+        self.split = np.array(split or [""] * len(self.n_tokens))
+        for stat in ("logp", "prob_sq", "label_prob", "prob_norm", "residual_norm"):
+            setattr(self, stat, np.stack([getattr(s, stat) for s in scores]))
+
+
+def step(model, tokenizer, rows, lr):
+    """One SGD step on the sum of −log π(chosen)."""
+    parameters = list(model.parameters())
+    total = 0
+    for batch in pack(encode(tokenizer, as_probes(rows).only("chosen"))):
+        logp = head(model)(hidden(model, batch)).log_softmax(-1)
+        total = total + logp.gather(1, batch.target[:, None]).sum()
+    with torch.no_grad():
+        for p, g in zip(parameters, torch.autograd.grad(total, parameters), strict=True):
+            p += lr * g
+
+
+def jacobian(model, prompt, ids):
+    """J (T·V, P): the gradient of every logit that predicts a token of the response."""
+    z = model(torch.tensor([prompt + ids])).logits[0, len(prompt) - 1 : -1].flatten()
+    parts = [torch.autograd.grad(x, list(model.parameters()), retain_graph=True) for x in z]
+    return torch.stack([torch.cat([g.flatten() for g in part]) for part in parts])
+
+
+def test_lbk_is_a_lower_bound_of_the_kernel():
+    model, tokenizer = tiny("gpt_neox", num_hidden_layers=1)
+    rows, lr = (
+        [
+            {"prompt": "where", "chosen": "down", "rejected": "no"},
+            {"prompt": "what is it", "chosen": "water", "rejected": "some words"},
+        ],
+        1e-6,
+    )
+    one, two = encode(tokenizer, as_probes(rows))
+    updates = torch.cat([jacobian(model, r.prompt, r.responses["chosen"]) for r in (one, two)])
+    observed = jacobian(model, one.prompt, one.responses["rejected"])
+    norm = torch.linalg.matrix_norm(observed @ updates.T, 2)
+
+    before = score(model, tokenizer, rows)
+    step(model, tokenizer, rows, lr)
+    after = score(model, tokenizer, rows)
+    at = 0, before.types.index("rejected")
+    found = lbk(before, after, per_row=True)[at]
+    assert 0 < found <= lr**2 * float(norm) ** 2
+    # and it is what the definition says
+    rho = before.n_tokens * before.residual_norm_sq
+    change = after.logp[at] - before.logp[at]
+    assert found == pytest.approx(change**2 / (rho[at] * rho[:, 0].sum()))
+    # all rows of a type together are a weighted mean of the rows
+    each = lbk(before, after, per_row=True)
+    assert np.nanmin(each[:, 1]) <= lbk(before, after)[1] <= np.nanmax(each[:, 1])
+
+
+def test_lbk_is_the_kernel_where_cauchy_schwarz_is_sharp():
+    """Learning a bias of the logits alone on one token: K is the identity, and A = Gᵀ there."""
+    model, tokenizer = tiny("llama", tie_word_embeddings=False)
+    rows = [{"prompt": "where", "chosen": "down"}]
+    probes = as_probes(rows, format=Format(max_length=2, max_prompt=1))  # one token, no EOS
+    bias = torch.nn.Parameter(torch.zeros(model.config.vocab_size, dtype=torch.float64))
+    model.lm_head.bias = bias
+    with pytest.warns(UserWarning, match="were cut"):
+        before = score(model, tokenizer, probes, per_token=True)
+    y = int(before.tokens[0]["chosen"].ids[0])
+    lr = 1e-5
+    with torch.no_grad():
+        p = model(torch.tensor([tokenizer("where")["input_ids"]])).logits[0, -1].softmax(-1)
+        bias -= lr * p
+        bias[y] += lr
+    with pytest.warns(UserWarning, match="were cut"):
+        after = score(model, tokenizer, probes)
+    assert lbk(before, after).item() == pytest.approx(lr**2, rel=1e-4)
+    assert sign_delta(before, after).item() > 0
+
+
+def course(split=None):
+    model, tokenizer = tiny("llama")
+    scores = []
+    for _ in range(3):
+        scores.append(score(model, tokenizer, tiny_rows(), per_token=True))
+        step(model, tokenizer, tiny_rows()[:3], 1e-4)
+    return Course(*scores, split=split), scores
+
+
+def test_the_reference_form_is_that_of_its_code():
+    trajectory, scores = course()
+    v = scores[0].vocab_size
+    found = lbk(trajectory, form="reference", vocab_size=v)
+    signs = sign_delta(trajectory, form="reference", vocab_size=v)
+    for s in range(2):
+        for r, name in enumerate(trajectory.types):
+            delta, a, g = [], [], []
+            for i, row in enumerate(tiny_rows()):
+                p_e = scores[s + 1].tokens[i]["chosen"]
+                g.append(np.sqrt(p_e.prob_sq - 2 * p_e.label_prob + 1).mean())
+                if name in row:
+                    delta.append(scores[s + 1].logp[i, r] - scores[s].logp[i, r])
+                    mean_norm = np.sqrt(scores[s + 1].tokens[i][name].prob_sq).mean()
+                    a.append(math.sqrt(v * mean_norm**2 + v - 2))
+            scale = math.sqrt(np.mean(a)) * np.mean(g)
+            assert found[s, r] == pytest.approx(np.linalg.norm(delta) / scale)
+            assert signs[s, r] == pytest.approx(np.mean(delta) / scale)
+    pair = lbk(*scores[:2], form="reference")  # the size comes with the scores
+    np.testing.assert_allclose(pair, found[0])
+    each = lbk(trajectory, form="reference", vocab_size=v, per_row=True)
+    assert each.shape == (2, 5, 4)
+    assert np.isnan(each).sum() == 2 * 2  # two rows lack a type
+
+
+def test_a_trajectory_is_its_steps_one_by_one():
+    trajectory, scores = course()
+    for proxy in (lbk, sign_delta):
+        for per_row in (True, False):
+            found = proxy(trajectory, per_row=per_row)
+            for s in range(2):
+                pair = proxy(scores[s], scores[s + 1], per_row=per_row)
+                np.testing.assert_array_equal(found[s], pair)
+    change = scores[1].logp - scores[0].logp
+    np.testing.assert_allclose(sign_delta(trajectory)[0], np.nanmean(change, 0))
+    np.testing.assert_array_equal(sign_delta(trajectory, per_row=True)[0], change)
+
+
+def test_only_learned_rows_count_as_updates():
+    trajectory, _ = course(split=["train", "train", "train", "test", "test"])
+    whole, _ = course()
+    np.testing.assert_array_equal(lbk(trajectory), lbk(whole, rows=[0, 1, 2]))
+    assert (lbk(trajectory) > lbk(whole)).all()
+
+
+def test_proxies_name_what_is_wrong():
+    trajectory, (first, *_) = course()
+    with pytest.raises(ValueError, match="unknown form 'exakt': did you mean 'exact'"):
+        lbk(trajectory, form="exakt")
+    with pytest.raises(ValueError, match="unknown response type 'choosen'"):
+        lbk(trajectory, learned="choosen")
+    with pytest.raises(ValueError, match="give the scores before and after"):
+        sign_delta(first)
+    with pytest.raises(ValueError, match="pass vocab_size"):
+        lbk(trajectory, form="reference")
+    model, tokenizer = tiny("llama")
+    with pytest.raises(ValueError, match="of the same rows and types"):
+        lbk(first, score(model, tokenizer, tiny_rows()[:2]))
+    with pytest.raises(ValueError, match="has no 'prob_sq': score with stats=True"):
+        bare = score(model, tokenizer, tiny_rows(), stats=False)
+        lbk(bare, bare)

@@ -57,3 +57,23 @@ def test_table_shows_values_and_names(ax, values, lowest):
 def test_table_leaves_missing_numbers_blank(ax):
     plots.table([[1.0, np.nan]], ["a"], ["b", "c"], "nats", "{:.0f}", ax=ax)
     assert [text.get_text() for text in ax.texts] == ["1"]
+
+
+def test_by_type_shows_the_mean_and_the_middle_half_of_the_prompts(ax):
+    values = {"chosen": [1.0, 2.0, 3.0, np.nan, 6.0], "random_nonhum": [0.0]}
+    plots.by_type(values, "nats", ax=ax)
+    assert [line.get_xdata().tolist() for line in ax.lines] == [[3.0], [0.0]]
+    assert ax.lines[0].get_color() == COLORS["chosen"]
+    (bar,) = ax.collections[0].get_segments()
+    assert bar[:, 0].tolist() == [1.75, 3.75]
+    assert [tick.get_text() for tick in ax.get_yticklabels()] == ["chosen $y^+$", "random words"]
+    assert ax.yaxis_inverted()  # the first type on top
+
+
+def test_who_sees_whom_shows_the_mask_and_names_its_parts(ax):
+    sees = np.array([[1, 0, 0], [1, 1, 0], [1, 0, 1]], dtype=bool)
+    plots.who_sees_whom(sees, [0, 1, 2], ["prompt", "a", "b"], ax=ax)
+    (image,) = ax.images
+    assert (np.isfinite(image.get_array().filled(np.nan)) == sees).all()
+    assert [tick.get_text() for tick in ax.get_yticklabels()] == ["prompt", "a", "b"]
+    assert len(ax.lines) == 4  # two edges, across and down

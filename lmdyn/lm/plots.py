@@ -122,3 +122,57 @@ def table(values, rows, columns, label, form=None, ax=None) -> Axes:
                 ink = "white" if dark else "black"
                 ax.text(j, i, form.format(value), ha="center", va="center", fontsize=8, color=ink)
     return ax
+
+
+def by_type(values, label, ax=None) -> Axes:
+    """A number for each response type: the mean as a dot, the middle half of the prompts as a bar.
+
+    Args:
+        values: type → (N,) one value a prompt; NaN where a row lacks the type.
+        label: what is shown, with its unit.
+        ax: Axes to draw on.
+
+    Returns:
+        The Axes.
+    """
+    ax = _axes(ax)
+    names = []
+    for place, (name, of_prompts) in enumerate(values.items()):
+        color, _, shown = _style(name)
+        of_prompts = np.asarray(of_prompts, dtype=float)
+        of_prompts = of_prompts[~np.isnan(of_prompts)]
+        ax.hlines(place, *np.quantile(of_prompts, (0.25, 0.75)), color=color, lw=4, alpha=0.35)
+        ax.plot(of_prompts.mean(), place, "o", ms=5.5, color=color)
+        names.append(shown)
+    ax.set_yticks(range(len(names)), names)
+    ax.set(xlabel=label, ylim=(len(names) - 0.5, -0.5))
+    return ax
+
+
+def who_sees_whom(sees, block, names, ax=None) -> Axes:
+    """An attention mask: which tokens (columns) each token (row) may look at.
+
+    Args:
+        sees: (T, T) booleans.
+        block: (T,) which part of the sequence each token belongs to: 0, 1, …, in order.
+        names: a name for each part.
+        ax: Axes to draw on.
+
+    Returns:
+        The Axes.
+    """
+    ax = _axes(ax)
+    block = np.asarray(block)
+    ax.imshow(np.where(np.asarray(sees), 1.0, np.nan), cmap="binary", vmin=0, vmax=1.6)
+    starts = np.searchsorted(block, range(len(names)))
+    for edge in starts[1:] - 0.5:
+        ax.axhline(edge, color=COLORS["argmax"], lw=0.6)
+        ax.axvline(edge, color=COLORS["argmax"], lw=0.6)
+    middles = [np.flatnonzero(block == i).mean() for i in range(len(names))]
+    ax.set_xticks(middles, names, rotation=45, ha="right", rotation_mode="anchor")
+    ax.set_yticks(middles, names)
+    ax.tick_params(length=0)
+    ax.set(xlabel="is seen", ylabel="sees")
+    ax.spines[:].set_visible(True)
+    ax.grid(False)
+    return ax

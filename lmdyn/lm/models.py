@@ -15,6 +15,7 @@ from huggingface_hub.errors import (
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
 )
+from safetensors import SafetensorError
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -59,7 +60,7 @@ def load(
 
     Raises:
         ValueError: an unknown short name, device or dtype, a device that is not there, a tokenizer
-            without an EOS token, a folder whose weights are incomplete.
+            without an EOS token, weights that are incomplete or damaged.
         OSError: a folder without config or safetensors, or a hub id that cannot be had.
 
     Example:
@@ -115,6 +116,8 @@ def _from(
             model, report = AutoModelForCausalLM.from_pretrained(
                 where, dtype=dtype, use_safetensors=True, output_loading_info=True, **options
             )
+    except SafetensorError as error:
+        raise ValueError(f"the weights of '{where}' are damaged: {error}") from error
     except OSError as error:
         raise _explained(where, error) from error
     for kind in ("missing_keys", "mismatched_keys"):

@@ -23,7 +23,7 @@ def scores(seed):
     found = {name: random.normal(size=(3, 2)) for name in (*STATS, "n_tokens")}
     for values in found.values():
         values[1, 1] = np.nan
-    return SimpleNamespace(**found)
+    return SimpleNamespace(vocab_size=7, **found)
 
 
 def recorded(probings=4, meta=None):
@@ -41,7 +41,7 @@ def with_chosen(curve):
     steps = np.arange(len(curve))
     one = np.ones((1, 1), dtype=np.float32)
     shape = {name: np.zeros_like(logp) for name in STATS}
-    arrays = shape | {"logp": logp, "n_tokens": one, "split": np.array([""])}
+    arrays = shape | {"logp": logp, "vocab_size": 7, "n_tokens": one, "split": np.array([""])}
     return Trajectory(steps=steps, examples_seen=4 * steps, types=("chosen",), **arrays)
 
 
@@ -144,6 +144,19 @@ def test_means_are_over_the_prompts_that_have_the_type():
     np.testing.assert_allclose(trajectory.mean("rejected", split="test"), logp[:, 2, 1])
     np.testing.assert_allclose(
         trajectory.mean("rejected", stat="entropy"), trajectory.entropy[:, [0, 2], 1].mean(1)
+    )
+
+
+def test_norms_follow_from_the_statistics():
+    trajectory = recorded()
+    prob_sq, label_prob = (
+        x.astype(np.float64) for x in (trajectory.prob_sq, trajectory.label_prob)
+    )
+    np.testing.assert_allclose(trajectory.jacobian_norm_sq, 7 * prob_sq + 7 - 2)
+    np.testing.assert_allclose(trajectory.residual_norm_sq, prob_sq - 2 * label_prob + 1)
+    np.testing.assert_allclose(
+        trajectory.mean("chosen", "residual_norm_sq"),
+        trajectory.residual_norm_sq[:, :, 0].mean(1),
     )
 
 

@@ -11,8 +11,17 @@ from lmdyn._check import unknown
 from lmdyn.lm._files import replacing
 
 # The statistics of `Scores` that a run follows, each (S, N, R).
-STATS = ("logp", "argmax_logp", "prob_sq", "label_prob", "entropy", "squeeze")
-_ARRAYS = ("steps", "examples_seen", "types", "split", "n_tokens", *STATS)
+STATS = (
+    "logp",
+    "argmax_logp",
+    "prob_sq",
+    "label_prob",
+    "entropy",
+    "squeeze",
+    "prob_norm",
+    "residual_norm",
+)
+_ARRAYS = ("steps", "examples_seen", "types", "split", "vocab_size", "n_tokens", *STATS)
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,6 +42,9 @@ class Trajectory:
         label_prob: (S, N, R) mean π_y over the tokens.
         entropy: (S, N, R) mean entropy over the tokens, nats.
         squeeze: (S, N, R) mean ‖π‖² − π_y over the tokens; positive in a valley.
+        prob_norm: (S, N, R) mean ‖π‖ over the tokens.
+        residual_norm: (S, N, R) mean ‖π − e_y‖ over the tokens.
+        vocab_size: V, the entries of π; 0 where nothing is probed.
         n_tokens: (N, R) tokens of each response, EOS included.
         split: (N,) "train" or "test" for each prompt, "" where the data do not tell.
         log: what each of U updates logged, name → (U,): ``loss``, the mean over its rows (nats);
@@ -50,6 +62,9 @@ class Trajectory:
     label_prob: np.ndarray
     entropy: np.ndarray
     squeeze: np.ndarray
+    prob_norm: np.ndarray
+    residual_norm: np.ndarray
+    vocab_size: int
     n_tokens: np.ndarray
     split: np.ndarray
     log: dict[str, np.ndarray] = field(default_factory=dict)
@@ -58,6 +73,16 @@ class Trajectory:
     def __repr__(self) -> str:
         s, n, r = self.logp.shape
         return f"Trajectory({s} probings of {n} prompts × {r} types, {self.updates} updates)"
+
+    @property
+    def jacobian_norm_sq(self) -> np.ndarray:
+        """(S, N, R) mean over the tokens of ‖A‖²_F = V(‖π‖² + 1) − 2, float64."""
+        return self.vocab_size * (self.prob_sq.astype(np.float64) + 1) - 2
+
+    @property
+    def residual_norm_sq(self) -> np.ndarray:
+        """(S, N, R) mean over the tokens of ‖π − e_y‖² = ‖π‖² − 2π_y + 1, float64."""
+        return self.prob_sq.astype(np.float64) - 2 * self.label_prob + 1
 
     @property
     def updates(self) -> int:
@@ -79,8 +104,9 @@ class Trajectory:
         Raises:
             ValueError: an unknown type, statistic or split (with the nearest name).
         """
-        if stat not in STATS:
-            raise ValueError(unknown("statistic", stat, STATS))
+        known = (*STATS, "jacobian_norm_sq", "residual_norm_sq")
+        if stat not in known:
+            raise ValueError(unknown("statistic", stat, known))
         if name is None:
             return {key: self.mean(key, stat, split) for key in self._names(stat)}
         if name not in self._names(stat):
@@ -153,6 +179,7 @@ class Trajectory:
             arrays = {name: file[name] for name in _ARRAYS}
             log = {name[4:]: file[name] for name in file.files if name.startswith("log_")}
         arrays["types"] = tuple(arrays["types"].tolist())
+        arrays["vocab_size"] = int(arrays["vocab_size"])
         return cls(**arrays, log=log, meta=json.loads(meta.read_text(encoding="utf-8")))
 
     def _names(self, stat: str) -> list[str]:
@@ -189,13 +216,19 @@ class Recorder:
         self.split = np.array([row.get("split", "") for row in rows], dtype="U5")
         self.moments: list[tuple[int, int, dict[str, np.ndarray]]] = []
         self.updates: list[dict[str, np.float32]] = []
+        self.vocab_size = 0
         self.n_tokens = np.full((len(rows), len(self.types)), np.nan, dtype=np.float32)
 
     def probe(self, step: int, examples: int, scores) -> None:
         """Add the scores of all probes after ``step`` updates on ``examples`` rows."""
+        self.vocab_size = scores.vocab_size
         self.n_tokens = np.asarray(scores.n_tokens, dtype=np.float32)
         found = {stat: np.asarray(getattr(scores, stat), dtype=np.float32) for stat in STATS}
         self.moments.append((step, examples, found))
+
+    def probed(self, step: int) -> bool:
+        """Whether the probes were scored after ``step`` updates."""
+        return any(step == moment[0] for moment in self.moments)
 
     def update(self, **values: float) -> None:
         """Add the log of one update."""
@@ -203,7 +236,7 @@ class Recorder:
 
     def restore(self, trajectory: Trajectory, step: int) -> None:
         """Go on from the first ``step`` updates of what was recorded before."""
-        self.n_tokens = trajectory.n_tokens
+        self.vocab_size, self.n_tokens = trajectory.vocab_size, trajectory.n_tokens
         self.moments = [
             (int(s), int(e), {stat: getattr(trajectory, stat)[i] for stat in STATS})
             for i, (s, e) in enumerate(zip(trajectory.steps, trajectory.examples_seen, strict=True))
@@ -224,6 +257,7 @@ class Recorder:
             steps=np.array([m[0] for m in self.moments], dtype=np.int64),
             examples_seen=np.array([m[1] for m in self.moments], dtype=np.int64),
             types=self.types,
+            vocab_size=self.vocab_size,
             n_tokens=self.n_tokens,
             split=self.split,
             log={name: np.array([u[name] for u in self.updates]) for name in names},

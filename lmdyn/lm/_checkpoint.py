@@ -1,0 +1,127 @@
+"""The folder of a run: what it takes to go on after a kill at any moment.
+
+    settings.json         the recipe, written before the first update
+    trajectory.npz, .json what was recorded, at least up to the checkpoint
+    checkpoint-000120/    weights, configuration and tokenizer after 120 updates, as the Hugging
+                          Face libraries load them; optimizer.pt while the run is not finished
+
+Every file and folder is written under another name, then renamed. The trajectory comes before
+the checkpoint that needs it and the old checkpoint goes after the new one has come, so that a
+kill between any two of these leaves one that fits: what the trajectory has beyond it is cut.
+"""
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import torch
+
+from lmdyn.lm._files import new_folder, replacing
+from lmdyn.lm.models import _no_progress_bar as no_progress_bar
+from lmdyn.lm.trajectory import Recorder, Trajectory
+
+_SAMPLED = 1024  # numbers of each tensor that a fingerprint reads
+
+
+class RunFolder:
+    """The files of one run.
+
+    Args:
+        path: the folder; made if it is not there.
+        settings: all that the course of the run depends on, as JSON can hold it.
+        resume: go on with the run in the folder, if there is one.
+
+    Raises:
+        ValueError: the folder holds a run already, or, on resuming, another one.
+    """
+
+    def __init__(self, path: str | Path, settings: dict, resume: bool):
+        self.path = Path(path)
+        self._settings = json.loads(json.dumps(settings))
+        file = self.path / "settings.json"
+        if not file.is_file():
+            return
+        if not resume:
+            raise ValueError(
+                f"{path} holds a run already: pass resume=True to go on with it, or another out"
+            )
+        before = json.loads(file.read_text(encoding="utf-8"))
+        differ = [
+            f"{key} (was {before.get(key)!r}, now {self._settings.get(key)!r})"
+            for key in {**before, **self._settings}
+            if before.get(key) != self._settings.get(key)
+        ]
+        if differ:
+            raise ValueError(
+                f"{path} is a run of another recipe: {', '.join(differ)}; "
+                "resume with what it began with, or choose another out"
+            )
+
+    @property
+    def checkpoint(self) -> Path | None:
+        """The last whole checkpoint."""
+        found = [p for p in self.path.glob("checkpoint-*") if p.suffix != ".tmp"]
+        return max(found, key=_update, default=None)
+
+    @property
+    def update(self) -> int:
+        """How many updates the last checkpoint has made; 0 if there is none."""
+        return 0 if self.checkpoint is None else _update(self.checkpoint)
+
+    def begin(self) -> None:
+        """Write the settings, and remove what a kill has left beside the last checkpoint."""
+        self._remove_others(self.checkpoint)
+        with replacing(self.path / "settings.json") as temporary:
+            text = json.dumps(self._settings, indent=2, ensure_ascii=False)
+            temporary.write_text(text + "\n", encoding="utf-8")
+
+    def save(self, update: int, model, tokenizer, optimizer, trajectory: Trajectory) -> None:
+        """Write a checkpoint; without an optimizer, the last one."""
+        trajectory.save(self.path / "trajectory")
+        new = self.path / f"checkpoint-{update:06d}"
+        with new_folder(new) as folder:
+            with no_progress_bar():
+                model.save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
+            if optimizer is not None:
+                torch.save(optimizer.state_dict(), folder / "optimizer.pt")
+        self._remove_others(new)
+
+    def restore(self, model, optimizer, recorder: Recorder) -> dict:
+        """Put the last checkpoint into the model, the optimizer and the recorder: its meta."""
+        folder = self.checkpoint
+        with no_progress_bar():  # what save_pretrained renames, only from_pretrained names back
+            saved = type(model).from_pretrained(folder, dtype=model.dtype, use_safetensors=True)
+        model.load_state_dict(saved.state_dict())
+        state = folder / "optimizer.pt"
+        if state.is_file():
+            optimizer.load_state_dict(torch.load(state, map_location="cpu", weights_only=True))
+        trajectory = Trajectory.load(self.path / "trajectory")
+        recorder.restore(trajectory, self.update)
+        return trajectory.meta
+
+    def _remove_others(self, checkpoint: Path | None) -> None:
+        for other in self.path.glob("checkpoint-*"):
+            if other != checkpoint:
+                shutil.rmtree(other)
+
+
+def fingerprint(things) -> str:
+    """A short name for anything JSON can hold: other things, another name."""
+    return hashlib.sha256(json.dumps(things, sort_keys=True).encode()).hexdigest()[:16]
+
+
+@torch.no_grad()
+def fingerprint_model(model) -> str:
+    """A short name for the weights of a model, from some numbers of each tensor."""
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        stride = max(1, tensor.numel() // _SAMPLED)
+        some = tensor.detach().flatten()[::stride].double().cpu().numpy()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode() + some.tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _update(folder: Path) -> int:
+    return int(folder.name.removeprefix("checkpoint-"))

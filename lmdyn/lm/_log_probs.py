@@ -1,0 +1,67 @@
+"""log π(y|x) with its gradient: what every loss is a function of."""
+
+import sys
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from lmdyn.lm._pack import can_share, check_fits, head, hidden, pack
+from lmdyn.lm._tokens import Encoded
+
+
+class LogProbs(nn.Module):
+    """The log-probs of the responses that a loss reads, as a module that can be distributed.
+
+    A prompt is computed once for several responses where the model allows it, and logits only
+    where they predict a response token.
+
+    Args:
+        model: a Hugging Face causal language model.
+        encoded: the N rows.
+        keys: what the loss calls a response → its type in the rows.
+        bf16: compute in bfloat16, whatever the weights are in.
+
+    Raises:
+        ValueError: a response beyond the model's context, a token it does not know, a model whose
+            logits do not come out of its output layer.
+    """
+
+    def __init__(
+        self, model, encoded: Sequence[Encoded], keys: Mapping[str, str], bf16: bool = False
+    ):
+        super().__init__()
+        self.model, self.head = model, head(model)
+        self.encoded, self.keys, self.bf16 = encoded, keys, bf16
+        longest = check_fits(model, encoded)
+        self.shared = len(keys) > 1 and can_share(model, longest)
+        self.lengths = {
+            name: torch.tensor([len(e.responses[key]) for e in encoded], device=model.device)
+            for name, key in keys.items()
+        }
+
+    def forward(self, rows: Sequence[int]) -> dict[str, Tensor]:
+        """Response name → (B,) the summed log-probs of these rows, nats."""
+        device = self.model.device
+        some = [self.encoded[i] for i in rows]
+        (batch,) = pack(some, tokens=sys.maxsize, shared=self.shared, device=device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=self.bf16):
+            logits = self.head(hidden(self.model, batch))
+        if logits.dtype != torch.float64:
+            logits = logits.float()
+        tokens = -cross_entropy(logits, batch.target, reduction="none")
+        sums = tokens.new_zeros(len(batch.responses)).index_add(0, batch.segment, tokens)
+        place = {response: i for i, response in enumerate(batch.responses)}
+        return {
+            name: sums[[place[i, key] for i in range(len(rows))]] for name, key in self.keys.items()
+        }
+
+    @torch.no_grad()
+    def all(self, batch_size: int) -> dict[str, Tensor]:
+        """Response name → (N,), of all rows, without a gradient."""
+        n = len(self.encoded)
+        parts = [
+            self(range(start, min(start + batch_size, n))) for start in range(0, n, batch_size)
+        ]
+        return {name: torch.cat([part[name] for part in parts]) for name in self.keys}

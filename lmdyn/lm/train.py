@@ -1,0 +1,312 @@
+"""One training loop for every loss, which records what the paper watches."""
+
+import math
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from lmdyn import losses
+from lmdyn.lm._checkpoint import RunFolder, fingerprint, fingerprint_model
+from lmdyn.lm._environment import environment
+from lmdyn.lm._log_probs import LogProbs
+from lmdyn.lm._pack import evaluating
+from lmdyn.lm._plan import OPTIMIZERS, Plan, check_count
+from lmdyn.lm._tokens import encode
+from lmdyn.lm.data import ProbeSet, as_probes
+from lmdyn.lm.score import score
+from lmdyn.lm.trajectory import Recorder, Trajectory
+
+
+def finetune(
+    model: nn.Module,
+    tokenizer,
+    rows: ProbeSet | Iterable[Mapping[str, str]],
+    loss: str | losses.Loss = "sft",
+    *,
+    epochs: int,
+    lr: float,
+    batch_size: int,
+    response: str = "chosen",
+    ref: nn.Module | None = None,
+    optimizer: str = "adamw",
+    weight_decay: float = 0.0,
+    accumulate: int = 1,
+    clip: float | None = 1.0,
+    warmup: int = 0,
+    max_steps: int | None = None,
+    mixed_precision: str = "no",
+    seed: int = 0,
+    probes: ProbeSet | Iterable[Mapping[str, str]] | None = None,
+    probe_every: int | None = None,
+    out: str | Path | None = None,
+    save_every: int | None = None,
+    resume: bool = False,
+    progress: bool | None = None,
+) -> Trajectory:
+    """Finetune a model in place, and record how every probed response moves on the way.
+
+    An update is a step on the mean over its rows of ``loss``, a function of each response's
+    summed log-prob: for "sft" the mean over rows of −log π(y|x), a *sum* over tokens, as in the
+    paper's code. ``batch_size`` rows pass through the model at once (in several processes:
+    together), and ``accumulate`` such batches make an update. Every epoch has a fresh order; its
+    last update may have fewer rows. On a CPU the same call gives the same trajectory, bit for
+    bit. The paper's setting is ``optimizer="rmsprop"``, ``lr=5e-7``, ``warmup=150``,
+    ``batch_size=4``, ``clip=10``.
+
+    Args:
+        model: a Hugging Face causal language model; its weights change.
+        tokenizer: its tokenizer.
+        rows: what to learn, a `ProbeSet` or dicts with ``prompt``, ``chosen``, ….
+        loss: a name that `lmdyn.losses.get` knows, or a `lmdyn.losses.Loss`.
+        epochs: passes over the rows.
+        lr: learning rate, after the warm-up.
+        batch_size: rows in a forward pass.
+        response: the key of the rows that takes the place of the loss's ``chosen``.
+        ref: the reference model of a loss that needs one; the model as it comes, if not given.
+        optimizer: "adamw", "sgd" or "rmsprop", with PyTorch's defaults.
+        weight_decay: of the optimizer.
+        accumulate: batches in an update.
+        clip: scale the gradient down to this norm; None for no clipping.
+        warmup: updates over which the learning rate grows linearly.
+        max_steps: stop after so many updates, if the epochs have more.
+        mixed_precision: "no", or "bf16" to compute in bfloat16 with the weights as they are.
+            Weights that are in half precision themselves lose most of a small update.
+        seed: of the order of the rows, and of dropout.
+        probes: what to score before the first update, every ``probe_every`` updates, and at the
+            end: a `ProbeSet` or dicts.
+        probe_every: updates between two probings; an epoch if not given.
+        out: a folder that keeps the recipe, the trajectory and the last checkpoint.
+        save_every: updates between two checkpoints; ``probe_every`` if not given.
+        resume: go on with the run in ``out`` after its last checkpoint, given the same arguments
+            and the model that it began with: the trajectory is that of a run never interrupted.
+            A finished run gives its trajectory, and the model its weights.
+        progress: show a bar with the loss and log π(y+); by default on a terminal only.
+
+    Returns:
+        The `Trajectory`; also in ``out``, as trajectory.npz and .json.
+
+    Raises:
+        ValueError: settings out of range, unknown names (with the nearest one), rows without a
+            response that the loss reads, a folder that holds a run already or one of another
+            recipe.
+        FloatingPointError: a loss, a gradient or a log-prob is NaN or infinite. It names the
+            update and its rows; the last good checkpoint stays.
+
+    Example:
+        >>> model, tokenizer = load("tiny")
+        >>> rows = load_probes("world", split="train", limit=64)
+        >>> run = finetune(model, tokenizer, rows, epochs=4, lr=1e-3, batch_size=4, probes=rows)
+        >>> print(run.summary())
+    """
+    from accelerate import Accelerator
+
+    loss = losses.get(loss) if isinstance(loss, str) else loss
+    keys = {name: response if name == "chosen" else name for name in loss.responses}
+    rows = _with_all(as_probes(rows), tuple(keys.values()), loss)
+    probes = None if probes is None else as_probes(probes)
+    plan = Plan(
+        n_rows=len(rows),
+        epochs=epochs,
+        lr=lr,
+        batch_size=batch_size,
+        optimizer=optimizer,
+        weight_decay=weight_decay,
+        accumulate=accumulate,
+        clip=clip,
+        warmup=warmup,
+        max_steps=max_steps,
+        mixed_precision=mixed_precision,
+        seed=seed,
+        probe_every=probe_every,
+    )
+    if probes is None and probe_every is not None:
+        raise ValueError("probe_every without probes: pass probes too")
+    if out is None and (resume or save_every is not None):
+        raise ValueError(f"{'resume' if resume else 'save_every'} needs a folder: pass out")
+    if ref is not None and not loss.needs_ref:
+        raise ValueError(f"{loss} needs no reference model: leave ref out")
+    check_count("save_every", save_every, 1, optional=True)
+    save_every = save_every or probe_every or plan.per_epoch
+    weights = [p for p in model.parameters() if p.requires_grad]
+    if not weights:
+        raise ValueError("no weight of the model requires a gradient: there is nothing to learn")
+
+    accelerator = Accelerator(device_placement=False)
+    if accelerator.num_processes > 1:
+        model.to(accelerator.device)
+    encoded = encode(tokenizer, rows)
+    log_probs = LogProbs(model, encoded, keys, mixed_precision == "bf16")
+    settings = {
+        "loss": repr(loss),
+        "response": response,
+        **asdict(plan),
+        "rows": fingerprint([[e.prompt, e.responses] for e in encoded]),
+        "probes": probes and fingerprint([list(probes), probes.types, asdict(probes.format)]),
+        "model": fingerprint_model(model),
+        "ref": ref and fingerprint_model(ref),
+    }
+    size = sum(p.numel() for p in model.parameters())
+    meta = {
+        "settings": settings,
+        "model": f"{type(model).__name__}, {size} parameters, {model.dtype}",
+        "truncated": sum(len(e.truncated) for e in encoded),
+        **environment(model.device),
+        "resumed": [],
+        "seconds": 0.0,
+    }
+    reference = {}
+    if loss.needs_ref:
+        reader = log_probs if ref is None else LogProbs(ref, encoded, keys, log_probs.bf16)
+        with evaluating(reader):
+            reference = reader.all(batch_size)
+    step = OPTIMIZERS[optimizer](weights, lr=lr, weight_decay=weight_decay)
+    recorder = Recorder(probes)
+    folder = None if out is None else RunFolder(out, settings, resume)
+    accelerator.wait_for_everyone()  # until each process has read what the first writes over
+    writes = folder is not None and accelerator.is_main_process
+    if writes:
+        folder.begin()
+    start = 0 if folder is None else folder.update
+    if start:
+        meta = folder.restore(model, step, recorder)
+        if start == plan.updates:
+            return recorder.trajectory(meta)
+        meta["resumed"] = [*meta["resumed"], start]
+    parallel, step = accelerator.prepare(log_probs, step)
+
+    began, spent = time.perf_counter(), meta["seconds"]
+    names = [f"logp_{key}" for key in keys.values()]
+    hidden = True if not accelerator.is_main_process else None if progress is None else not progress
+    bar = tqdm(
+        total=plan.updates,
+        initial=start,
+        desc=type(loss).__name__,
+        unit="update",
+        delay=0 if progress else 2,
+        disable=hidden,
+    )
+    with _borrowed(model), bar:
+        for update in range(start, plan.updates + 1):
+            if probes is not None and plan.is_probed(update) and not recorder.probed(update):
+                scores = _score(model, tokenizer, probes, update)
+                recorder.probe(update, plan.examples(update), scores)
+            if update == plan.updates:
+                break
+
+            torch.manual_seed(plan.randomness(update, accelerator.process_index))
+            model.train()
+            found = _gradient(
+                accelerator, parallel, plan.batches(update), loss, reference, log_probs.lengths
+            )
+            norm = accelerator.clip_grad_norm_(weights, plan.clip or math.inf)
+            _check_finite(update, plan.rows(update), found[0].tolist(), norm.item())
+            # The weights that the last update left have now given finite losses: worth keeping.
+            if writes and update > start and update % save_every == 0:
+                meta["seconds"] = spent + time.perf_counter() - began
+                folder.save(update, model, tokenizer, step, recorder.trajectory(meta))
+
+            for group in step.param_groups:
+                group["lr"] = plan.lr_at(update)
+            step.step()
+            step.zero_grad()
+            mean_loss, *logps = found.mean(1).tolist()
+            log = dict(zip(names, logps, strict=True))
+            recorder.update(loss=mean_loss, lr=plan.lr_at(update), grad_norm=norm.item(), **log)
+            bar.set_postfix({"loss": mean_loss, **log}, refresh=False)
+            bar.update()
+    _check_weights(weights, plan)
+    meta["seconds"] = spent + time.perf_counter() - began
+    if writes:
+        folder.save(update, model, tokenizer, None, recorder.trajectory(meta))
+    return recorder.trajectory(meta)
+
+
+def _gradient(accelerator, log_probs, batches, loss, reference, lengths) -> Tensor:
+    """Add up the gradient of the mean loss over the rows of an update.
+
+    Returns:
+        (1 + R, rows): the loss of each row, and the log-prob of each response that it reads.
+    """
+    rank, world = accelerator.process_index, accelerator.num_processes
+    total, seen, found = sum(len(rows) for rows in batches), 0, None
+    for rows in batches:
+        mine = rows[rank::world]
+        some = mine or rows[:1]  # a process without a row takes part with weight 0
+        is_last = seen + len(rows) == total  # when processes share their gradients
+        with nullcontext() if is_last else accelerator.no_sync(log_probs):
+            logps = log_probs(some)
+            ref = {name: values[some] for name, values in reference.items()}
+            values = loss.value(logps, ref, {name: n[some] for name, n in lengths.items()})
+            # Gradients are averaged over processes, the loss over all rows.
+            accelerator.backward(values.sum() * (world * bool(mine) / total))
+        if found is None:
+            found = values.new_zeros(1 + len(logps), total)
+        if mine:
+            columns = slice(seen + rank, seen + len(rows), world)
+            found[:, columns] = torch.stack([values, *logps.values()]).detach()
+        seen += len(rows)
+    return accelerator.reduce(found, "sum")
+
+
+@contextmanager
+def _borrowed(model: nn.Module) -> Iterator[None]:
+    """Leave no gradient in the model, and its mode and torch's random state as they were."""
+    cuda = [model.device] if model.device.type == "cuda" else []
+    with evaluating(model), torch.random.fork_rng(cuda):
+        model.zero_grad()
+        try:
+            yield
+        finally:
+            model.zero_grad()
+
+
+def _with_all(rows: ProbeSet, types: tuple[str, ...], loss: losses.Loss) -> ProbeSet:
+    """The rows with the types that the loss reads."""
+    rows = rows.only(*types)
+    for i, row in enumerate(rows):
+        for name in types:
+            if name not in row:
+                raise ValueError(f"rows[{i}] has no {name!r}, which {loss} reads")
+    return rows
+
+
+def _score(model, tokenizer, probes: ProbeSet, update: int):
+    try:
+        return score(model, tokenizer, probes, progress=False)
+    except ValueError as error:
+        if update == 0:
+            raise
+        # They were fit to be scored before the first update.
+        raise FloatingPointError(f"after update {update}: {error}; lower lr") from None
+
+
+def _check_finite(update: int, rows: list[int], values: list[float], norm: float) -> None:
+    """Refuse to make an update whose loss or gradient is not finite."""
+    bad = [
+        (row, value) for row, value in zip(rows, values, strict=True) if not math.isfinite(value)
+    ]
+    if bad:
+        what = "the loss is " + ", ".join(f"{value} in rows[{row}]" for row, value in bad)
+    elif not math.isfinite(norm):
+        what = f"the gradient of {_named(rows)} is not finite"
+    else:
+        return
+    raise FloatingPointError(f"update {update + 1} is not made: {what}; lower lr, or mend the rows")
+
+
+def _check_weights(weights: list[Tensor], plan: Plan) -> None:
+    if not all(weight.isfinite().all() for weight in weights):
+        raise FloatingPointError(
+            f"update {plan.updates}, on {_named(plan.rows(plan.updates - 1))}, made weights that "
+            "are not finite: lower lr"
+        )
+
+
+def _named(rows: list[int]) -> str:
+    return ", ".join(f"rows[{row}]" for row in rows)

@@ -1,0 +1,547 @@
+"""The training loop against a plain one, number by number, and under every kind of accident."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny import FAMILIES, tiny, tiny_rows
+from torch.nn.functional import logsigmoid
+from transformers import AutoModelForCausalLM
+
+from lmdyn import losses
+from lmdyn.lm._plan import Plan
+from lmdyn.lm._tokens import Format, encode
+from lmdyn.lm.data import as_probes
+from lmdyn.lm.score import score
+from lmdyn.lm.train import finetune
+from lmdyn.lm.trajectory import STATS, Trajectory
+
+ROWS = tiny_rows()
+OPTIMIZERS = {"adamw": torch.optim.AdamW, "sgd": torch.optim.SGD, "rmsprop": torch.optim.RMSprop}
+RUN = {"epochs": 3, "lr": 1e-2, "batch_size": 2}  # 5 rows: 3 updates in an epoch
+
+
+def run(family="llama", rows=ROWS, dtype=torch.float64, config=None, **options):
+    """A fresh model, finetuned: (trajectory, model)."""
+    model, tokenizer = tiny(family, dtype, **(config or {}))
+    return finetune(model, tokenizer, rows, **RUN | options), model
+
+
+def same_weights(a, b):
+    for (name, x), y in zip(a.named_parameters(), b.parameters(), strict=True):
+        assert torch.equal(x, y), name
+
+
+def same_runs(a, b):
+    """Bit for bit."""
+    for name in ("steps", "examples_seen", "n_tokens", *STATS):
+        np.testing.assert_array_equal(getattr(a, name), getattr(b, name), err_msg=name)
+    assert list(a.log) == list(b.log)
+    for name, values in a.log.items():
+        np.testing.assert_array_equal(values, b.log[name], err_msg=name)
+
+
+# --- what it computes --------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Pair(losses.Loss):
+    """A preference loss that reads all there is: DPO with a length-weighted SFT term."""
+
+    beta: float = 0.3
+    responses = ("chosen", "rejected")
+    needs_ref = True
+
+    def value(self, logps, ref=None, lengths=None):
+        h = (logps["chosen"] - ref["chosen"]) - (logps["rejected"] - ref["rejected"])
+        return -logsigmoid(self.beta * h) - logps["chosen"] / lengths["chosen"]
+
+
+def log_prob(model, prompt, response):
+    """log π(y|x) of one sequence alone."""
+    logits = model(torch.tensor([prompt + response])).logits[0, len(prompt) - 1 : -1]
+    return logits.log_softmax(-1)[range(len(response)), response].sum()
+
+
+def plain_loop(family, loss, optimizer="adamw", weight_decay=0.0, warmup=0, clip=None):
+    """Four steps on the mean loss of all rows, one sequence at a time."""
+    model, tokenizer = tiny(family)
+    encoded = encode(tokenizer, as_probes(ROWS))
+    lengths = [{name: len(ids) for name, ids in e.responses.items()} for e in encoded]
+
+    def log_probs():
+        return [
+            {name: log_prob(model, e.prompt, e.responses[name]) for name in loss.responses}
+            for e in encoded
+        ]
+
+    with torch.no_grad():
+        ref = log_probs()
+    step = OPTIMIZERS[optimizer](model.parameters(), lr=1e-2, weight_decay=weight_decay)
+    schedule = torch.optim.lr_scheduler.LambdaLR(step, lambda u: min(1, (u + 1) / (warmup + 1)))
+    log = []
+    for _ in range(4):
+        mean = sum(map(loss.value, log_probs(), ref, lengths)) / len(encoded)
+        step.zero_grad()
+        mean.backward()
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), clip or torch.inf)
+        log.append((mean.item(), schedule.get_last_lr()[0], norm.item()))
+        step.step()
+        schedule.step()
+    return model, np.array(log).T
+
+
+def equal_to_the_plain_loop(family, loss, batches, **settings):
+    expected, log = plain_loop(family, loss, **settings)
+    ours, model = run(family, loss=loss, **{"clip": None} | batches | settings, epochs=4)
+    for key, values in zip(("loss", "lr", "grad_norm"), log, strict=True):
+        np.testing.assert_allclose(ours.log[key], values, rtol=1e-6, err_msg=key)  # float32
+    for (key, x), y in zip(model.named_parameters(), expected.parameters(), strict=True):
+        torch.testing.assert_close(x, y, rtol=0, atol=1e-12, msg=lambda m, key=key: f"{key}: {m}")
+
+
+LOSSES = pytest.mark.parametrize("loss", [losses.get("sft"), Pair()], ids=["sft", "pair"])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@LOSSES
+def test_every_family_steps_as_in_a_plain_loop(family, loss):
+    # SGD: the others would divide the gradient of a key's bias, which is 0, by its rounding.
+    equal_to_the_plain_loop(family, loss, {"batch_size": 5}, optimizer="sgd", clip=1.0)
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_every_optimizer_steps_as_in_a_plain_loop(optimizer):
+    equal_to_the_plain_loop(
+        "llama",
+        losses.get("sft"),
+        {"batch_size": 7},  # more than there are rows
+        optimizer=optimizer,
+        weight_decay=0.1,
+        warmup=2,
+        clip=5.0,
+    )
+
+
+@LOSSES
+def test_accumulated_batches_are_one_bigger_batch(loss):
+    equal_to_the_plain_loop(
+        "gpt2", loss, {"batch_size": 2, "accumulate": 3}, optimizer="sgd", clip=1.0
+    )  # 2 + 2 + 1
+
+
+def test_a_loss_can_have_a_reference_of_its_own():
+    reference, _ = tiny("llama", initializer_range=0.1)
+    other, _ = run(loss=Pair(), ref=reference, max_steps=1)
+    own, _ = run(loss=Pair(), max_steps=1)
+    assert other.log["loss"] != own.log["loss"]
+    assert all(p.grad is None for p in reference.parameters())
+    itself, _ = run(loss=Pair(), ref=tiny("llama")[0], max_steps=1)
+    same_runs(itself, own)
+
+
+def test_an_epoch_is_a_fresh_order_of_all_rows():
+    options = {"optimizer": "sgd", "weight_decay": 0.0, "clip": None, "warmup": 0}
+    plan = Plan(
+        n_rows=7, epochs=3, lr=1.0, batch_size=2, accumulate=2, max_steps=None, seed=3,
+        mixed_precision="no", probe_every=None, **options,
+    )  # fmt: skip
+    assert (plan.per_epoch, plan.updates) == (2, 6)
+    orders = [plan.rows(2 * epoch) + plan.rows(2 * epoch + 1) for epoch in range(3)]
+    assert [sorted(order) for order in orders] == [list(range(7))] * 3
+    assert len({tuple(order) for order in orders}) == 3
+    assert [len(batch) for batch in plan.batches(1)] == [2, 1]
+    assert [plan.examples(update) for update in range(7)] == [0, 4, 7, 11, 14, 18, 21]
+
+
+def test_learning_moves_what_is_learned():
+    trajectory, _ = run(probes=ROWS, dtype=torch.float32)
+    assert trajectory.log["loss"][-3:].mean() < trajectory.log["loss"][:3].mean() - 5
+    chosen = trajectory.mean("chosen")
+    assert (np.diff(chosen) > 0).all()
+    np.testing.assert_allclose(trajectory.log["logp_chosen"], -trajectory.log["loss"], rtol=1e-6)
+
+
+def test_the_learned_response_can_be_another():
+    swapped = [{"prompt": row["prompt"], "chosen": row["rejected"]} for row in ROWS]
+    a, rejected = run(response="rejected")
+    b, chosen = run(rows=swapped)
+    same_weights(rejected, chosen)
+    np.testing.assert_array_equal(a.log["logp_rejected"], b.log["logp_chosen"])
+
+
+# --- what it records ---------------------------------------------------------------------------
+
+
+def test_probes_are_scored_at_the_start_on_the_way_and_at_the_end():
+    model, tokenizer = tiny("llama")
+    first = score(model, tokenizer, ROWS)
+    trajectory = finetune(model, tokenizer, ROWS, **RUN, probes=ROWS, probe_every=4)
+    last = score(model, tokenizer, ROWS)
+    assert trajectory.steps.tolist() == [0, 4, 8, 9]
+    assert trajectory.examples_seen.tolist() == [0, 7, 14, 15]
+    assert trajectory.types == first.types
+    for stat in STATS:
+        for scores, moment in ((first, 0), (last, -1)):
+            expected = getattr(scores, stat).astype(np.float32)
+            np.testing.assert_array_equal(getattr(trajectory, stat)[moment], expected)
+    assert trajectory.updates == 9
+    assert trajectory.vocab_size == first.vocab_size
+
+
+def test_probes_are_scored_after_each_epoch_by_default():
+    assert run(probes=ROWS[:1])[0].steps.tolist() == [0, 3, 6, 9]
+
+
+def test_probing_does_not_change_the_run():
+    (with_probes, a), (without, b) = run(probes=ROWS, probe_every=1), run()
+    same_weights(a, b)
+    np.testing.assert_array_equal(with_probes.log["loss"], without.log["loss"])
+
+
+def test_max_steps_ends_early():
+    whole, _ = run(probes=ROWS, probe_every=2)
+    short, _ = run(probes=ROWS, probe_every=2, max_steps=4)
+    assert short.steps.tolist() == [0, 2, 4]
+    np.testing.assert_array_equal(short.logp, whole.logp[:3])
+
+
+def test_meta_says_how_it_was_made():
+    trajectory, _ = run(seed=3, max_steps=1)
+    meta = json.loads(json.dumps(trajectory.meta))
+    assert (meta["settings"]["lr"], meta["settings"]["seed"]) == (RUN["lr"], 3)
+    assert meta["settings"]["loss"] == "SFT()"
+    assert meta["versions"]["torch"] == torch.__version__
+    assert str(Path.home()) not in json.dumps(meta)
+
+
+# --- the same again ----------------------------------------------------------------------------
+
+DROPOUT = {"config": {"attn_pdrop": 0.1, "embd_pdrop": 0.1, "resid_pdrop": 0.1}}
+
+
+@pytest.mark.parametrize("options", [{}, DROPOUT], ids=["plain", "dropout"])
+def test_the_same_seed_gives_the_same_run(options):
+    options = {"family": "gpt2", "dtype": torch.float32, "probes": ROWS} | options
+    torch.manual_seed(1)
+    first, a = run(**options)
+    torch.manual_seed(2)
+    state = torch.get_rng_state()
+    again, b = run(**options)
+    same_runs(first, again)
+    same_weights(a, b)
+    assert torch.equal(torch.get_rng_state(), state)
+    other, _ = run(**options, seed=1)
+    assert (other.logp[-1] != first.logp[-1]).any()
+
+
+def test_dropout_is_on_for_updates_and_off_for_probes():
+    with_dropout, model = run("gpt2", probes=ROWS, **DROPOUT)
+    without, _ = run("gpt2", probes=ROWS)
+    np.testing.assert_array_equal(with_dropout.logp[0], without.logp[0])
+    assert with_dropout.log["loss"][0] != without.log["loss"][0]
+    assert not any(module.training for module in model.modules())
+
+
+def test_the_model_is_left_with_nothing_but_new_weights():
+    model, tokenizer = tiny("llama")
+    model.train()
+    model.model.norm.eval()
+    model.lm_head.weight.grad = torch.ones_like(model.lm_head.weight)  # of the caller's
+    model.model.norm.weight.requires_grad_(False)
+    frozen = model.model.norm.weight.clone()
+    keys = set(vars(model))
+    finetune(model, tokenizer, ROWS, **RUN)
+    assert model.training and not model.model.norm.training
+    assert all(p.grad is None for p in model.parameters())
+    assert torch.equal(model.model.norm.weight, frozen)
+    assert set(vars(model)) == keys
+    fresh, _ = tiny("llama")
+    fresh.model.norm.weight.requires_grad_(False)
+    finetune(fresh, tokenizer, ROWS, **RUN)
+    same_weights(model, fresh)  # the gradient that was there had no part
+
+
+# --- a run folder ------------------------------------------------------------------------------
+
+SAVED = {"probes": ROWS[:2], "probe_every": 4, "save_every": 2}
+
+
+def files(folder):
+    return {str(p.relative_to(folder)) for p in Path(folder).rglob("*") if p.is_file()}
+
+
+def test_a_finished_run_is_a_model_and_a_trajectory(tmp_path):
+    trajectory, model = run(out=tmp_path / "run", **SAVED)
+    names = {"config.json", "generation_config.json", "model.safetensors"}
+    names |= {"tokenizer.json", "tokenizer_config.json"}
+    last = {f"checkpoint-000009/{name}" for name in names}
+    assert files(tmp_path / "run") == {"settings.json", "trajectory.npz", "trajectory.json", *last}
+    same_runs(Trajectory.load(tmp_path / "run" / "trajectory"), trajectory)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "checkpoint-000009")
+    same_weights(loaded, model)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_resuming_a_finished_run_gives_its_trajectory_and_weights(tmp_path, family):
+    trajectory, model = run(family, out=tmp_path, **SAVED)
+    before = {p: p.stat().st_mtime_ns for p in tmp_path.glob("checkpoint*/*")}
+    again, loaded = run(family, out=tmp_path, resume=True, **SAVED)
+    same_runs(again, trajectory)
+    same_weights(loaded, model)
+    assert again.meta == trajectory.meta
+    assert {p: p.stat().st_mtime_ns for p in tmp_path.glob("checkpoint*/*")} == before
+
+
+def test_a_folder_is_not_used_twice(tmp_path):
+    run(out=tmp_path, max_steps=1)
+    with pytest.raises(ValueError, match="holds a run already: pass resume=True"):
+        run(out=tmp_path, max_steps=1)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"lr": 2e-2}, r"lr \(was 0.01, now 0.02\)"),
+        ({"loss": Pair()}, r"loss \(was 'SFT\(\)', now 'Pair"),
+        ({"seed": 1, "epochs": 4}, r"epochs .*, seed "),
+        ({"rows": ROWS[:4]}, "n_rows .*, rows "),
+        ({"rows": [ROWS[1], ROWS[0], *ROWS[2:]]}, "recipe: rows "),
+        ({"probes": ROWS[1:3]}, "recipe: probes "),
+        ({"family": "qwen2"}, "recipe: model "),
+        ({"config": {"initializer_range": 0.1}}, "recipe: model "),
+    ],
+)
+def test_resuming_another_recipe_is_refused(tmp_path, change, named):
+    run(out=tmp_path, max_steps=2, **SAVED)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.*")}
+    with pytest.raises(ValueError, match=f"is a run of another recipe: .*{named}|{named}"):
+        run(out=tmp_path, max_steps=2, resume=True, **SAVED | change)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*.*")} == before
+
+
+class Killed(BaseException):
+    """Stops the process at once, as far as the code can tell: nothing catches it."""
+
+
+def test_a_kill_between_any_two_writes_loses_nothing(tmp_path, monkeypatch):
+    options = {"probes": ROWS[:1], "save_every": 1, "max_steps": 3, "dtype": torch.float32}
+    options |= {"family": "gpt2"} | DROPOUT
+    _, expected = run(out=tmp_path / "whole", **options)
+    whole = {name: (tmp_path / "whole" / name).read_bytes() for name in files(tmp_path / "whole")}
+    moments = 0
+
+    def killing(function, at):
+        """Die just before or just after the write number at // 2."""
+
+        def wrapped(*args, **kwargs):
+            nonlocal moments
+            if moments == at:
+                raise Killed
+            function(*args, **kwargs)
+            if moments + 1 == at:
+                raise Killed
+            moments += 2
+
+        return wrapped
+
+    writes = [(os, "replace"), (os, "rename"), (shutil, "rmtree"), (torch, "save")]
+    at, finished = 0, False
+    while not finished:
+        out, moments = tmp_path / str(at), 0
+        with monkeypatch.context() as patch:
+            for module, name in writes:
+                patch.setattr(module, name, killing(getattr(module, name), at))
+            try:
+                run(out=out, **options)
+                finished = True
+            except Killed:
+                at += 1
+        _, model = run(out=out, resume=True, **options)
+        same_weights(model, expected)
+        now = {name: (out / name).read_bytes() for name in files(out)}
+        assert set(now) == set(whole), at
+        assert now["trajectory.npz"] == whole["trajectory.npz"], at
+        shutil.rmtree(out)
+    assert at > 20  # there is much to write
+
+
+KILLED = """
+import os, random, signal, sys, time
+import accelerate, torch
+from pathlib import Path
+from test_lm_train import SAVED, run
+
+torch.set_num_threads(1)
+here = Path(sys.argv[1])
+
+def child(out):
+    pid = os.fork()
+    if pid == 0:
+        run(out=out, resume=True, **SAVED | {"save_every": 1})
+        os._exit(0)
+    return pid
+
+assert os.waitpid(child(here / "whole"), 0)[1] == 0
+for least in (1, 3, 6):  # updates on disk before the kill, which comes a little later
+    pid = child(here / "killed")
+    while not any(int(p.name[11:17]) >= least for p in (here / "killed").glob("checkpoint-*")):
+        time.sleep(0.001)
+    time.sleep(random.uniform(0, 0.05))
+    os.kill(pid, signal.SIGKILL)
+    print(os.waitpid(pid, 0)[1])
+assert os.waitpid(child(here / "killed"), 0)[1] == 0
+"""
+
+
+def test_a_killed_run_resumed_is_the_run_never_killed(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, str(tmp_path)],
+        cwd=Path(__file__).parent, capture_output=True, text=True, timeout=100,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "9" in done.stdout.split()  # SIGKILL met a run on its way
+    assert files(tmp_path / "killed") == files(tmp_path / "whole")
+    for name in ("trajectory.npz", "checkpoint-000009/model.safetensors"):
+        killed, whole = ((tmp_path / which / name).read_bytes() for which in ("killed", "whole"))
+        assert killed == whole, name
+
+
+# --- accidents ---------------------------------------------------------------------------------
+
+
+def test_a_nan_stops_the_run_before_the_update_and_names_the_row(tmp_path):
+    model, tokenizer = tiny("gpt_neox")  # input and output embeddings are two
+    with torch.no_grad():
+        word = tokenizer.convert_tokens_to_ids("long")  # rows[1] alone reads it
+        model.get_input_embeddings().weight[word] = torch.nan
+    before = model.get_output_embeddings().weight.clone()
+    reason = r"update 3 is not made: the loss is nan in rows\[1\]; lower lr"
+    with pytest.raises(FloatingPointError, match=reason):
+        finetune(model, tokenizer, ROWS, **RUN, out=tmp_path, save_every=1)
+    # The one that has been seen to give finite losses.
+    assert [p.name for p in tmp_path.glob("checkpoint*")] == ["checkpoint-000001"]
+    assert model.get_output_embeddings().weight.isfinite().all()
+    assert (model.get_output_embeddings().weight != before).any()
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_a_gradient_that_is_not_finite_stops_the_run():
+    model, tokenizer = tiny("llama")
+    model.model.norm.weight.register_hook(lambda grad: grad * torch.inf)
+    before = model.lm_head.weight.clone()
+    with pytest.raises(FloatingPointError, match=r"the gradient of rows\[\d\], rows\[\d\] is not"):
+        finetune(model, tokenizer, ROWS, **RUN)
+    assert torch.equal(model.lm_head.weight, before)
+
+
+def test_weights_that_diverge_are_not_kept(tmp_path):
+    options = {"optimizer": "sgd", "clip": None, "dtype": torch.float32, "save_every": 1}
+    with pytest.raises(FloatingPointError, match="update 2 is not made"):
+        run(out=tmp_path / "a", lr=1e38, **options)
+    with pytest.raises(
+        FloatingPointError, match=r"update 1, on .*made weights that are not finite"
+    ):
+        run(out=tmp_path / "b", lr=1e38, max_steps=1, **options)
+    with pytest.raises(FloatingPointError, match="after update 1: the model's predictions are not"):
+        run(out=tmp_path / "c", lr=1e38, max_steps=1, probes=ROWS, **options)
+    for name in "abc":
+        assert not list((tmp_path / name).glob("checkpoint*"))
+
+
+def test_long_rows_are_cut_counted_and_end_without_eos():
+    rows = as_probes(ROWS, format=Format(max_length=12, max_prompt=8))
+    with pytest.warns(UserWarning, match="of 5 responses were cut"):
+        trajectory, _ = run(rows=rows, epochs=1)
+    _, tokenizer = tiny("llama")
+    with pytest.warns(UserWarning):
+        cut = sum(len(e.truncated) for e in encode(tokenizer, rows.only("chosen")))
+    assert trajectory.meta["truncated"] == cut > 0
+
+
+def test_padding_with_eos_changes_nothing():
+    model, tokenizer = tiny("llama")
+    tokenizer.pad_token = tokenizer.eos_token
+    trajectory = finetune(model, tokenizer, ROWS, **RUN)
+    usual, expected = run()
+    np.testing.assert_array_equal(trajectory.log["loss"], usual.log["loss"])
+    same_weights(model, expected)
+
+
+@pytest.mark.parametrize("how", ["mixed", "weights"])
+def test_half_precision_learns_about_the_same(how):
+    options = {"epochs": 6, "optimizer": "sgd", "lr": 1e-3}
+    exact, _ = run(**options, dtype=torch.float32)
+    if how == "mixed":
+        half, model = run(**options, dtype=torch.float32, mixed_precision="bf16")
+        assert model.dtype == torch.float32
+    else:
+        half, model = run(**options, dtype=torch.bfloat16)
+        assert model.dtype == torch.bfloat16
+    np.testing.assert_allclose(half.log["loss"], exact.log["loss"], rtol=0.05)
+    assert (half.log["loss"] != exact.log["loss"]).all()  # it was another arithmetic
+
+
+@pytest.mark.parametrize("progress", [None, True])
+def test_the_bar_shows_loss_and_log_prob_on_a_terminal_or_on_request(capfd, progress):
+    trajectory, _ = run(progress=progress, probes=ROWS[:1])
+    shown = capfd.readouterr().err
+    if progress is None:
+        assert shown == ""
+    else:
+        loss = trajectory.log["loss"][-1]
+        assert "9/9" in shown and f"loss={loss:.3g}, logp_chosen={-loss:.3g}" in shown
+
+
+# --- what it refuses ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"loss": "stf"}, "unknown loss 'stf': did you mean 'sft'"),
+        ({"optimizer": "adam"}, "unknown optimizer 'adam': did you mean 'adamw'"),
+        ({"mixed_precision": "bf-16"}, "unknown mixed_precision 'bf-16': did you mean 'bf16'"),
+        ({"response": "choosen"}, "unknown response type 'choosen': did you mean 'chosen'"),
+        ({"response": "irr_train"}, r"rows\[3\] has no 'irr_train', which SFT\(\) reads"),
+        ({"epochs": 0}, "epochs must be an integer of at least 1, got 0"),
+        ({"epochs": 1.5}, "epochs must be an integer of at least 1, got 1.5"),
+        ({"batch_size": True}, "batch_size must be an integer"),
+        ({"accumulate": 0}, "accumulate must be"),
+        ({"max_steps": 0}, "max_steps must be"),
+        ({"warmup": -1}, "warmup must be an integer of at least 0, got -1"),
+        ({"seed": -1}, "seed must be"),
+        ({"lr": 0.0}, "lr must be a finite number above 0, got 0.0"),
+        ({"lr": float("nan")}, "lr must be"),
+        ({"lr": "1e-3"}, "lr must be a finite number above 0, got '1e-3'"),
+        ({"clip": 0.0}, "clip must be"),
+        ({"weight_decay": -0.1}, "weight_decay must be a finite number of at least 0"),
+        ({"rows": []}, "there is no row"),
+        ({"probe_every": 2}, "probe_every without probes"),
+        ({"probes": ROWS, "probe_every": 0}, "probe_every must be an integer of at least 1"),
+        ({"save_every": 2}, "save_every needs a folder: pass out"),
+        ({"resume": True}, "resume needs a folder: pass out"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        run(**options)
+
+
+def test_a_reference_that_is_not_read_is_refused():
+    with pytest.raises(ValueError, match=r"SFT\(\) needs no reference model"):
+        run(ref=tiny("llama")[0])
+
+
+def test_a_model_without_trainable_weights_is_refused():
+    model, tokenizer = tiny("llama")
+    model.requires_grad_(False)
+    with pytest.raises(ValueError, match="no weight of the model requires a gradient"):
+        finetune(model, tokenizer, ROWS, **RUN)

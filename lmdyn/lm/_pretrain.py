@@ -1,4 +1,4 @@
-"""How the shipped tiny model is made: its text, its tokenizer, its training, its own words.
+"""How the shipped tiny model is made: its text, its tokenizer, its training.
 
 The text says what the world has heard, so the model knows the language well and the facts by
 hearsay only. Bit for bit the same on one machine with one thread; another processor may round
@@ -26,9 +26,9 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from lmdyn.lm import _grammar as grammar
 from lmdyn.lm import _words as words
+from lmdyn.lm._own_words import FILE, own_words
 
 PAD, EOS, UNK = "<pad>", "<eos>", "<unk>"
-OWN_WORDS = "own_words.json"
 IGNORED = -100  # cross_entropy's mark for a position without a target
 
 # What the pretraining text is made of, and how its questions are answered.
@@ -156,72 +156,6 @@ def pretrain(
     return losses
 
 
-# --- the model's own words -----------------------------------------------------------------------
-
-
-def answer(
-    model: LlamaForCausalLM,
-    tokenizer: PreTrainedTokenizerFast,
-    prompts: list[str],
-    possible: list[dict] | None = None,
-) -> list[str]:
-    """The model's answers to prompts of one length.
-
-    They are greedy; with ``possible``, a `_tree` of answers for each prompt, they are sampled
-    token by token among those with which one of these answers goes on.
-    """
-    ids = tokenizer(prompts, return_tensors="pt")["input_ids"]
-    options = {"do_sample": False}
-    if possible is not None:
-
-        def goes_on(i: int, so_far: Tensor) -> list[int]:
-            node = possible[i]
-            for token in so_far[ids.shape[1] :].tolist():
-                node = node.get(token, {})
-            return list(node) or [tokenizer.pad_token_id]
-
-        options = {"do_sample": True, "top_k": 0, "prefix_allowed_tokens_fn": goes_on}
-    said = model.generate(
-        ids,
-        attention_mask=torch.ones_like(ids),
-        pad_token_id=tokenizer.pad_token_id,
-        max_new_tokens=40,
-        **options,
-    )
-    return tokenizer.batch_decode(said[:, ids.shape[1] :], skip_special_tokens=True)
-
-
-def _tree(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> dict:
-    """Texts as nested dicts: token → what may follow it, EOS last."""
-    vocabulary = tokenizer.get_vocab()
-    root = {}
-    for text in texts:
-        node = root
-        for word in (*text.split(), EOS):
-            node = node.setdefault(vocabulary[word], {})
-    return root
-
-
-def own_words(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> dict[str, list[str]]:
-    """What the model says by itself: prompt → [its greedy answer, its wording of the truth].
-
-    The latter is sampled word by word among the words with which a true answer can go on.
-    """
-    spoken = {}
-    for name in dict.fromkeys(attribute for _, attribute in grammar.SUBJECTS):
-        subjects = [subject for subject in grammar.SUBJECTS if subject[1] == name]
-        true = [
-            _tree(tokenizer, [grammar.tell(grammar.truth(*s), w) for w in grammar.WORDINGS])
-            for s in subjects
-        ]
-        for question in range(grammar.N_QUESTIONS):
-            prompts = [grammar.ask(*subject, question) for subject in subjects]
-            greedy = answer(model, tokenizer, prompts)
-            own = answer(model, tokenizer, prompts, true)
-            spoken |= {p: list(pair) for p, *pair in zip(prompts, greedy, own, strict=True)}
-    return spoken
-
-
 # --- the whole -----------------------------------------------------------------------------------
 
 
@@ -276,6 +210,7 @@ def rebuild(
         tokenizer = make_tokenizer()
         model = make_model(width, layers, len(tokenizer))
         losses = pretrain(model, tokenizer, steps=steps, batch_size=batch_size, lr=lr, seed=seed)
+    with _reproducible(seed):
         spoken = own_words(model, tokenizer)
     record = {
         "command": f"python -m lmdyn.lm.world --rebuild --steps {steps} --seed {seed}",
@@ -293,8 +228,7 @@ def rebuild(
     try:
         model.save_pretrained(new)
         tokenizer.save_pretrained(new)
-        lines = (f"{json.dumps(k)}: {json.dumps(v)}" for k, v in spoken.items())
-        (new / OWN_WORDS).write_text("{\n" + ",\n".join(lines) + "\n}\n")
+        (new / FILE).write_text(json.dumps(spoken, indent=1) + "\n")
         (new / "rebuild.json").write_text(json.dumps(record, indent=2) + "\n")
         for file in new.iterdir():
             os.replace(file, out / file.name)

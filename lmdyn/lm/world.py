@@ -141,7 +141,8 @@ def _rejected(rng: random.Random, subject: tuple[str, str], asked: set) -> dict[
 
 def _reworded(rng: random.Random, wording: Wording) -> Wording:
     """A wording that differs in every place."""
-    return rng.choice([w for w in grammar.WORDINGS if not any(map(int.__eq__, w, wording))])
+    places = zip(grammar.CHOICES, wording, strict=True)
+    return Wording(*(rng.choice([i for i in range(n) if i != used]) for n, used in places))
 
 
 def _another(rng: random.Random, fact: Fact, asked: set) -> Fact:

@@ -1,10 +1,34 @@
 """Language models: the same equation, token by token.
 
 Score every response of a probe set, predict what a step does to them, find who moved whom, and
-finetune while recording it all.
+finetune while recording it all. Needs transformers: `pip install lmdyn[lm]`.
 """
 
+try:
+    import transformers  # noqa: F401
+except ImportError as error:
+    raise ImportError(f"lmdyn.lm needs transformers ({error}): pip install 'lmdyn[lm]'") from error
+
+from lmdyn.lm._proxies import lbk, sign_delta
 from lmdyn.lm._tokens import Format
 from lmdyn.lm.data import TYPES, ProbeSet, load_probes
+from lmdyn.lm.influence import influence
+from lmdyn.lm.models import load
+from lmdyn.lm.score import Scores, score
+from lmdyn.lm.train import finetune
+from lmdyn.lm.trajectory import Trajectory
 
-__all__ = ["TYPES", "Format", "ProbeSet", "load_probes"]
+__all__ = [
+    "TYPES",
+    "Format",
+    "ProbeSet",
+    "Scores",
+    "Trajectory",
+    "finetune",
+    "influence",
+    "lbk",
+    "load",
+    "load_probes",
+    "score",
+    "sign_delta",
+]

@@ -124,13 +124,13 @@ def _by_tokens(ours, theirs, shape, n: int, m: int) -> Tensor:
         )
         sums = total.new_zeros(shape[0], len(right))
         for piece in ours:
-            products = (piece.right @ right.T).mul_(_dots(piece.left, left))
+            products = (piece.right @ right.T).mul_(dots(piece.left, left))
             sums[piece.response] += products.sum(0)
         total.index_add_(1, whose, sums)
     return total
 
 
-def _dots(a: Tensor, b: Tensor) -> Tensor:
+def dots(a: Tensor, b: Tensor) -> Tensor:
     """(T, S) inner products of vectors, some of which are one-hot, given by their index."""
     if a.ndim == 2:
         return a @ b.T if b.ndim == 2 else a[:, b]

@@ -11,6 +11,7 @@ import argparse
 import json
 import random
 import re
+from difflib import SequenceMatcher
 from pathlib import Path
 
 from lmdyn.lm import TYPES
@@ -22,6 +23,7 @@ WRITTEN = (
 )
 MODEL = "smollm2-135m"
 SEED = 0
+ATTEMPTS = 10
 REPHRASE = (
     "Rephrase the following answer in your own words. Keep its meaning and its length. "
     "Write only the new answer.\n\n{}"
@@ -82,8 +84,10 @@ def add_generations(rows: list[dict[str, str]]) -> None:
 
     model, tokenizer = load(MODEL, device="cpu")
     own = complete(model, tokenizer, [row["prompt"] for row in rows])
-    rephrase = complete(model, tokenizer, [as_chat(tokenizer, row["chosen"]) for row in rows])
-    for row, answer, other in zip(rows, own, rephrase, strict=True):
+    chosen = [row["chosen"] for row in rows]
+    requests = [as_chat(tokenizer, text) for text in chosen]
+    rephrased = complete(model, tokenizer, requests, of=chosen)
+    for row, answer, other in zip(rows, own, rephrased, strict=True):
         row["chosen_initial"], row["chosen_selfr"] = answer, other
 
 
@@ -93,8 +97,11 @@ def as_chat(tokenizer, answer: str) -> str:
     return tokenizer.apply_chat_template([message], tokenize=False, add_generation_prompt=True)
 
 
-def complete(model, tokenizer, prompts: list[str], most: int = 5) -> list[str]:
+def complete(model, tokenizer, prompts: list[str], of: list[str] | None = None) -> list[str]:
     """Greedy answers; where one is of no use, sampled ones in its place until one is.
+
+    Args:
+        of: the text that each answer should rephrase, if any.
 
     Raises:
         RuntimeError: a prompt that stays without an answer.
@@ -102,35 +109,41 @@ def complete(model, tokenizer, prompts: list[str], most: int = 5) -> list[str]:
     from lmdyn.lm.generate import generate
 
     answers = [""] * len(prompts)
-    for seed in range(most):
+    for seed in range(ATTEMPTS):
         left = [i for i, answer in enumerate(answers) if not answer]
         if not left:
-            return answers
+            break
         asked = [prompts[i] for i in left]
-        new = generate(
-            model,
-            tokenizer,
-            asked,
-            max_new_tokens=80,
-            sample=seed > 0,
-            temperature=0.7,
-            seed=seed,
-            batch_size=8,
-        )
-        for i, text in zip(left, new, strict=True):
-            answers[i] = clean(text)
-    if not all(answers):
-        missing = [prompts[i] for i, answer in enumerate(answers) if not answer]
-        raise RuntimeError(f"no answer in {most} attempts to {missing[0]!r}")
+        options = {"max_new_tokens": 80, "sample": seed > 0, "temperature": 0.7, "seed": seed}
+        texts = generate(model, tokenizer, asked, batch_size=8, **options)
+        for i, text in zip(left, texts, strict=True):
+            text = clean(text)
+            if is_useful(text, of and of[i]):
+                answers[i] = text
+    if "" in answers:
+        prompt = prompts[answers.index("")]
+        raise RuntimeError(f"no useful answer in {ATTEMPTS} attempts to {prompt!r}")
     return answers
 
 
 def clean(text: str) -> str:
-    """The first turn of a text, in whole sentences, after one space; "" if nothing is left."""
+    """The first turn of a text, in whole sentences, after one space; "" if there is none."""
     text = re.split(r"\n+(?:Human|Assistant|User):", text)[0].strip()
-    whole = re.match(r".*[.!?][\"')*`]*(?=\s|$)", text, re.DOTALL)
-    text = whole[0] if whole else ""
-    return f" {text}" if len(text.split()) >= 5 else ""
+    whole = re.match(r".*(?<!\n\d)[.!?][\"')*`]*(?=\s|$)", text, re.DOTALL)
+    return f" {whole[0]}" if whole else ""
+
+
+def is_useful(text: str, of: str | None = None) -> bool:
+    """Whether a text has five words, does not go in circles, and rephrases without copying."""
+    from lmdyn.lm.generate import repeated
+
+    words = words_of(text)
+    if len(words) < 5 or repeated([text]) > 0.25:
+        return False
+    return (
+        of is None
+        or 0.15 < SequenceMatcher(None, words_of(of), words, autojunk=False).ratio() < 0.9
+    )
 
 
 def main(path: Path = FILE, with_model: bool = True) -> None:

@@ -1,5 +1,6 @@
 """Packing prompts with their responses, and scoring them."""
 
+import importlib
 import importlib.util
 import math
 
@@ -20,7 +21,7 @@ from lmdyn import jacobian_norm_sq, squeeze_line
 from lmdyn.lm import _pack
 from lmdyn.lm._pack import batches, can_share, head, head_is_last, hidden, pack
 from lmdyn.lm._proxies import lbk, sign_delta
-from lmdyn.lm._tokens import Format, encode
+from lmdyn.lm._tokens import Encoded, Format, encode
 from lmdyn.lm.data import as_probes
 from lmdyn.lm.score import _statistics, score
 
@@ -53,6 +54,7 @@ def one_by_one(model, tokenizer, rows):
     for i, row in enumerate(encode(tokenizer, probes)):
         for name, ids in row.responses.items():
             logits = model(torch.tensor([row.prompt + ids])).logits[0, len(row.prompt) - 1 : -1]
+            logits = logits.double()  # torch's float32 log_softmax is biased over a vocabulary
             logp, y = logits.log_softmax(-1), torch.tensor(ids)
             p, at = logp.exp(), (i, probes.types.index(name))
             gap = p - torch.nn.functional.one_hot(y, p.shape[1])
@@ -162,6 +164,16 @@ def test_batches_keep_the_budget_and_lose_no_response(shared):
         list(pack(rows, tokens=0))
 
 
+def test_a_long_row_is_split_where_attention_costs_more_than_the_prompt():
+    row = Encoded(list(range(80)), {str(i): list(range(70)) for i in range(13)})
+    few = Encoded(row.prompt, {name: row.responses[name] for name in "01"})
+    (whole,), (split,) = (list(pack([r])) for r in (few, row))
+    assert whole.input_ids.shape == (1, 80 + 2 * 69)
+    assert split.input_ids.shape == (2, 80 + 7 * 69)
+    (plain,) = pack([row], shared=False)
+    assert plain.input_ids.shape == (13, 80 + 69)
+
+
 def test_missing_types_are_nan_and_means_leave_them_out():
     model, tokenizer = tiny("llama")
     rows = tiny_rows()
@@ -217,7 +229,7 @@ def test_tokens_add_up_to_the_response(stats):
 def test_more_positions_than_a_chunk(monkeypatch):
     model, tokenizer = tiny("llama")
     expected = score(model, tokenizer, tiny_rows())
-    monkeypatch.setattr("lmdyn.lm.score.CHUNK", 7)
+    monkeypatch.setattr(importlib.import_module("lmdyn.lm.score"), "CHUNK", 7)
     chunked = score(model, tokenizer, tiny_rows())
     check(chunked, {stat: getattr(expected, stat) for stat in STATS}, 1e-12)
 
@@ -420,8 +432,8 @@ def test_smollm2_equals_one_sequence_at_a_time():
     ]
     scores = score(model, tokenizer, rows)
     expected = one_by_one(model, tokenizer, rows)
-    check(scores, {stat: expected[stat] for stat in ("logp", "argmax_logp")}, 5e-3)
-    check(scores, {s: expected[s] for s in ("prob_sq", "label_prob", "entropy", "squeeze")}, 1e-4)
+    check(scores, {stat: expected[stat] for stat in ("logp", "argmax_logp")}, 1e-3)
+    check(scores, {s: expected[s] for s in ("prob_sq", "label_prob", "entropy", "squeeze")}, 5e-5)
     assert -6 < scores.logp[0, 0] / scores.n_tokens[0, 0] < -1  # it speaks English
 
 

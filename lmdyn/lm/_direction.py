@@ -1,0 +1,175 @@
+"""Directions in weight space: the step of a loss, or what an optimiser did."""
+
+import math
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from lmdyn import losses
+from lmdyn.lm._jvp import Placed, float_weights, undisturbed
+from lmdyn.lm._pack import batches
+from lmdyn.lm._tokens import encode
+from lmdyn.lm.data import ProbeSet, as_probes
+from lmdyn.lm.score import score
+
+STEP_TOKENS = 1024  # in a batch: its logits are all kept for the backward pass
+
+
+def sgd_direction(
+    model,
+    tokenizer,
+    rows: ProbeSet | Sequence[Mapping[str, str]],
+    loss: str | losses.Loss = "sft",
+    lr: float = 1.0,
+    *,
+    ref: Mapping[str, Sequence[float]] | None = None,
+    tokens: int = STEP_TOKENS,
+) -> dict[str, Tensor]:
+    """−η ∇L: one step of gradient descent on the *sum* of the loss over the rows.
+
+    A loss reads sequences through their log-probs alone, so ∇L = Σ c ∇ log π(y|x) with the
+    coefficients c = ∂L/∂ log π(y|x) of `lmdyn.losses`. Dropout is off.
+
+    Args:
+        model: a Hugging Face causal language model. It stays as it is, and so do its ``.grad``.
+        tokenizer: its tokenizer.
+        rows: a `ProbeSet`, or rows such as ``{"prompt": …, "chosen": …}``: B of them.
+        loss: a name of `lmdyn.losses`, or a loss.
+        lr: the learning rate η. For the mean over the rows instead of the sum, divide it by B.
+        ref: for a loss with a reference model: response name → (B,) log-probs under it, nats.
+            The model's own if not given, as at the start of a finetuning run.
+        tokens: how many, padding included, go through the model at a time.
+
+    Returns:
+        Parameter name → tensor of its shape, in float32 for half-precision models. Frozen
+        parameters, and those that the loss does not reach, are left out.
+
+    Raises:
+        ValueError: an unknown loss, a row without a response that the loss reads, an ``lr`` or
+            ``ref`` that does not fit, log-probs that are not finite, no trainable parameter.
+
+    Example:
+        >>> step = sgd_direction(model, tokenizer, rows[:1], lr=1e-5)  # doctest: +SKIP
+        >>> predict_change(model, tokenizer, rows, step).mean("chosen")  # doctest: +SKIP
+        0.41
+    """
+    if not math.isfinite(lr):
+        raise ValueError(f"lr must be finite, got {lr}")
+    loss = losses.get(loss) if isinstance(loss, str) else loss
+    probes = _read_by(loss, rows)
+    weights = float_weights(model)
+    moving = {
+        n: weights[n].requires_grad_() for n, p in model.named_parameters() if p.requires_grad
+    }
+    if not moving:
+        raise ValueError("no parameter has requires_grad: there is no step to take")
+    c = _coefficients(model, tokenizer, probes, loss, ref)
+    total: dict[str, Tensor] = {}
+    with undisturbed(model), torch.enable_grad():
+        placed = Placed(model, weights)
+        for batch in batches(model, encode(tokenizer, probes), tokens):
+            logits = placed.logits(placed.hidden(batch))
+            logp = -cross_entropy(logits, batch.target, reduction="none")
+            of_response = torch.stack([c[name][row] for row, name in batch.responses])
+            weighted = logp @ of_response.to(logp)[batch.segment]
+            grads = torch.autograd.grad(weighted, list(moving.values()), allow_unused=True)
+            for name, grad in zip(moving, grads, strict=True):
+                if grad is not None:
+                    total[name] = total[name] + grad if name in total else grad
+    return {name: -lr * grad for name, grad in total.items()}
+
+
+def _read_by(loss: losses.Loss, rows) -> ProbeSet:
+    probes = as_probes(rows).only(*loss.responses)
+    for i, row in enumerate(probes):
+        for name in loss.responses:
+            if name not in row:
+                raise ValueError(
+                    f"rows[{i}] has no {name!r}, which the loss {type(loss).__name__} reads: "
+                    "add it, or leave the row out"
+                )
+    return probes
+
+
+def _coefficients(model, tokenizer, probes: ProbeSet, loss, ref) -> dict[str, Tensor]:
+    """Response name → (B,), c = ∂L/∂ log π(y|x), at the log-probs that the model gives."""
+    scores = score(model, tokenizer, probes, stats=False, progress=False)
+    logps = dict(zip(probes.types, torch.from_numpy(scores.logp).T, strict=True))
+    lengths = dict(zip(probes.types, torch.from_numpy(scores.n_tokens).T, strict=True))
+    for name in logps if ref is not None else ():
+        if name not in ref or len(ref[name]) != len(probes):
+            raise ValueError(f"ref must map {name!r} to {len(probes)} log-probs, one for each row")
+    ref = logps if ref is None else {n: torch.as_tensor(ref[n]).to(logps[n]) for n in logps}
+    return loss.coefficients(logps, ref, lengths)
+
+
+def update_direction(
+    before: Mapping[str, Tensor], after: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """What an optimiser did: the difference of two state dicts.
+
+    Args:
+        before: parameter name → tensor, *copied* before the update: ``model.state_dict()`` alone
+            gives the live weights, which the update changes too.
+        after: the same afterwards.
+
+    Returns:
+        Parameter name → after − before, for those that changed.
+
+    Raises:
+        ValueError: names that differ, or no change at all.
+
+    Example:
+        >>> before = {"weight": torch.zeros(2)}
+        >>> update_direction(before, {"weight": torch.ones(2)})
+        {'weight': tensor([1., 1.])}
+    """
+    if before.keys() != after.keys():
+        odd = sorted(before.keys() ^ after.keys())[0]
+        raise ValueError(f"before and after are not of one model: only one of them has {odd!r}")
+    changed = {n: after[n] - before[n] for n in before if not torch.equal(before[n], after[n])}
+    if not changed:
+        raise ValueError(
+            "nothing changed: copy the weights before the update, "
+            "{name: tensor.clone() for name, tensor in model.state_dict().items()}"
+        )
+    return changed
+
+
+def check_direction(model, direction: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The direction under the first name of each weight, in the dtype and place of the pass."""
+    if not isinstance(direction, Mapping):
+        kind = type(direction).__name__
+        raise ValueError(f"direction must map parameter names to tensors, got {kind}")
+    if not direction:
+        raise ValueError("direction is empty: it names no parameter to move")
+    known = dict(model.named_parameters(remove_duplicate=False))
+    first = {id(p): name for name, p in model.named_parameters()}
+    weights = float_weights(model)
+    checked, given = {}, {}
+    for name, move in direction.items():
+        if name not in known:
+            near = get_close_matches(str(name), known, 1, 0.5)
+            hint = f": did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"direction[{name!r}]: the model has no such parameter{hint}")
+        weight = known[name]
+        move = torch.as_tensor(move)
+        if move.shape != weight.shape:
+            raise ValueError(
+                f"direction[{name!r}] has shape {tuple(move.shape)}, "
+                f"the parameter {tuple(weight.shape)}"
+            )
+        own = first[id(weight)]
+        move = move.detach().to(weights[own])
+        if not move.isfinite().all():
+            raise ValueError(f"direction[{name!r}] holds NaN or infinity")
+        if own in checked and not torch.equal(checked[own], move):
+            raise ValueError(
+                f"direction[{name!r}] and direction[{given[own]!r}] differ, "
+                "but they are one weight (tied): keep one of them"
+            )
+        checked[own], given[own] = move, name
+    return checked

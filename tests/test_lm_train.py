@@ -213,13 +213,19 @@ def test_max_steps_ends_early():
     np.testing.assert_array_equal(short.logp, whole.logp[:3])
 
 
-def test_meta_says_how_it_was_made():
+def test_meta_says_how_it_was_made(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["/some/where/record.py", "--rows", "my rows.jsonl"])
+    monkeypatch.delitem(sys.modules, "ipykernel", raising=False)
     trajectory, _ = run(seed=3, max_steps=1)
     meta = json.loads(json.dumps(trajectory.meta))
     assert (meta["settings"]["lr"], meta["settings"]["seed"]) == (RUN["lr"], 3)
     assert meta["settings"]["loss"] == "SFT()"
+    assert meta["model"].startswith("LlamaForCausalLM, ")
+    assert meta["command"] == "record.py --rows 'my rows.jsonl'"
     assert meta["versions"]["torch"] == torch.__version__
-    assert str(Path.home()) not in json.dumps(meta)
+    assert "CPU" in meta["hardware"]
+    monkeypatch.setitem(sys.modules, "ipykernel", sys)
+    assert run(max_steps=1)[0].meta["command"] == "in a notebook"
 
 
 # --- the same again ----------------------------------------------------------------------------
@@ -545,3 +551,9 @@ def test_a_model_without_trainable_weights_is_refused():
     model.requires_grad_(False)
     with pytest.raises(ValueError, match="no weight of the model requires a gradient"):
         finetune(model, tokenizer, ROWS, **RUN)
+
+
+def test_without_accelerate_it_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "accelerate", None)
+    with pytest.raises(ImportError, match="pip install accelerate"):
+        run()

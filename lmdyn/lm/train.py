@@ -69,8 +69,8 @@ def finetune(
         batch_size: rows in a forward pass.
         response: the key of the rows that takes the place of the loss's ``chosen``.
         ref: the reference model of a loss that needs one; the model as it comes, if not given.
-        optimizer: "adamw", "sgd" or "rmsprop", with PyTorch's defaults.
-        weight_decay: of the optimizer.
+        optimizer: "adamw", "sgd" or "rmsprop", with PyTorch's defaults for all that is not here.
+        weight_decay: of the optimizer; decoupled for "adamw", added to the gradient for the rest.
         accumulate: batches in an update.
         clip: scale the gradient down to this norm; None for no clipping.
         warmup: updates over which the learning rate grows linearly.
@@ -99,13 +99,17 @@ def finetune(
             update and its rows; the last good checkpoint stays.
 
     Example:
-        >>> model, tokenizer = load("tiny")
-        >>> rows = load_probes("world", split="train", limit=64)
-        >>> run = finetune(model, tokenizer, rows, epochs=4, lr=1e-3, batch_size=4, probes=rows)
-        >>> print(run.summary())
+        >>> from lmdyn.lm import load, load_probes  # doctest: +SKIP
+        >>> model, tokenizer = load("tiny")  # doctest: +SKIP
+        >>> rows = load_probes("world", limit=32)  # doctest: +SKIP
+        >>> settings = {"epochs": 4, "lr": 1e-3, "batch_size": 4}
+        >>> run = finetune(model, tokenizer, rows, probes=rows, **settings)  # doctest: +SKIP
+        >>> print(run.summary())  # doctest: +SKIP
     """
-    from accelerate import Accelerator
-
+    try:
+        from accelerate import Accelerator
+    except ImportError:
+        raise ImportError("finetune needs the package accelerate: pip install accelerate") from None
     loss = losses.get(loss) if isinstance(loss, str) else loss
     keys = {name: response if name == "chosen" else name for name in loss.responses}
     rows = _with_all(as_probes(rows), tuple(keys.values()), loss)

@@ -77,3 +77,19 @@ def test_who_sees_whom_shows_the_mask_and_names_its_parts(ax):
     assert (np.isfinite(image.get_array().filled(np.nan)) == sees).all()
     assert [tick.get_text() for tick in ax.get_yticklabels()] == ["prompt", "a", "b"]
     assert len(ax.lines) == 4  # two edges, across and down
+
+
+def test_token_bars_stand_side_by_side(ax):
+    values = {"chosen": [-1.0, -2.0], "chosen_gptformat": [-3.0, -4.0]}
+    plots.token_bars(values, ["a", "b"], "nats", ax=ax)
+    heights = [bar.get_height() for bar in ax.patches]
+    assert heights == [-1, -2, -3, -4]
+    edges = sorted((bar.get_x(), bar.get_x() + bar.get_width()) for bar in ax.patches)
+    assert all(end <= start + 1e-9 for (_, end), (start, _) in zip(edges, edges[1:], strict=False))
+    assert [tick.get_text() for tick in ax.get_xticklabels()] == ["a", "b"]
+
+
+def test_clouds_show_every_dot_of_each_group(ax):
+    plots.clouds({"own": ([1, 2], [3, 4]), "other": ([5], [6])}, ax=ax)
+    assert [line.get_xydata().tolist() for line in ax.lines] == [[[1, 3], [2, 4]], [[5, 6]]]
+    assert len({(line.get_marker(), line.get_color()) for line in ax.lines}) == 2

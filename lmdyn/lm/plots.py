@@ -176,3 +176,47 @@ def who_sees_whom(sees, block, names, ax=None) -> Axes:
     ax.spines[:].set_visible(True)
     ax.grid(False)
     return ax
+
+
+def token_bars(values, tokens, label, ax=None) -> Axes:
+    """The terms of a score, token by token, of responses that line up.
+
+    Args:
+        values: type → (T,) a number for each token; the first type filled, others as outlines.
+        tokens: T names.
+        label: what is shown, with its unit.
+        ax: Axes to draw on.
+
+    Returns:
+        The Axes.
+    """
+    ax = _axes(ax)
+    x, width = np.arange(len(tokens)), 0.8 / len(values)
+    for i, (name, terms) in enumerate(values.items()):
+        color, _, shown = _style(name)
+        shift = (i - (len(values) - 1) / 2) * width
+        fill = {"color": color} if i == 0 else {"facecolor": "white", "edgecolor": color}
+        ax.bar(x + shift, terms, width, label=shown, **fill)
+    ax.set_xticks(x, tokens, rotation=45, ha="right", rotation_mode="anchor", fontsize=9)
+    ax.grid(axis="x", visible=False)
+    ax.axhline(0, color=COLORS["argmax"], lw=0.8)
+    ax.set_ylabel(label)
+    return ax
+
+
+def clouds(groups, ax=None) -> Axes:
+    """Dots of several groups, told apart by marker and colour.
+
+    Args:
+        groups: name → (x, y), each (N,); up to three.
+        ax: Axes to draw on.
+
+    Returns:
+        The Axes.
+    """
+    ax = _axes(ax)
+    looks = {"o": COLORS["chosen"], "s": COLORS["rejected"], "^": COLORS["other"]}
+    for (name, (x, y)), (marker, color) in zip(groups.items(), looks.items(), strict=False):
+        dots = {"ms": 3.5, "mew": 0, "alpha": 0.5, "color": color}
+        ax.plot(x, y, marker, label=name, rasterized=len(x) > 500, **dots)
+    return ax

@@ -1,5 +1,7 @@
 """Each figure shows the numbers it was given, and every response type has a look of its own."""
 
+from itertools import pairwise
+
 import matplotlib
 import numpy as np
 import pytest
@@ -85,7 +87,7 @@ def test_token_bars_stand_side_by_side(ax):
     heights = [bar.get_height() for bar in ax.patches]
     assert heights == [-1, -2, -3, -4]
     edges = sorted((bar.get_x(), bar.get_x() + bar.get_width()) for bar in ax.patches)
-    assert all(end <= start + 1e-9 for (_, end), (start, _) in zip(edges, edges[1:], strict=False))
+    assert all(end <= start + 1e-9 for (_, end), (start, _) in pairwise(edges))
     assert [tick.get_text() for tick in ax.get_xticklabels()] == ["a", "b"]
 
 

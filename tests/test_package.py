@@ -4,12 +4,14 @@ import tomllib
 from pathlib import Path
 
 import lmdyn
+import lmdyn.lm
 
 ROOT = Path(__file__).parent.parent
 
 
 def test_importing_lmdyn_needs_torch_and_numpy_alone():
-    heavy = {"IPython", "ipywidgets", "matplotlib", "mlxtend", "pandas", "scipy", "transformers"}
+    heavy = {"IPython", "accelerate", "datasets", "gguf", "ipywidgets", "matplotlib", "mlxtend"}
+    heavy |= {"pandas", "scipy", "tqdm", "transformers"}
     code = f"import sys, lmdyn; print(sorted({heavy!r} & set(sys.modules)))"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"
@@ -18,12 +20,23 @@ def test_importing_lmdyn_needs_torch_and_numpy_alone():
 def test_every_public_name_is_in_the_api_reference():
     page = (ROOT / "book" / "api.md").read_text(encoding="utf-8")
     documented = {line.split(":: ")[1] for line in page.splitlines() if line.startswith(".. auto")}
-    assert set(lmdyn.__all__) <= documented
+    assert {*lmdyn.__all__, *lmdyn.lm.__all__} <= documented
+
+
+def test_lm_without_transformers_says_what_to_install():
+    code = "import sys; sys.modules['transformers'] = None; import lmdyn.lm"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert run.returncode and "pip install 'lmdyn[lm]'" in run.stderr.splitlines()[-1]
 
 
 def test_files_beside_the_code_are_installed_with_it():
     with (ROOT / "pyproject.toml").open("rb") as file:
-        patterns = tomllib.load(file)["tool"]["setuptools"]["package-data"]["lmdyn"]
-    beside = [p for p in (ROOT / "lmdyn").iterdir() if p.is_file() and p.suffix != ".py"]
-    left_out = [p.name for p in beside if not any(p.match(pattern) for pattern in patterns)]
-    assert left_out == []
+        data = tomllib.load(file)["tool"]["setuptools"]["package-data"]
+    installed = {
+        path
+        for package, patterns in data.items()
+        for pattern in patterns
+        for path in ROOT.joinpath(*package.split(".")).glob(pattern)
+    }
+    beside = {p for p in (ROOT / "lmdyn").rglob("*") if p.is_file() and p.suffix != ".py"}
+    assert {p for p in beside if "__pycache__" not in p.parts} == installed

@@ -14,12 +14,21 @@ from lmdyn.lm._tokens import Format
 from lmdyn.lm.data import TYPES, ProbeSet, load_probes
 from lmdyn.lm.influence import influence
 from lmdyn.lm.models import load
+from lmdyn.lm.predict import (
+    Change,
+    measure_change,
+    predict_change,
+    sgd_direction,
+    update_direction,
+)
 from lmdyn.lm.score import Scores, score
+from lmdyn.lm.token_kernel import token_influence, token_kernel
 from lmdyn.lm.train import finetune
 from lmdyn.lm.trajectory import Trajectory
 
 __all__ = [
     "TYPES",
+    "Change",
     "Format",
     "ProbeSet",
     "Scores",
@@ -29,6 +38,12 @@ __all__ = [
     "lbk",
     "load",
     "load_probes",
+    "measure_change",
+    "predict_change",
     "score",
+    "sgd_direction",
     "sign_delta",
+    "token_influence",
+    "token_kernel",
+    "update_direction",
 ]

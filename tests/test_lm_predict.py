@@ -15,6 +15,7 @@ from lmdyn import log_softmax_jacobian, losses
 from lmdyn.lm import _jvp, _pack, predict
 from lmdyn.lm._tokens import encode
 from lmdyn.lm.data import as_probes
+from lmdyn.lm.models import load
 from lmdyn.lm.predict import measure_change, predict_change, sgd_direction, update_direction
 
 needs_smollm2 = pytest.mark.skipif(
@@ -187,6 +188,9 @@ def test_shared_and_plain_and_eager_agree(family, monkeypatch):
     # Eager attention takes its softmax in float32, whatever comes.
     assert_equal(predict_change(model, tokenizer, rows, direction), shared, 1e-5)
     model.set_attn_implementation("sdpa")
+    with monkeypatch.context() as patch:  # PyTorch's own unfused attention, as on a GPU
+        patch.setattr(_jvp, "_is_usual", lambda *_, **__: False)
+        assert_equal(predict_change(model, tokenizer, rows, direction), shared, 1e-9)
     monkeypatch.setattr(_pack, "can_share", lambda *_: False)
     plain = predict_change(model, tokenizer, rows, direction)
     assert_equal(plain, shared, 1e-9)
@@ -488,3 +492,29 @@ def test_bad_steps():
         update_direction(state, model.state_dict())
     with pytest.raises(ValueError, match=r"only one of them has 'model\.norm\.weight'"):
         update_direction(state, {n: p for n, p in state.items() if n != "model.norm.weight"})
+
+
+# A real model
+
+
+@needs_smollm2
+def test_smollm2():
+    """Over the whole vocabulary at all tokens; what is left is of second order."""
+    model, tokenizer = load("smollm2-135m", device="cpu")
+    row = {
+        "prompt": "How do I keep bread fresh?",
+        "chosen": " Keep it in a paper bag or a bread box, away from heat, and freeze what you "
+        "cannot eat in two days.",
+    }
+    gradient = sgd_direction(model, tokenizer, [row])
+    per_lr = predict_change(model, tokenizer, [row], gradient, vocab=True).vocab[0]["chosen"]
+    errors = []
+    for lr in (1e-5, 1e-6):
+        step = {name: lr * move for name, move in gradient.items()}
+        measured = measure_change(model, tokenizer, [row], step, vocab=True).vocab[0]["chosen"]
+        predicted = lr * per_lr
+        pair = torch.stack([predicted, measured]).flatten(1).double()
+        assert torch.corrcoef(pair)[0, 1] >= 0.999
+        errors.append(float((predicted - measured).norm() / measured.norm()))
+    assert errors[0] <= 0.05 and errors[1] <= 0.006
+    assert 5 < errors[0] / errors[1] < 15

@@ -146,8 +146,8 @@ def measure_change(
     """Measure what θ → θ + Δθ does to log π: what `predict_change` predicts, by two passes.
 
     The moved weights are used beside the model's own, which stay as they are, bit for bit.
-    Half-precision models are computed in float32. In float32, log-probs carry an error of about
-    1e-5 nats a token, and θ + Δθ is rounded: very small steps show it.
+    Half-precision models are computed in float32. In float32 both passes and θ + Δθ are rounded,
+    which very small steps show; a float64 model has no such limit.
 
     Args:
         model: as in `predict_change`, with any attention.

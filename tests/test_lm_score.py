@@ -20,10 +20,11 @@ from transformers import (
 from lmdyn import jacobian_norm_sq, squeeze_line
 from lmdyn.lm import _pack
 from lmdyn.lm._pack import batches, can_share, head, head_is_last, hidden, pack
-from lmdyn.lm._proxies import lbk, sign_delta
+from lmdyn.lm._proxies import FORMS, lbk, sign_delta
 from lmdyn.lm._tokens import Encoded, Format, encode
 from lmdyn.lm.data import as_probes
 from lmdyn.lm.score import _statistics, score
+from lmdyn.lm.trajectory import Recorder
 
 STATS = ("logp", "argmax_logp", "prob_sq", "label_prob", "entropy", "squeeze")
 NORMS = ("prob_norm", "residual_norm", "jacobian_norm_sq", "residual_norm_sq")
@@ -172,6 +173,17 @@ def test_a_long_row_is_split_where_attention_costs_more_than_the_prompt():
     assert split.input_ids.shape == (2, 80 + 7 * 69)
     (plain,) = pack([row], shared=False)
     assert plain.input_ids.shape == (13, 80 + 69)
+
+
+def test_a_full_batch_takes_no_row_that_needs_much_padding():
+    lengths = [100] * 6 + [104, 150, 151, 600]
+    rows = [Encoded(list(range(n)), {"chosen": [1]}) for n in lengths]
+
+    def shapes(tokens):
+        return [tuple(batch.input_ids.shape) for batch in pack(rows, tokens=tokens)]
+
+    assert shapes(4096) == [(7, 104), (3, 600)]  # too few tokens in the second to be picky
+    assert shapes(400) == [(4, 100), (3, 104), (2, 151), (1, 600)]
 
 
 def test_missing_types_are_nan_and_means_leave_them_out():
@@ -445,6 +457,7 @@ class Course:
 
     def __init__(self, *scores, split=None):
         self.types, self.n_tokens = scores[0].types, scores[0].n_tokens
+        self.vocab_size = scores[0].vocab_size
         self.split = np.array(split or [""] * len(self.n_tokens))
         for stat in ("logp", "prob_sq", "label_prob", "prob_norm", "residual_norm"):
             setattr(self, stat, np.stack([getattr(s, stat) for s in scores]))
@@ -531,8 +544,8 @@ def course(split=None):
 def test_the_reference_form_is_that_of_its_code():
     trajectory, scores = course()
     v = scores[0].vocab_size
-    found = lbk(trajectory, form="reference", vocab_size=v)
-    signs = sign_delta(trajectory, form="reference", vocab_size=v)
+    found = lbk(trajectory, form="reference")
+    signs = sign_delta(trajectory, form="reference")
     for s in range(2):
         for r, name in enumerate(trajectory.types):
             delta, a, g = [], [], []
@@ -546,9 +559,8 @@ def test_the_reference_form_is_that_of_its_code():
             scale = math.sqrt(np.mean(a)) * np.mean(g)
             assert found[s, r] == pytest.approx(np.linalg.norm(delta) / scale)
             assert signs[s, r] == pytest.approx(np.mean(delta) / scale)
-    pair = lbk(*scores[:2], form="reference")  # the size comes with the scores
-    np.testing.assert_allclose(pair, found[0])
-    each = lbk(trajectory, form="reference", vocab_size=v, per_row=True)
+    np.testing.assert_allclose(lbk(*scores[:2], form="reference"), found[0])
+    each = lbk(trajectory, form="reference", per_row=True)
     assert each.shape == (2, 5, 4)
     assert np.isnan(each).sum() == 2 * 2  # two rows lack a type
 
@@ -566,6 +578,18 @@ def test_a_trajectory_is_its_steps_one_by_one():
     np.testing.assert_array_equal(sign_delta(trajectory, per_row=True)[0], change)
 
 
+def test_a_recorded_trajectory_will_do():
+    course_, scores = course()
+    recorder = Recorder(as_probes(tiny_rows()))
+    for s, each in enumerate(scores):
+        recorder.probe(s, 3 * s, each)
+    trajectory = recorder.trajectory({})
+    for form in FORMS:
+        for proxy in (lbk, sign_delta):  # float32, so a small change has few digits
+            found, expected = proxy(trajectory, form=form), proxy(course_, form=form)
+            np.testing.assert_allclose(found, expected, rtol=0.02)
+
+
 def test_only_learned_rows_count_as_updates():
     trajectory, _ = course(split=["train", "train", "train", "test", "test"])
     whole, _ = course()
@@ -581,8 +605,6 @@ def test_proxies_name_what_is_wrong():
         lbk(trajectory, learned="choosen")
     with pytest.raises(ValueError, match="give the scores before and after"):
         sign_delta(first)
-    with pytest.raises(ValueError, match="pass vocab_size"):
-        lbk(trajectory, form="reference")
     model, tokenizer = tiny("llama")
     with pytest.raises(ValueError, match="of the same rows and types"):
         lbk(first, score(model, tokenizer, tiny_rows()[:2]))

@@ -10,6 +10,8 @@ from torch import Tensor
 from lmdyn.lm._tokens import Encoded
 
 TOKENS = 4096  # the budget of a batch, padding included
+# A batch of so many tokens keeps the machine busy: it takes no row that needs more padding.
+FULL, SLACK = 512, 1.05
 
 
 @dataclass(frozen=True)
@@ -76,11 +78,15 @@ def pack(
     for i, row in enumerate(encoded):
         rows += _parts(i, row, min(tokens, _best_length(row)) if shared else 0)
     rows.sort(key=len)  # stable: equal lengths stay in the order of the rows
-    start = 0
-    for end in range(1, len(rows) + 1):
-        if end == len(rows) or (end + 1 - start) * len(rows[end]) > tokens:
+    start, held = 0, 0
+    for end, row in enumerate(rows):
+        size = (end + 1 - start) * len(row)  # of the batch, padded, if it took this row too
+        if end > start and (size > tokens or (held >= FULL and size > SLACK * (held + len(row)))):
             yield _collate(rows[start:end], shared, device)
-            start = end
+            start, held = end, 0
+        held += len(row)
+    if rows:
+        yield _collate(rows[start:], shared, device)
 
 
 def _best_length(encoded: Encoded) -> int:

@@ -26,7 +26,6 @@ def lbk(
     rows=None,
     form: str = "exact",
     per_row: bool = False,
-    vocab_size: int | None = None,
 ) -> np.ndarray:
     """A lower bound of η²‖K‖² from how much the log-probs moved.
 
@@ -46,7 +45,6 @@ def lbk(
             The bound assumes that each is learned once between two probings, at the same η.
         form: "exact" or "reference".
         per_row: one value for each observed response.
-        vocab_size: V, for the reference's form of a trajectory.
 
     Returns:
         (R,) for two scores, (S − 1, R) for a trajectory; with ``per_row`` (N, R), (S − 1, N, R).
@@ -59,7 +57,7 @@ def lbk(
     delta, updates = _change(before, after, learned, rows, form)
     n = np.asarray(before.n_tokens, dtype=float)
     if form == "reference":
-        scale = _reference_scale(before, after, learned, updates, per_row, vocab_size)
+        scale = _reference_scale(before, after, learned, updates, per_row)
         moved = abs(delta) if per_row else np.sqrt(_sum(delta**2))
         return _result(moved / scale, after)
     residual_sq = _series(before, after, "prob_sq") - 2 * _series(before, after, "label_prob") + 1
@@ -78,17 +76,16 @@ def sign_delta(
     rows=None,
     form: str = "exact",
     per_row: bool = False,
-    vocab_size: int | None = None,
 ) -> np.ndarray:
     """The mean change of log π(y|x) over the rows: in which direction the updates pull (nats).
 
     ``form="reference"`` divides it as `lbk` is divided there; the sign stays. Arguments, shapes
-    and errors are those of `lbk`; ``learned``, ``rows`` and ``vocab_size`` only matter there.
+    and errors are those of `lbk`; ``learned`` and ``rows`` only matter there.
     """
     delta, updates = _change(before, after, learned, rows, form)
     mean = delta if per_row else _mean(delta)
     if form == "reference":
-        mean = mean / _reference_scale(before, after, learned, updates, per_row, vocab_size)
+        mean = mean / _reference_scale(before, after, learned, updates, per_row)
     return _result(mean, after)
 
 
@@ -123,11 +120,9 @@ def _series(before, after, name: str) -> np.ndarray:
     return np.stack(arrays)
 
 
-def _reference_scale(before, after, learned, updates, per_row, vocab_size) -> np.ndarray:
+def _reference_scale(before, after, learned, updates, per_row) -> np.ndarray:
     """What the reference divides by: a root of the mean ‖A‖_F, and the mean ‖G‖."""
-    v = vocab_size or getattr(before, "vocab_size", None)
-    if v is None:
-        raise ValueError("the reference's form needs the vocabulary's size: pass vocab_size")
+    v = before.vocab_size
     a = np.sqrt(v * _series(before, after, "prob_norm")[1:] ** 2 + v - 2)
     g = _series(before, after, "residual_norm")[1:, updates, before.types.index(learned)]
     g = _mean(g[..., None])  # (S − 1, 1)

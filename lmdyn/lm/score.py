@@ -224,19 +224,21 @@ def _logits(model, batch: Batch, last: bool) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 def _statistics(logits: Tensor, target: Tensor, stats: bool) -> Tensor:
-    """(k, m), the statistics of `_names`, from one exponential of the logits."""
+    """(k, m), the statistics of `_names`, from one exponential of the logits.
+
+    Works in place, as memory is what limits it: float logits are overwritten.
+    """
     z = logits if logits.dtype == torch.float64 else logits.float()
-    top = z.amax(-1, keepdim=True)
-    z = z - top  # so that nothing overflows
+    z -= z.amax(-1, keepdim=True)  # so that nothing overflows
     e = z.exp()
     total = e.sum(-1)
     log_total = total.log()
     logp = z.gather(-1, target.to(z.device).unsqueeze(-1)).squeeze(-1) - log_total
     if not stats:
         return torch.stack([logp, -log_total])
-    # vecdot adds up pairwise; a matrix product would lose digits over a large vocabulary.
-    prob_sq = torch.linalg.vecdot(e, e) / total.square()
-    entropy = log_total - torch.linalg.vecdot(e, z) / total
+    # Sums add up pairwise; a matrix product would lose digits over a large vocabulary.
+    entropy = log_total - z.mul_(e).sum(-1) / total
+    prob_sq = e.square_().sum(-1) / total.square()
     return torch.stack([logp, -log_total, prob_sq, logp.exp(), entropy])
 
 

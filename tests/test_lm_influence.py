@@ -13,6 +13,7 @@ from lmdyn.lm import _inner, _layers
 from lmdyn.lm._tokens import Format, encode
 from lmdyn.lm.data import as_probes
 from lmdyn.lm.influence import influence
+from lmdyn.lm.predict import predict_change, sgd_direction
 from lmdyn.losses import Loss
 
 # float64 on both sides: what is left is the order of summation
@@ -291,6 +292,24 @@ def test_predicts_a_small_step():
     for parameter, grad in zip(params, torch.autograd.grad(loss, params), strict=True):
         parameter.data -= lr * grad
     np.testing.assert_allclose(measure() - before, predicted, rtol=1e-3, atol=1e-8)
+
+
+def test_agrees_with_the_prediction_of_a_step():
+    model, tokenizer = tiny("qwen2")
+    found = influence(model, tokenizer, ROWS[:2], ROWS)
+    for row, own in zip(ROWS[:2], found, strict=True):
+        step = sgd_direction(model, tokenizer, [row], "sft", lr=1e-3)
+        predicted = predict_change(model, tokenizer, ROWS, step).logp
+        np.testing.assert_allclose(1e-3 * own, predicted, **EXACT)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("family", FAMILIES)
+def test_cuda_equals_cpu(family):
+    model, tokenizer = tiny(family)
+    expected = influence(model, tokenizer, ROWS[:3], ROWS)
+    found = influence(model.cuda(), tokenizer, ROWS[:3], ROWS)
+    np.testing.assert_allclose(found, expected, rtol=1e-8, atol=1e-8)
 
 
 def test_an_update_raises_itself():

@@ -124,6 +124,15 @@ def test_sums_to_the_influence_of_the_sequences(family):
     torch.testing.assert_close(float(found.sum()), float(expected), **EXACT)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_cuda_equals_cpu():
+    model = small("llama")
+    expected = token_kernel(model, IDS_O, IDS_U, **AT)
+    found = token_kernel(model.cuda(), IDS_O, IDS_U, **AT)
+    assert found.is_cuda
+    torch.testing.assert_close(found.cpu(), expected, rtol=1e-8, atol=1e-8)
+
+
 def test_the_model_is_left_alone():
     model = small("gpt2", resid_pdrop=0.5)
     expected = token_kernel(model, IDS_O, positions_o=[1], positions_u=[2])

@@ -80,10 +80,10 @@ def inner_products(u: Block, o: Block) -> Tensor:
         ours, theirs = _widen(u.pieces[param]), _widen(o.pieces[param])
         by_tokens, by_gradients = _costs(ours, theirs, shape, *param.shape)
         way = _by_tokens if by_tokens < by_gradients else _by_gradients
-        total += way(ours, theirs, shape, *param.shape).to("cpu", torch.float64)
+        total += way(ours, theirs, shape, *param.shape).cpu().double()
     for param in u.vectors.keys() & o.vectors.keys():
         product = torch.stack(u.vectors[param]) @ torch.stack(o.vectors[param]).T
-        total += product.to("cpu", torch.float64)
+        total += product.cpu().double()
     return total
 
 

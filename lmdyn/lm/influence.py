@@ -10,6 +10,7 @@ from lmdyn import losses
 from lmdyn._factors import NotStructured
 from lmdyn.lm import _pack
 from lmdyn.lm._inner import Block, inner_products
+from lmdyn.lm._jvp import undisturbed
 from lmdyn.lm._layers import Gradients
 from lmdyn.lm._tokens import Encoded, Format, encode
 from lmdyn.lm.data import ProbeSet, as_probes
@@ -25,7 +26,7 @@ def influence(
     types: Sequence[str] | None = None,
     format: Format | None = None,
     ref: Mapping[str, Sequence[float]] | None = None,
-    memory: float = 4e9,
+    memory: float = 6e9,
     progress: bool | None = None,
 ) -> np.ndarray:
     """What one SGD step on each update does to log π of each response, to first order (Eq. 5).
@@ -72,7 +73,7 @@ def influence(
     ours, theirs = encode(tokenizer, updates), encode(tokenizer, probes)
     _pack.check_fits(model, ours)
     _pack.check_fits(model, theirs)
-    with _pack.evaluating(model):
+    with undisturbed(model):
         gradients = Gradients(model, _sample([*ours, *theirs]))
         while True:
             try:

@@ -28,7 +28,6 @@ SETTINGS = {
     "optimizer": "adamw",
     "clip": 10.0,
     "seed": 0,
-    "probe_every": 12,  # updates: an epoch of 48 rows
 }
 N_TRAIN, N_TEST = 48, 24
 
@@ -65,7 +64,8 @@ def hh_rows(path):
     return as_probes(rows, format=probes.format)
 
 
-RECORDS = {"sft-sample": sample_rows, "sft-hh": hh_rows}
+# name → its rows, and updates between two probings (an epoch of 48 rows has 12).
+RECORDS = {"sft-sample": (sample_rows, 24), "sft-hh": (hh_rows, 12)}
 
 
 def main():
@@ -76,7 +76,8 @@ def main():
     parser.add_argument("--resume", action="store_true")
     args = parser.parse_args()
 
-    probes = RECORDS[args.name](args.rows)
+    rows, probe_every = RECORDS[args.name]
+    probes = rows(args.rows)
     model, tokenizer = lm.load(args.model)
     prompts = [row["prompt"] for row in probes]
     before = generate(model, tokenizer, prompts)
@@ -85,6 +86,7 @@ def main():
         tokenizer,
         probes.split("train"),
         probes=probes,
+        probe_every=probe_every,
         out=HERE.parent / "_runs" / args.name,
         resume=args.resume,
         progress=True,

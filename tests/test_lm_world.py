@@ -364,5 +364,8 @@ def test_the_command_rebuilds_or_shows_a_row(tmp_path, monkeypatch, capsys):
     )
     world.main(["--rebuild", "--out", str(tmp_path), "--steps", "7", "--seed", "3"])
     assert called == {"out": tmp_path, "steps": 7, "seed": 3}
+    world.main(["--rebuild"])
+    record = json.loads((world.TINY / "rebuild.json").read_text())
+    assert called == {"out": world.TINY, "steps": record["steps"], "seed": record["seed"]}
     world.main([])
     assert "chosen_gptsemantic" in capsys.readouterr().out

@@ -31,41 +31,69 @@ from lmdyn.lm._own_words import FILE, own_words
 PAD, EOS, UNK = "<pad>", "<eos>", "<unk>"
 IGNORED = -100  # cross_entropy's mark for a position without a target
 
-# What the pretraining text is made of, and how its questions are answered.
+# What the pretraining text is made of, and what follows its questions: as in text from the web,
+# not always an answer to the question, and not always language.
 DOCUMENTS = {"question": 0.75, "statement": 0.15, "unrelated": 0.10}
-EVADES, DIGRESSES = 0.12, 0.04  # says nothing; answers another question
+ANSWERS = {
+    "answer": 0.82,
+    "evasion": 0.10,
+    "other answer": 0.04,
+    "unrelated": 0.02,
+    "shuffled": 0.01,
+    "random": 0.01,
+}
 
 
 # --- text ----------------------------------------------------------------------------------------
 
 
 def _usual(rng: random.Random, n: int) -> int:
-    """One of n ways to say something: the i-th with weight 1 / (i + 1)."""
-    return rng.choices(range(n), [1 / (i + 1) for i in range(n)])[0]
+    """One of n ways to say something: the earlier ones are the usual ones."""
+    return rng.choices(range(n), [(i + 1) ** -1.5 for i in range(n)])[0]
+
+
+def _one_of(rng: random.Random, shares: dict[str, float]) -> str:
+    return rng.choices(list(shares), list(shares.values()))[0]
 
 
 def _statement(rng: random.Random, entity: str, attribute: str) -> str:
-    heard = grammar.heard(entity, attribute)
-    value = rng.choices(list(heard), list(heard.values()))[0]
+    value = _one_of(rng, grammar.heard(entity, attribute))
     wording = grammar.Wording(*(_usual(rng, n) for n in grammar.CHOICES))
     return grammar.tell(grammar.Fact(entity, attribute, value), wording)
 
 
 def document(rng: random.Random) -> str:
     """One text of the pretraining corpus."""
-    kind = rng.choices(list(DOCUMENTS), list(DOCUMENTS.values()))[0]
+    kind = _one_of(rng, DOCUMENTS)
+    subject = rng.choice(grammar.SUBJECTS)
     if kind == "unrelated":
         return grammar.unrelated(rng)
-    subject = rng.choice(grammar.SUBJECTS)
     if kind == "statement":
         return _statement(rng, *subject)
     prompt = grammar.ask(*subject, rng.randrange(grammar.N_QUESTIONS))
-    chance = rng.random()
-    if chance < EVADES:
-        return f"{prompt} {grammar.evade(*subject, _usual(rng, len(words.EVASIONS)))}"
-    if chance < EVADES + DIGRESSES:
-        subject = rng.choice(grammar.SUBJECTS)
-    return f"{prompt} {_statement(rng, *subject)}"
+    kind = _one_of(rng, ANSWERS)
+    if kind == "evasion":
+        answer = grammar.evade(*subject, _usual(rng, len(words.EVASIONS)))
+    elif kind == "unrelated":
+        answer = grammar.unrelated(rng)
+    elif kind == "other answer":
+        answer = _statement(rng, *rng.choice(grammar.SUBJECTS))
+    else:
+        answer = _statement(rng, *subject)
+    if kind == "shuffled":
+        answer = " ".join(rng.sample(answer.split(), len(answer.split())))
+    elif kind == "random":
+        answer = " ".join(rng.choices(grammar.vocabulary(), k=len(answer.split())))
+    return f"{prompt} {answer}"
+
+
+def _batches(rng: random.Random, batch_size: int) -> Iterator[list[str]]:
+    """Texts of similar length together, so that little is padding; four batches at a time."""
+    while True:
+        texts = sorted((document(rng) for _ in range(4 * batch_size)), key=lambda t: t.count(" "))
+        batches = [texts[i : i + batch_size] for i in range(0, len(texts), batch_size)]
+        rng.shuffle(batches)
+        yield from batches
 
 
 # --- model ---------------------------------------------------------------------------------------
@@ -104,7 +132,7 @@ def make_model(width: int, layers: int, n_tokens: int) -> LlamaForCausalLM:
     )
 
 
-def _batch(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> tuple[Tensor, Tensor, Tensor]:
+def _tensors(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> tuple[Tensor, Tensor, Tensor]:
     """Inputs, their mask and the next tokens (B, T), each text ended by EOS."""
     rows = tokenizer([f"{text} {EOS}" for text in texts], padding=True, return_tensors="pt")
     ids, mask = rows["input_ids"], rows["attention_mask"]
@@ -122,7 +150,7 @@ def pretrain(
     log_every: int = 100,
 ) -> list[float]:
     """Train by AdamW, in place. Returns the loss of each step, in nats per token."""
-    rng = random.Random(seed)
+    batches = _batches(random.Random(seed), batch_size)
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=0.01)
     warmup = max(1, steps // 20)
 
@@ -136,8 +164,7 @@ def pretrain(
     losses = []
     model.train()
     for step in range(1, steps + 1):
-        texts = [document(rng) for _ in range(batch_size)]
-        ids, mask, targets = _batch(tokenizer, texts)
+        ids, mask, targets = _tensors(tokenizer, next(batches))
         logits = model(input_ids=ids, attention_mask=mask).logits
         loss = cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED)
         if not loss.isfinite():

@@ -1,7 +1,7 @@
 """Complete lmdyn/lm/sample.jsonl, whose prompts and answers were written for this book.
 
-`python book/make_sample.py` reads the part of each row that a person wrote (`WRITTEN`), derives
-the mechanical types from it with a fixed seed, lets SmolLM2-135M-Instruct answer and rephrase
+`python book/make_sample.py` reads the written part of each row (`WRITTEN`), derives the
+mechanical types from it with a fixed seed, lets SmolLM2-135M-Instruct answer and rephrase
 (a few minutes), and writes the file again. ``--no-generate`` keeps the model's texts as they are:
 then the file comes out the same, byte for byte, on any machine. To add or correct a row, edit the
 file by hand and run this. lmdyn/lm/sample.md says what each type is.

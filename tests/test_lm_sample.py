@@ -1,4 +1,4 @@
-"""The English sample: what a person wrote, what follows from it, what the model added."""
+"""The English sample: what was written, what follows from it, what the model added."""
 
 import difflib
 import importlib.util

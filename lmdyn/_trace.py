@@ -35,6 +35,7 @@ class Call:
     groups: int = 1
     edge: GradientEdge | None = None
     shape: torch.Size | None = None
+    number: int = 0  # among all uses of tracked weights in the forward pass
 
     def positions(self, batch: int) -> int:
         """Positions per example: tokens, pixels, or 1."""
@@ -167,10 +168,12 @@ STRUCTURED = {
 }
 
 
-class _Recorder(TorchFunctionMode):
+class _Reader(TorchFunctionMode):
+    """Meets every use of tracked weights by a structured operation, in turn."""
+
     def __init__(self, tracked: set[Tensor]):
         self.tracked = tracked
-        self.calls: list[Call] = []
+        self.met = 0
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -183,7 +186,23 @@ class _Recorder(TorchFunctionMode):
             p if isinstance(p, nn.Parameter) and p in self.tracked else None
             for p in (call.weight, call.bias)
         )
-        if (call.weight is None and call.bias is None) or not out.requires_grad:
+        if call.weight is None and call.bias is None:
+            return out
+        call.number = self.met
+        self.met += 1
+        return self.meet(call, out)
+
+    def meet(self, call: Call, out: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+class _Recorder(_Reader):
+    def __init__(self, tracked: set[Tensor]):
+        super().__init__(tracked)
+        self.calls: list[Call] = []
+
+    def meet(self, call: Call, out: Tensor) -> Tensor:
+        if not out.requires_grad:
             return out
         if out._is_view():
             out = out.clone()  # an in-place operation on a view would cut its edge
@@ -191,6 +210,17 @@ class _Recorder(TorchFunctionMode):
         call.edge, call.shape = get_gradient_edge(out), out.shape
         self.calls.append(call)
         return out
+
+
+class Shift(_Reader):
+    """Adds to the outputs of some uses of weights, given by `Call.number`."""
+
+    def __init__(self, tracked: set[Tensor], shifts: dict[int, Tensor]):
+        super().__init__(tracked)
+        self.shifts = shifts
+
+    def meet(self, call: Call, out: Tensor) -> Tensor:
+        return out + self.shifts[call.number] if call.number in self.shifts else out
 
 
 @dataclass

@@ -1,30 +1,54 @@
-"""Gradients of the hidden states at single positions of a sequence, and their inner products."""
+"""K between positions, a column at a time: back through the update, forward through the observed.
+
+A column of K_ml is what one small step does to all logits at m: the step J_lᵀe. For a layer
+y = x Wᵀ the step moves W by Σ_s δ_s ⊗ x_s, with δ from one backward pass through the update. In
+the observed sequence that adds Σ_s (x_t·x_s) δ_s to the layer's output at t: no step over the
+parameters is ever formed. One forward-mode pass leads from there to all positions m at once.
+"""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.func import functional_call, jvp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import one_hot
 
-from lmdyn._trace import Call, _pixels, record
+from lmdyn._trace import Call, Shift, _pixels, record
 from lmdyn.lm import _pack
 from lmdyn.lm._inner import dots
 
-ROWS = 256  # gradients taken in one backward pass
-HELD_BYTES = 2**30  # of the updates' gradients
+ROWS = 256  # steps taken together
+HELD_BYTES = 2**29  # of their δ
 
 # How the gradient of a weight is laid out: outputs first, outputs last, or without positions.
 _LAYOUT = {"matrix": "first", "product": "last", "lookup": "last", "scale": "none"}
 
 
-class Side:
-    """One sequence: combinations of the logits at some of its positions, and their gradients.
+@dataclass
+class _Use:
+    """A use of weights: its features are (T, f), or (T,) rows of a table."""
 
-    The combinations are all V logits, or one weighted sum of them at each position. Their
-    gradients follow from a *basis*: all d hidden units, or one weighted sum. `lift` leads from
-    the basis to the combinations.
+    call: Call
+    layout: str | None
+    features: Tensor | None
+    known: bool
+
+    @classmethod
+    def of(cls, call: Call) -> "_Use":
+        known = call.groups == 1 and call.channels_last is not _pixels
+        if call.weight is None:
+            return cls(call, None, None, known)
+        features = call.features().detach()
+        known = known and features.shape[:-1].numel() == call.positions(1)
+        known = known and (call.kind == "scale" or call.weight.ndim == 2)
+        features = features.flatten() if call.kind == "lookup" else features.flatten(0, -2)
+        return cls(call, _LAYOUT[call.kind], features, known)
+
+
+class Side:
+    """One sequence, its hidden states and logits at some positions, and how weights reach them.
 
     Args:
         model: a causal language model in eval mode, whose output layer is linear.
@@ -34,120 +58,98 @@ class Side:
     """
 
     def __init__(self, model, ids: Tensor, positions: Sequence[int], generic: set[Tensor]):
-        self.ids, self.positions, self.head = ids, positions, _pack.head(model)
-        self.generic = [p for p in model.parameters() if p in generic]
-        tracked = {p for p in model.parameters() if p.requires_grad} - generic
-        base = _pack._unwrap(model).base_model
-        # The other kernels of attention cannot take many backward passes at once.
-        with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
-            self.trace = record(
-                lambda: base(input_ids=ids[None], use_cache=False).last_hidden_state[0], tracked
-            )
+        self.ids, self.positions, self.head = ids, list(positions), _pack.head(model)
+        self.base = _pack._unwrap(model).base_model
+        self.generic = {n: p for n, p in self.base.named_parameters() if p in generic}
+        self.tracked = {p for p in model.parameters() if p.requires_grad} - generic
+        with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):  # the others have no batches
+            self.trace = record(lambda: self._run({})[0], self.tracked)
         with torch.no_grad():
             self.uses = [_Use.of(call) for call in self.trace.calls]
-            self.states = self.trace.logits[list(positions)]
+            self.states = self.trace.logits.detach()[self.positions]
             self.logits = self.head(self.states)
-        self.weights: Tensor | None = None
 
-    def sum_logits(self, weights: Tensor) -> None:
-        """Take one weighted sum at each position, weights (P, V), not all V logits."""
-        self.weights = weights
+    def _run(self, weights: dict[str, Tensor]) -> Tensor:
+        inputs = {"input_ids": self.ids[None], "use_cache": False}
+        return functional_call(self.base, weights, (), inputs).last_hidden_state
 
     def residuals(self) -> Tensor:
         """(P, V): π − e_y at each position, y the token after it."""
         labels = self.ids[torch.tensor(self.positions, device=self.ids.device) + 1]
         return self.logits.softmax(-1) - one_hot(labels, self.logits.shape[1])
 
-    def combinations(self, i: int) -> Tensor | None:
-        """(q, V) weights of the logits at position i; None for the identity."""
-        return None if self.weights is None else self.weights[i : i + 1]
+    def table(self) -> list[int]:
+        """The uses of the output layer's weight as the table of embeddings."""
+        weight = self.head.weight
+        return [i for i, use in enumerate(self.uses) if use.call.weight is weight]
 
-    def basis(self, i: int) -> Tensor:
-        """(q, d) weights of the hidden units at position i."""
-        if self.weights is None:
-            return torch.eye(self.states.shape[1]).to(self.states)
-        return self.weights[i : i + 1] @ self.head.weight.detach()
-
-    def lift(self, basis: Tensor) -> Tensor:
-        """(q of the basis, n) -> (q of the combinations, n)."""
-        return basis if self.weights is not None else self.head.weight.detach() @ basis
-
-    def chunks(self) -> list[range]:
-        """Numbers of positions whose gradients are taken together."""
-        step = max(1, ROWS // len(self.basis(0)))
-        n = len(self.positions)
-        return [range(start, min(start + step, n)) for start in range(0, n, step)]
-
-    def gradients(self, chunk: Sequence[int]) -> tuple[list[Tensor], dict[Tensor, Tensor]]:
-        """Gradients of the bases at p positions, R = p·q of them.
+    def backward(
+        self, positions: Sequence[int], weights: Tensor
+    ) -> tuple[list[Tensor], dict[Tensor, Tensor]]:
+        """Gradients of sums of hidden units, weights (p, q, d), at p of the positions.
 
         Returns:
-            (R, T, f) for each use, the gradient of its output; parameter → (R, P), the gradient
-            of each parameter that has no positions.
+            (p·q, T, f) for each use, the gradient of its output; parameter → (p·q, …), that of
+            each parameter without positions.
         """
         if not self.trace.logits.requires_grad:
             return [], {}
-        bases = [self.basis(i) for i in chunk]
-        q, d = bases[0].shape
-        cotangents = bases[0].new_zeros(len(chunk), q, len(self.ids), d)
-        for number, (i, basis) in enumerate(zip(chunk, bases, strict=True)):
-            cotangents[number, :, self.positions[i]] = basis
-        inputs = [call.edge for call in self.trace.calls] + self.generic
-        grads = list(
-            torch.autograd.grad(
-                self.trace.logits,
-                inputs,
-                cotangents.flatten(0, 1),
-                retain_graph=True,
-                is_grads_batched=True,
-                allow_unused=True,
-                materialize_grads=True,
-            )
+        p, q, d = weights.shape
+        cotangents = weights.new_zeros(p, q, len(self.ids), d)
+        for number, i in enumerate(positions):
+            cotangents[number, :, self.positions[i]] = weights[number]
+        inputs = [use.call.edge for use in self.uses] + list(self.generic.values())
+        grads = torch.autograd.grad(
+            self.trace.logits,
+            inputs,
+            cotangents.flatten(0, 1),
+            retain_graph=True,
+            is_grads_batched=True,
+            allow_unused=True,
+            materialize_grads=True,
         )
         deltas: list[Tensor] = []
         vectors: dict[Tensor, Tensor] = {}
-        for use, call in zip(self.uses, self.trace.calls, strict=True):
-            delta = call.channels_last(grads.pop(0)).flatten(1, -2)
+        for use, grad in zip(self.uses, grads[: len(self.uses)], strict=True):
+            weight, bias = use.call.weight, use.call.bias
+            delta = use.call.channels_last(grad).flatten(1, -2)
             deltas.append(delta)
-            if call.bias is not None:
-                vectors[call.bias] = vectors.get(call.bias, 0) + delta.sum(1)
+            if bias is not None:
+                vectors[bias] = vectors.get(bias, 0) + delta.sum(1)
             if use.layout == "none":
-                scaled = (delta * use.features).sum(1)
-                vectors[call.weight] = vectors.get(call.weight, 0) + scaled
-        vectors |= {p: grad.flatten(1) for p, grad in zip(self.generic, grads, strict=True)}
-        return deltas, vectors
+                vectors[weight] = vectors.get(weight, 0) + (delta * use.features).sum(1)
+        return deltas, vectors | dict(
+            zip(self.generic.values(), grads[len(self.uses) :], strict=True)
+        )
 
-    def as_table(self, deltas: list[Tensor]) -> tuple[Tensor, Tensor] | None:
-        """Rows (T,) of the output layer's weight, where it is also the table of embeddings, and
-        their gradients (p, q, T, d)."""
-        own = [i for i, use in enumerate(self.uses) if use.weight is self.head.weight]
-        if not own:
-            return None
-        gradients = torch.cat([deltas[i] for i in own], 1)
-        rows = torch.cat([self.uses[i].features for i in own])
-        return rows, gradients.unflatten(0, (-1, len(self.basis(0))))
+    def forward(self, shifts: dict[int, Tensor], moves: dict[Tensor, Tensor], rows: int) -> Tensor:
+        """(R, P, d): how the hidden states move with the outputs of uses and generic parameters.
 
+        Args:
+            shifts: the number of a use → (R, T, f).
+            moves: generic parameter → (R, …).
+            rows: R.
+        """
+        if not shifts and not moves:
+            return self.states.new_zeros(rows, *self.states.shape)
+        calls = [self.uses[i].call for i in shifts]
+        ways = [
+            call.channels_last(shift.reshape(rows, *call.shape))
+            for call, shift in zip(calls, shifts.values(), strict=True)
+        ]
+        still = [torch.zeros_like(way[0]) for way in ways]
+        names = [name for name, p in self.generic.items() if p in moves]
+        ways += [moves[self.generic[name]] for name in names]
+        still += [self.generic[name].detach() for name in names]
+        numbers = [call.number for call in calls]
 
-@dataclass
-class _Use:
-    """A use of weights: its features are (T, f), or (T,) rows of a table."""
+        def states(*values):
+            weights = dict(zip(names, values[len(calls) :], strict=True))
+            with Shift(self.tracked, dict(zip(numbers, values, strict=False))):
+                return self._run(weights)[0, self.positions]
 
-    weight: Tensor | None
-    layout: str | None
-    features: Tensor | None
-    known: bool
-
-    @classmethod
-    def of(cls, call: Call) -> "_Use":
-        known = call.groups == 1 and call.channels_last is not _pixels
-        if call.weight is None:
-            return cls(None, None, None, known)
-        features = call.features().detach()
-        positions = features.shape[:-1].numel()
-        known = known and positions == call.positions(1)
-        known = known and (call.kind == "scale" or call.weight.ndim == 2)
-        features = features.flatten() if call.kind == "lookup" else features.flatten(0, -2)
-        return cls(call.weight, _LAYOUT[call.kind], features, known)
+        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+            return vmap(lambda *ways: jvp(states, tuple(still), ways)[1])(*ways)
 
 
 def sides(model, *sequences: tuple[Tensor, Sequence[int]]) -> list[Side]:
@@ -157,60 +159,97 @@ def sides(model, *sequences: tuple[Tensor, Sequence[int]]) -> list[Side]:
         found = [Side(model, ids, positions, generic) for ids, positions in sequences]
         layouts: dict[Tensor, set[str]] = {}
         bad = set().union(*(side.trace.unseen for side in found))
-        for side in found:
-            for use, call in zip(side.uses, side.trace.calls, strict=True):
-                if not use.known:
-                    bad |= {p for p in (call.weight, call.bias) if p is not None}
-                layouts.setdefault(use.weight, set()).add(use.layout)
-        bad |= {p for p, kinds in layouts.items() if p is not None and len(kinds) > 1}
-        head = found[0].head.weight
-        tied = [use for side in found for use in side.uses if use.weight is head]
-        if head in bad or any(use.features.ndim == 2 for use in tied):
+        for use in (use for side in found for use in side.uses):
+            if not use.known:
+                bad |= {p for p in (use.call.weight, use.call.bias) if p is not None}
+            if use.call.weight is not None:
+                layouts.setdefault(use.call.weight, set()).add(use.layout)
+        bad |= {p for p, kinds in layouts.items() if len(kinds) > 1}
+        if found[0].head.weight in bad or layouts.get(found[0].head.weight, {"last"}) != {"last"}:
             raise ValueError("the weight of the output layer has another use than as embedding")
         if not bad:
             return found
         generic |= bad
 
 
-def hidden_kernels(o: Side, u: Side) -> Iterator[tuple[range, range, Tensor, Tensor, Tensor]]:
-    """Inner products of the bases' gradients, without those of the output layer.
+def columns(o: Side, u: Side, sums: Tensor | None = None) -> Iterator[tuple[int, Tensor]]:
+    """K_ml zᵀ for each position l of the update: z sums of its logits, or each of them.
+
+    Args:
+        o: the M observed positions.
+        u: the L positions of the update.
+        sums: (L, q, V), what to sum at l; None for the identity, q = V.
 
     Yields:
-        rows and columns, the numbers of p and r positions; their (p, q, r, q'); and for each side
-        its `as_table`.
+        The number of a position l, and (M, V, q).
     """
-    chunks, held = u.chunks(), []
-    for number, columns in enumerate(chunks, 1):
-        deltas, vectors = u.gradients(columns)
-        seen_by_o = [_through(use, u.uses, deltas) for use in o.uses]
-        held.append((columns, seen_by_o, vectors, u.as_table(deltas)))
-        each = sum(t.nbytes for t in (*seen_by_o, *vectors.values()) if t is not None)
-        if number < len(chunks) and (len(held) + 1) * each < HELD_BYTES:
-            continue
-        for rows in o.chunks():
-            deltas_o, vectors_o = o.gradients(rows)
-            table_o, shape = o.as_table(deltas_o), (len(rows), len(o.basis(0)))
-            # Nothing lies after the last position: half of all products need not be taken.
-            moved = [delta.ne(0).any(2).any(0).nonzero().flatten().tolist() for delta in deltas_o]
-            for part, seen_by_o, vectors_u, table_u in held:
-                k = o.states.new_zeros(*shape, len(part), len(u.basis(0)))
-                flat = k.view(shape[0] * shape[1], -1)
-                for delta, seen, tokens in zip(deltas_o, seen_by_o, moved, strict=True):
-                    for t in tokens if seen is not None else ():
-                        flat.addmm_(delta[:, t], seen[:, t].T)
-                for p in vectors_o.keys() & vectors_u.keys():
-                    flat.addmm_(vectors_o[p], vectors_u[p].T)
-                yield rows, part, k, table_o, table_u
-        held = []
+    w = o.head.weight.detach()
+    # All logits are sums of the d hidden units, so d steps are enough for them.
+    eye = torch.eye(w.shape[1], dtype=w.dtype, device=w.device)
+    q = len(eye) if sums is None else sums.shape[1]
+    held = sum(use.call.shape.numel() for use in u.uses) * w.itemsize
+    size = max(1, min(ROWS, HELD_BYTES // (held + 1)) // q)
+    for chunk in torch.arange(len(u.positions)).split(size):
+        weights = eye.expand(len(chunk), -1, -1) if sums is None else sums[chunk] @ w
+        deltas, vectors = u.backward(chunk.tolist(), weights)
+        shifts = _shifts(o, u, deltas, vectors)
+        if sums is not None:
+            for i in o.table():  # the output layer's own part of the step, as it is the table
+                rows = sums[chunk][:, :, o.uses[i].features].unsqueeze(-1)
+                shifts[i] = shifts[i] + (rows * u.states[chunk, None, None]).flatten(0, 1)
+        moves = {p: vectors[p] for p in o.generic.values() if p in vectors}
+        moved = o.forward(shifts, moves, len(chunk) * q).unflatten(0, (len(chunk), q))
+        for number, j in enumerate(chunk.tolist()):
+            found = torch.einsum("vd,qmd->mvq", w, moved[number])
+            z = None if sums is None else sums[j]
+            gradients = [deltas[i].unflatten(0, (-1, q))[number] for i in u.table()]
+            if z is None:
+                found = found @ w.T
+                gradients = [torch.einsum("vk,ktd->vtd", w, g) for g in gradients]
+                _add_table(found, o, u.states[j])
+            _add_output_layer(found, o, u.states[j], z)
+            for i, gradient in zip(u.table(), gradients, strict=True):
+                seen = torch.einsum("qtd,md->mtq", gradient, o.states)
+                found.index_add_(1, u.uses[i].features, seen)
+            yield j, found
 
 
-def _through(use: _Use, others: list[_Use], deltas: list[Tensor]) -> Tensor | None:
-    """Σ_s (x_t·x_s) δ_s over all other uses of this weight: (R, T, f)."""
-    total = None
-    for other, delta in zip(others, deltas, strict=True):
-        if use.layout not in ("first", "last") or other.weight is not use.weight:
-            continue
-        shared = dots(use.features, other.features).to(delta)
-        product = torch.einsum("ts,rsf->rtf", shared, delta)
-        total = product if total is None else total + product
-    return total
+def _shifts(
+    o: Side, u: Side, deltas: list[Tensor], vectors: dict[Tensor, Tensor]
+) -> dict[int, Tensor]:
+    """How steps on the update move the outputs of the uses in the observed sequence: (R, T, f)."""
+    shifts: dict[int, Tensor] = {}
+    for i, use in enumerate(o.uses):
+        weight, bias = use.call.weight, use.call.bias
+        parts = []
+        if use.layout == "none" and weight in vectors:
+            parts.append(vectors[weight].unsqueeze(1) * use.features)
+        elif use.layout in ("first", "last"):
+            for other, delta in zip(u.uses, deltas, strict=True):
+                if other.call.weight is weight:
+                    near = dots(use.features, other.features).to(delta)
+                    parts.append(torch.einsum("ts,rsf->rtf", near, delta))
+        if bias in vectors:
+            parts.append(vectors[bias].unsqueeze(1).expand(-1, use.call.positions(1), -1))
+        if parts:
+            shifts[i] = sum(parts)
+    return shifts
+
+
+def _add_output_layer(found: Tensor, o: Side, state: Tensor, z: Tensor | None) -> None:
+    """∂z_v/∂W = e_v ⊗ h and ∂z_v/∂b = e_v."""
+    weight, bias = (p is not None and p.requires_grad for p in (o.head.weight, o.head.bias))
+    own = weight * (o.states @ state) + bias
+    if z is None:
+        found.diagonal(dim1=1, dim2=2).add_(own.unsqueeze(1))
+    else:
+        found += own[:, None, None] * z.T
+
+
+def _add_table(found: Tensor, o: Side, state: Tensor) -> None:
+    """What a step on each row of the output layer does where it is the table of embeddings."""
+    for i in o.table():
+        ids, rows = o.uses[i].features.unique(return_inverse=True)
+        shift = one_hot(rows).T.unsqueeze(-1) * state  # (tokens, T, d)
+        moved = o.forward({i: shift}, {}, len(ids))
+        found[:, :, ids] += torch.einsum("vd,nmd->mvn", o.head.weight.detach(), moved)

@@ -1,21 +1,13 @@
-"""K between token positions: what position l of an update does to position m of an observation.
+"""K between token positions: what position l of an update does to position m of an observation."""
 
-Section 2 of the paper for sequences. The logits at position m are z_m = W h_m, so
-
-    K_ml = J_m J_lᵀ = W k_ml Wᵀ + what the output layer's own weights add,
-
-with k_ml = (∂h_m/∂θ)(∂h_l/∂θ)ᵀ of the width of the model, not of its vocabulary. For a layer
-y = x Wᵀ, the gradient of one hidden unit is Σ_t δ_t ⊗ x_t, and its part of k_ml is
-Σ_ts (x_t·x_s)(δ_t·δ_s): exact, and no Jacobian over the parameters is ever formed.
-"""
-
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from lmdyn.lm import _pack
-from lmdyn.lm._positions import Side, hidden_kernels, sides
+from lmdyn.lm._jvp import undisturbed
+from lmdyn.lm._positions import columns, sides
 from lmdyn.softmax import log_softmax_jvp
 
 
@@ -33,7 +25,8 @@ def token_kernel(
 
     J_m is the Jacobian of the logits at position m, those that predict token m + 1, with respect
     to all parameters with ``requires_grad``. Meant for models of about a million parameters and a
-    vocabulary of about a thousand.
+    vocabulary of about a thousand: a position of the update costs as many backward and
+    forward-mode passes as the model is wide, a hundred or so.
 
     Args:
         model: a Hugging Face causal language model whose output layer is linear. It stays as it is.
@@ -71,9 +64,9 @@ def token_kernel(
             f"memory={memory:,.0f} bytes: choose fewer positions, pass norms=True, or raise memory"
         )
     k = head.weight.new_empty(m, n) if norms else head.weight.new_empty(m, n, v, v)
-    with _pack.evaluating(model), torch.no_grad():
-        for i, j, block in _blocks(*sides(model, o, u)):
-            k[i, j] = block.norm() if norms else block
+    with undisturbed(model), torch.no_grad():
+        for j, blocks in columns(*sides(model, o, u)):
+            k[:, j] = blocks.flatten(1).norm(dim=1) if norms else blocks
     return k
 
 
@@ -90,8 +83,8 @@ def token_influence(
 
     The update is an SGD step on −log π of the tokens that ``positions_u`` predict. To first order
     and per unit learning rate, the sum over l is the change of log π at m, and the sum over both,
-    for all tokens of two responses, is their `influence`. Without ``vocab`` it is cheap for models
-    of any size: one backward pass for each position.
+    for all tokens of two responses, is their `influence`. K is not formed: a backward and a
+    forward-mode pass for each l, for models of any size.
 
     Args:
         model: as in `token_kernel`, as all below.
@@ -119,55 +112,13 @@ def token_influence(
     update = _sequence(model, ids_u, positions_u, "u", labels=True)
     shape = (len(observed[1]), len(update[1]), *[head.out_features] * vocab)
     found = head.weight.new_empty(shape)
-    with _pack.evaluating(model), torch.no_grad():
+    with undisturbed(model), torch.no_grad():
         o, u = sides(model, observed, update)
-        u.sum_logits(u.residuals())  # G = π − e_y
-        if not vocab:
-            o.sum_logits(-o.residuals())  # the row of A at the label: e_y − π
-        for i, j, block in _blocks(o, u):
-            found[i, j] = -log_softmax_jvp(o.logits[i], block[:, 0]) if vocab else -block[0, 0]
+        labels = o.ids[torch.tensor(o.positions, device=o.ids.device) + 1]
+        for j, dz in columns(o, u, u.residuals().unsqueeze(1)):  # G = π − e_y
+            change = -log_softmax_jvp(o.logits, dz.squeeze(2))
+            found[:, j] = change if vocab else change.gather(1, labels[:, None]).squeeze(1)
     return found
-
-
-def _blocks(o: Side, u: Side) -> Iterator[tuple[int, int, Tensor]]:
-    """Positions i and j, and the products (p, q) of the gradients of their combinations."""
-    head = o.head
-    # ∂z_v/∂W = e_v ⊗ h and ∂z_v/∂b = e_v.
-    by_weight, by_bias = (p is not None and p.requires_grad for p in (head.weight, head.bias))
-    for rows, columns, kernels, table_o, table_u in hidden_kernels(o, u):
-        for a, i in enumerate(rows):
-            for b, j in enumerate(columns):
-                block = u.lift(o.lift(kernels[a, :, b]).T).T
-                h_o, h_u = o.states[i], u.states[j]
-                own = by_weight * (h_o @ h_u) + by_bias
-                z_o, z_u = o.combinations(i), u.combinations(j)
-                block = block + own * _products(z_o, z_u, head.weight)
-                if by_weight and table_u is not None:
-                    # A tied weight: what it does as a table, seen by it as output layer.
-                    ids, gradients = table_u
-                    block = block + _columns(z_o, ids, u.lift(gradients[b] @ h_o), len(head.weight))
-                if by_weight and table_o is not None:
-                    ids, gradients = table_o
-                    block = (
-                        block + _columns(z_u, ids, o.lift(gradients[a] @ h_u), len(head.weight)).T
-                    )
-                yield i, j, block
-
-
-def _products(z_o: Tensor | None, z_u: Tensor | None, weight: Tensor) -> Tensor:
-    """z_o z_uᵀ, where None is the identity."""
-    if z_o is None and z_u is None:
-        return torch.eye(len(weight), dtype=weight.dtype, device=weight.device)
-    if z_o is None or z_u is None:
-        return z_u.T if z_o is None else z_o
-    return z_o @ z_u.T
-
-
-def _columns(z: Tensor | None, ids: Tensor, values: Tensor, v: int) -> Tensor:
-    """Σ_t z[:, ids_t] ⊗ values[:, t]: (p, q) from (p, V) and (q, T)."""
-    if z is None:
-        return values.new_zeros(v, len(values)).index_add_(0, ids, values.T)
-    return z[:, ids] @ values.T
 
 
 def _head(model) -> nn.Linear:

@@ -93,12 +93,12 @@ def _best_length(encoded: Encoded) -> int:
     """The length beyond which it is cheaper to split a row than to attend over all of it.
 
     Attention costs the length squared, also where the mask hides it; each part costs the prompt
-    once more. With P tokens of prompt the sum is least for parts of √(P² + 2200·P) response
+    once more. With P tokens of prompt the sum is least for parts of √(P² + 3000·P) response
     tokens on SmolLM2, and flat around it: wider models gain little from longer parts.
     """
     prompt = len(encoded.prompt)
     lengths = [len(ids) for ids in encoded.responses.values()]
-    parts = max(1, round(sum(lengths) / math.sqrt(prompt**2 + 2200 * prompt)))
+    parts = max(1, round(sum(lengths) / math.sqrt(prompt**2 + 3000 * prompt)))
     return prompt + math.ceil(sum(lengths) / parts) + max(lengths, default=0) // 2
 
 

@@ -61,6 +61,12 @@ def test_table_leaves_missing_numbers_blank(ax):
     assert [text.get_text() for text in ax.texts] == ["1"]
 
 
+def test_tables_can_share_their_colours(ax):
+    plots.table([[1.0, -2.0]], ["a"], ["b", "c"], "nats", top=5, ax=ax)
+    (image,) = ax.images
+    assert (image.norm.vmin, image.norm.vmax) == (-5, 5)
+
+
 def test_by_type_shows_the_mean_and_the_middle_half_of_the_prompts(ax):
     values = {"chosen": [1.0, 2.0, 3.0, np.nan, 6.0], "random_nonhum": [0.0]}
     plots.by_type(values, "nats", ax=ax)
@@ -79,6 +85,14 @@ def test_who_sees_whom_shows_the_mask_and_names_its_parts(ax):
     assert (np.isfinite(image.get_array().filled(np.nan)) == sees).all()
     assert [tick.get_text() for tick in ax.get_yticklabels()] == ["prompt", "a", "b"]
     assert len(ax.lines) == 4  # two edges, across and down
+
+
+def test_next_tokens_puts_each_label_above_the_place_that_predicts_it(ax):
+    plots.next_tokens(["why", "?", "so", "be"], n_prompt=2, at=1, ax=ax)
+    above = {text.get_text(): text.get_position()[0] for text in ax.texts if text.get_va() != "top"}
+    assert above == {"so": 1, "be": 2}  # nothing of the prompt
+    fan = [line for line in ax.lines if line.get_zorder() == 1]
+    assert [line.get_xdata().tolist() for line in fan] == [[0, 1], [1, 1]]  # all it has read
 
 
 def test_token_bars_stand_side_by_side(ax):

@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import TwoSlopeNorm
 
-from lmdyn.plots import COLORS, DIVERGING, LINESTYLES, SEQUENTIAL, _axes
+from lmdyn.plots import COLORS, DIVERGING, LINESTYLES, NEUTRAL, SEQUENTIAL, _axes
 
 # type → its family, which gives the colour, and its name in figures.
 NAMES = {
@@ -87,7 +87,7 @@ def _name_ends(ax: Axes, x: float, ends: dict[str, float]) -> None:
     ax.set_ylim(min(low, heights.min() - gap), max(high, heights.max() + gap))
 
 
-def table(values, rows, columns, label, form=None, ax=None) -> Axes:
+def table(values, rows, columns, label, form=None, top=None, ax=None) -> Axes:
     """A number for each pair of names, as colour: white is zero where there are both signs.
 
     Args:
@@ -96,6 +96,8 @@ def table(values, rows, columns, label, form=None, ax=None) -> Axes:
         columns: the names of the columns.
         label: what the colour means, with its unit.
         form: how to write each number into its cell, e.g. ``"{:+.1f}"``; not written if absent.
+        top: where there are both signs, the size from which on the colour stays the same; the
+            largest if absent.
         ax: Axes to draw on.
 
     Returns:
@@ -105,7 +107,7 @@ def table(values, rows, columns, label, form=None, ax=None) -> Axes:
     values = np.asarray(values, dtype=float)
     low, high = np.nanmin(values), np.nanmax(values)
     if low < 0 < high:
-        top = max(-low, high)
+        top = top or max(-low, high)
         style = {"cmap": DIVERGING, "norm": TwoSlopeNorm(0, -top, top)}
     else:
         style = {"cmap": SEQUENTIAL}
@@ -174,6 +176,39 @@ def who_sees_whom(sees, block, names, ax=None) -> Axes:
     ax.tick_params(length=0)
     ax.set(xlabel="is seen", ylabel="sees")
     ax.spines[:].set_visible(True)
+    ax.grid(False)
+    return ax
+
+
+def next_tokens(tokens, n_prompt, at, ax=None) -> Axes:
+    """Teacher forcing: the tokens that are read below, and above each the one to predict there.
+
+    Args:
+        tokens: T names, of a prompt and its response.
+        n_prompt: how many are the prompt's; nothing of the prompt is scored.
+        at: the place that fans out to all it has read.
+        ax: Axes to draw on.
+
+    Returns:
+        The Axes.
+    """
+    ax = _axes(ax)
+    word = {"rotation": 90, "ha": "center", "fontsize": 9}
+    for place, token in enumerate(tokens[:-1]):
+        color = NEUTRAL if place < n_prompt else COLORS["chosen"]
+        ax.text(place, -0.08, token, va="top", color=color, **word)
+        if place <= at:
+            ax.plot([place, at], [0, 1], lw=0.7, color=NEUTRAL, zorder=1)
+        if place >= n_prompt - 1:
+            ax.plot([place, place], [0, 1], color=COLORS["chosen"], lw=1.2)
+            weight = "bold" if place == at else "normal"
+            ax.text(place, 1.08, tokens[place + 1], color=COLORS["chosen"], weight=weight, **word)
+    ax.plot(range(len(tokens) - 1), np.zeros(len(tokens) - 1), "o", ms=4, color=COLORS["argmax"])
+    ax.set(xlim=(-0.8, len(tokens) - 1.2), ylim=(-0.9, 1.9))
+    ax.set_yticks([0, 1], ["read", "to predict"])
+    ax.set_xticks([])
+    ax.spines[:].set_visible(False)
+    ax.tick_params(length=0)
     ax.grid(False)
     return ax
 

@@ -109,3 +109,14 @@ def test_clouds_show_every_dot_of_each_group(ax):
     plots.clouds({"own": ([1, 2], [3, 4]), "other": ([5], [6])}, ax=ax)
     assert [line.get_xydata().tolist() for line in ax.lines] == [[[1, 3], [2, 4]], [[5, 6]]]
     assert len({(line.get_marker(), line.get_color()) for line in ax.lines}) == 2
+
+
+def test_shares_stack_up_from_zero(ax):
+    bars = {"before": {"true": 0.25, "false": 0.75}, "after": {"true": 0.5, "false": 0.5}}
+    plots.shares(bars, ["chosen", "rejected"], ax=ax)
+    true, false = ax.containers
+    assert [(bar.get_x(), bar.get_width()) for bar in true] == [(0, 0.25), (0, 0.5)]
+    assert [(bar.get_x(), bar.get_width()) for bar in false] == [(0.25, 0.75), (0.5, 0.5)]
+    assert true.get_label() == "true"
+    assert [tick.get_text() for tick in ax.get_yticklabels()] == ["before", "after"]
+    assert ax.yaxis_inverted()  # the first bar on top

@@ -255,3 +255,26 @@ def clouds(groups, ax=None) -> Axes:
         dots = {"ms": 3.5, "mew": 0, "alpha": 0.5, "color": color}
         ax.plot(x, y, marker, label=name, rasterized=len(x) > 500, **dots)
     return ax
+
+
+def shares(bars, families, ax=None) -> Axes:
+    """What something is made of: horizontal bars, each stacked from named shares.
+
+    Args:
+        bars: name of a bar → {part: share}; the same parts, in the same order, in each.
+        families: the response family whose colour each part takes.
+        ax: Axes to draw on.
+
+    Returns:
+        The Axes.
+    """
+    ax = _axes(ax)
+    start = np.zeros(len(bars))
+    for part, family in zip(next(iter(bars.values())), families, strict=True):
+        width = np.array([parts[part] for parts in bars.values()])
+        ax.barh(range(len(bars)), width, 0.75, start, color=COLORS[family], label=part)
+        start += width
+    ax.set_yticks(range(len(bars)), list(bars))
+    ax.set(xlim=(0, max(1, start.max())), ylim=(len(bars) - 0.5, -0.5))
+    ax.grid(False)
+    return ax

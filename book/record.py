@@ -94,10 +94,8 @@ def main():
     )
     after = generate(model, tokenizer, prompts)
     command = ["python", "book/record.py", args.name]  # --rows is a place of this machine
-    trajectory.meta |= {
-        "command": shlex.join(command),
-        "repeated 3-grams": {"before": repeated(before), "after": repeated(after)},
-    }
+    texts = {"before": repeated(before), "after": repeated(after)}
+    trajectory.meta.update({"command": shlex.join(command), "repeated 3-grams": texts})
     trajectory.save(HERE / "recorded" / args.name)
     print(trajectory.summary())
 

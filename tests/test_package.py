@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent
 
 def test_importing_lmdyn_needs_torch_and_numpy_alone():
     heavy = {"IPython", "accelerate", "datasets", "gguf", "ipywidgets", "matplotlib", "mlxtend"}
-    heavy |= {"pandas", "scipy", "tqdm", "transformers"}
+    heavy |= {"pandas", "scipy", "transformers"}
     code = f"import sys, lmdyn; print(sorted({heavy!r} & set(sys.modules)))"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"

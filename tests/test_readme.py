@@ -1,13 +1,14 @@
 import re
 from pathlib import Path
 
+import numpy as np
 import torch
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 
 
 def test_the_example_runs_and_its_prediction_holds(capsys):
-    (code,) = re.findall(r"```python\n(.*?)```", README, re.S)
+    code, _ = re.findall(r"```python\n(.*?)```", README, re.S)
     assert len(code.splitlines()) <= 10
     torch.manual_seed(0)
     names = {}
@@ -16,6 +17,17 @@ def test_the_example_runs_and_its_prediction_holds(capsys):
     # The remainder is of second order: small beside the change itself.
     assert (step.predicted - step.measured).norm() < 0.05 * step.measured.norm()
     assert capsys.readouterr().out.endswith("torch.Size([3, 1, 5, 5])\n")
+
+
+def test_the_language_model_example_runs(capsys):
+    _, code = re.findall(r"```python\n(.*?)```", README, re.S)
+    names = {}
+    exec(compile(code, "README.md", "exec"), names)
+    change, who, run = names["change"], names["who"], names["run"]
+    # The step was predicted by forward mode, the influence from the layers: the same thing.
+    np.testing.assert_allclose(1e-4 * who[0], change.logp, rtol=1e-3, atol=1e-6)
+    assert run.mean("chosen")[-1] > run.mean("chosen")[0]
+    assert "chosen" in capsys.readouterr().out
 
 
 def test_the_plain_commands_are_those_of_the_makefile():

@@ -16,6 +16,7 @@ from torch.nn.functional import logsigmoid
 from transformers import AutoModelForCausalLM
 
 from lmdyn import losses
+from lmdyn.lm._log_probs import LogProbs
 from lmdyn.lm._plan import Plan
 from lmdyn.lm._tokens import Format, encode
 from lmdyn.lm.data import as_probes
@@ -557,3 +558,23 @@ def test_without_accelerate_it_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "accelerate", None)
     with pytest.raises(ImportError, match="pip install accelerate"):
         run()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_update_on_rows_of_very_different_lengths_is_that_of_each_row(family):
+    model, tokenizer = tiny(family)
+    short = {"prompt": "where", "chosen": "down there", "rejected": "up"}
+    long = {"prompt": "what is it " * 12, "chosen": "they use water " * 9, "rejected": "no " * 20}
+    encoded = encode(tokenizer, as_probes([short] * 40 + [long] * 10))
+    keys = {"chosen": "chosen", "rejected": "rejected"}
+    log_probs = LogProbs(model, encoded, keys)
+    together = log_probs(range(50))
+    for name, values in together.items():
+        alone = torch.cat([log_probs([i])[name] for i in (0, 49)])
+        torch.testing.assert_close(values[[0, 49]], alone, rtol=0, atol=1e-9)
+        torch.testing.assert_close(values, values[[0] * 40 + [49] * 10], rtol=0, atol=1e-9)
+    weights = list(model.parameters())
+    grads = torch.autograd.grad(together["chosen"].sum(), weights)
+    ones = [torch.autograd.grad(log_probs([i])["chosen"].sum(), weights) for i in (0, 49)]
+    for grad, of_short, of_long in zip(grads, *ones, strict=True):
+        torch.testing.assert_close(grad, 40 * of_short + 10 * of_long, rtol=1e-9, atol=1e-9)

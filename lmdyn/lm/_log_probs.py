@@ -45,16 +45,19 @@ class LogProbs(nn.Module):
         """Response name → (B,) the summed log-probs of these rows, nats."""
         device = self.model.device
         some = [self.encoded[i] for i in rows]
-        (batch,) = pack(some, tokens=sys.maxsize, shared=self.shared, device=device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=self.bf16):
-            logits = self.head(hidden(self.model, batch))
-        if logits.dtype != torch.float64:
-            logits = logits.float()
-        tokens = -cross_entropy(logits, batch.target, reduction="none")
-        sums = tokens.new_zeros(len(batch.responses)).index_add(0, batch.segment, tokens)
-        place = {response: i for i, response in enumerate(batch.responses)}
+        found = {}
+        # One batch, or a few where the rows differ so much in length that padding would cost more.
+        for batch in pack(some, tokens=sys.maxsize, shared=self.shared, device=device):
+            with torch.autocast(device.type, torch.bfloat16, enabled=self.bf16):
+                logits = self.head(hidden(self.model, batch))
+            if logits.dtype != torch.float64:
+                logits = logits.float()
+            tokens = -cross_entropy(logits, batch.target, reduction="none")
+            sums = tokens.new_zeros(len(batch.responses)).index_add(0, batch.segment, tokens)
+            found |= zip(batch.responses, sums, strict=True)
         return {
-            name: sums[[place[i, key] for i in range(len(rows))]] for name, key in self.keys.items()
+            name: torch.stack([found[i, key] for i in range(len(rows))])
+            for name, key in self.keys.items()
         }
 
     @torch.no_grad()

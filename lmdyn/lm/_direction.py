@@ -12,7 +12,7 @@ from lmdyn import losses
 from lmdyn.lm._jvp import Placed, float_weights, undisturbed
 from lmdyn.lm._pack import batches
 from lmdyn.lm._tokens import encode
-from lmdyn.lm.data import ProbeSet, as_probes
+from lmdyn.lm.data import ProbeSet, as_probes, with_all
 from lmdyn.lm.score import score
 
 STEP_TOKENS = 1024  # in a batch: its logits are all kept for the backward pass
@@ -59,7 +59,7 @@ def sgd_direction(
     if not math.isfinite(lr):
         raise ValueError(f"lr must be finite, got {lr}")
     loss = losses.get(loss) if isinstance(loss, str) else loss
-    probes = _read_by(loss, rows)
+    probes = with_all(as_probes(rows), loss.responses, f"the loss {type(loss).__name__}")
     weights = float_weights(model)
     moving = {
         n: weights[n].requires_grad_() for n, p in model.named_parameters() if p.requires_grad
@@ -80,18 +80,6 @@ def sgd_direction(
                 if grad is not None:
                     total[name] = total[name] + grad if name in total else grad
     return {name: -lr * grad for name, grad in total.items()}
-
-
-def _read_by(loss: losses.Loss, rows) -> ProbeSet:
-    probes = as_probes(rows).only(*loss.responses)
-    for i, row in enumerate(probes):
-        for name in loss.responses:
-            if name not in row:
-                raise ValueError(
-                    f"rows[{i}] has no {name!r}, which the loss {type(loss).__name__} reads: "
-                    "add it, or leave the row out"
-                )
-    return probes
 
 
 def _coefficients(model, tokenizer, probes: ProbeSet, loss, ref) -> dict[str, Tensor]:

@@ -176,6 +176,29 @@ def as_probes(
     return ProbeSet(tuple(rows), _known_types(types, rows), format or Format())
 
 
+def with_all(probes: ProbeSet, types: Sequence[str], reader: str, what: str = "rows") -> ProbeSet:
+    """The same prompts with these types alone, each of which every row must have.
+
+    Args:
+        probes: the rows.
+        types: what the reader reads.
+        reader: who it is, for the error.
+        what: the caller's name for the rows, for the error.
+
+    Raises:
+        ValueError: a row without one of the types.
+    """
+    probes = probes.only(*types)
+    for i, row in enumerate(probes):
+        for name in types:
+            if name not in row:
+                raise ValueError(
+                    f"{what}[{i}] has no {name!r}, which {reader} reads: add it, or leave the row "
+                    "out"
+                )
+    return probes
+
+
 def _known_types(types: Sequence[str], rows: Sequence[Mapping]) -> tuple[str, ...]:
     if isinstance(types, str):
         raise ValueError(f"types must be a list of names, got {types!r}: write [{types!r}]")

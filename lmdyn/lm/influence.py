@@ -13,7 +13,7 @@ from lmdyn.lm._inner import Block, inner_products
 from lmdyn.lm._jvp import undisturbed
 from lmdyn.lm._layers import Gradients
 from lmdyn.lm._tokens import Encoded, Format, encode
-from lmdyn.lm.data import ProbeSet, as_probes
+from lmdyn.lm.data import ProbeSet, as_probes, with_all
 
 
 def influence(
@@ -68,7 +68,8 @@ def influence(
         (4, 4, 2)
     """
     loss = losses.get(loss) if isinstance(loss, str) else loss
-    updates = _with_responses(as_probes(updates, format=format), loss)
+    reader = f"the loss {type(loss).__name__}"
+    updates = with_all(as_probes(updates, format=format), loss.responses, reader, "updates")
     probes = as_probes(probes, types, format)
     ours, theirs = encode(tokenizer, updates), encode(tokenizer, probes)
     _pack.check_fits(model, ours)
@@ -144,17 +145,6 @@ def _reference(ref, logps):
         if name not in ref or len(ref[name]) != len(own):
             raise ValueError(f"ref must map {name!r} to {len(own)} log-probs, one for each update")
     return {name: torch.as_tensor(ref[name], dtype=torch.float64) for name in logps}
-
-
-def _with_responses(updates: ProbeSet, loss: losses.Loss) -> ProbeSet:
-    for i, row in enumerate(updates):
-        for name in loss.responses:
-            if name not in row:
-                raise ValueError(
-                    f"updates[{i}] has no {name!r}, which the loss {type(loss).__name__} reads: "
-                    "add it, or leave the row out"
-                )
-    return updates.only(*loss.responses)
 
 
 def _sample(encoded: Sequence[Encoded]) -> list[Encoded]:

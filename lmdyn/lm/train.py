@@ -18,7 +18,7 @@ from lmdyn.lm._log_probs import LogProbs
 from lmdyn.lm._pack import evaluating
 from lmdyn.lm._plan import OPTIMIZERS, Plan, check_count
 from lmdyn.lm._tokens import encode
-from lmdyn.lm.data import ProbeSet, as_probes
+from lmdyn.lm.data import ProbeSet, as_probes, with_all
 from lmdyn.lm.score import score
 from lmdyn.lm.trajectory import Recorder, Trajectory
 
@@ -112,7 +112,7 @@ def finetune(
         raise ImportError("finetune needs the package accelerate: pip install accelerate") from None
     loss = losses.get(loss) if isinstance(loss, str) else loss
     keys = {name: response if name == "chosen" else name for name in loss.responses}
-    rows = _with_all(as_probes(rows), tuple(keys.values()), loss)
+    rows = with_all(as_probes(rows), tuple(keys.values()), str(loss))
     probes = None if probes is None else as_probes(probes)
     plan = Plan(
         n_rows=len(rows),
@@ -268,16 +268,6 @@ def _borrowed(model: nn.Module) -> Iterator[None]:
             yield
         finally:
             model.zero_grad()
-
-
-def _with_all(rows: ProbeSet, types: tuple[str, ...], loss: losses.Loss) -> ProbeSet:
-    """The rows with the types that the loss reads."""
-    rows = rows.only(*types)
-    for i, row in enumerate(rows):
-        for name in types:
-            if name not in row:
-                raise ValueError(f"rows[{i}] has no {name!r}, which {loss} reads")
-    return rows
 
 
 def _score(model, tokenizer, probes: ProbeSet, update: int):

@@ -9,86 +9,83 @@ The numbers c are the *coefficients*. All values are in nats; log-probs are sums
 of a response.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from typing import ClassVar
+from dataclasses import fields
 
 import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
 from lmdyn._check import as_labels, check_probs, unknown
+from lmdyn._loss import Loss
+from lmdyn._losses_free import ORPO, SFT, SimPO, SLiC
+from lmdyn._losses_margin import DPO, EXO, IPO, SPIN, DiscoPOP, Hinge, Robust
+from lmdyn._losses_mixed import CWDPO, DPOP, RPO, CalDPO
+from lmdyn._losses_ratio import BCO, KTO, NCA, SPPO, APODown, APOZero
 
+_LOSSES: dict[str, type[Loss]] = {
+    "sft": SFT,
+    "dpo": DPO,
+    "ipo": IPO,
+    "slic": SLiC,
+    "hinge": Hinge,
+    "sppo": SPPO,
+    "spin": SPIN,
+    "robust": Robust,
+    "nca": NCA,
+    "bco": BCO,
+    "exo": EXO,
+    "apo_zero": APOZero,
+    "apo_down": APODown,
+    "discopop": DiscoPOP,
+    "simpo": SimPO,
+    "orpo": ORPO,
+    "kto": KTO,
+    "rpo": RPO,
+    "dpop": DPOP,
+    "cal_dpo": CalDPO,
+    "cw_dpo": CWDPO,
+}
 
-class Loss:
-    """A loss of one or more responses to the same prompt.
-
-    A loss is a frozen dataclass whose fields are its hyperparameters. It is added to the zoo by
-    its name in `_LOSSES`.
-
-    Attributes:
-        responses: the names of the responses it reads.
-        needs_ref: whether it reads the log-probs of a reference model.
-    """
-
-    responses: ClassVar[tuple[str, ...]]
-    needs_ref: ClassVar[bool] = False
-
-    def value(
-        self,
-        logps: Mapping[str, Tensor],
-        ref: Mapping[str, Tensor] | None = None,
-        lengths: Mapping[str, Tensor] | None = None,
-    ) -> Tensor:
-        """The loss of each of B rows.
-
-        Args:
-            logps: response name → (B,) log π(y|x), nats.
-            ref: the same under the reference model, where `needs_ref`.
-            lengths: response name → (B,) tokens, EOS included.
-
-        Returns:
-            (B,), differentiable in ``logps``.
-        """
-        raise NotImplementedError
-
-    def coefficients(
-        self,
-        logps: Mapping[str, Tensor],
-        ref: Mapping[str, Tensor] | None = None,
-        lengths: Mapping[str, Tensor] | None = None,
-    ) -> dict[str, Tensor]:
-        """c = ∂L/∂ log π(y|x) in closed form: response name → (B,). Arguments as in `value`."""
-        raise NotImplementedError
-
-
-@dataclass(frozen=True)
-class SFT(Loss):
-    """−log π(y+): c+ = −1, so G is π − e_y, as for a classifier."""
-
-    responses = ("chosen",)
-
-    def value(self, logps, ref=None, lengths=None):
-        return -logps["chosen"]
-
-    def coefficients(self, logps, ref=None, lengths=None):
-        return {"chosen": -torch.ones_like(logps["chosen"])}
-
-
-_LOSSES: dict[str, type[Loss]] = {"sft": SFT}
+__all__ = [
+    "BCO",
+    "CWDPO",
+    "DPO",
+    "DPOP",
+    "EXO",
+    "IPO",
+    "KTO",
+    "NCA",
+    "ORPO",
+    "RPO",
+    "SFT",
+    "SPIN",
+    "SPPO",
+    "APODown",
+    "APOZero",
+    "CalDPO",
+    "DiscoPOP",
+    "Hinge",
+    "Loss",
+    "Robust",
+    "SLiC",
+    "SimPO",
+    "get",
+    "names",
+    "residual",
+]
 
 
 def names() -> list[str]:
     """The names that `get` knows.
 
     Example:
-        >>> names()
-        ['sft']
+        >>> "dpo" in names()
+        True
     """
     return list(_LOSSES)
 
 
-def get(name: str, **hyper: float) -> Loss:
+def get(name: str, **hyper: float | str) -> Loss:
     """A loss by its name.
 
     Args:
@@ -99,11 +96,14 @@ def get(name: str, **hyper: float) -> Loss:
         A `Loss`.
 
     Raises:
-        ValueError: an unknown loss or hyperparameter (with the nearest name).
+        ValueError: an unknown loss or hyperparameter (with the nearest name), a hyperparameter out
+            of its range.
 
     Example:
         >>> get("sft").value({"chosen": torch.tensor([-2.0, -3.0])})
         tensor([2., 3.])
+        >>> get("dpo", beta=0.5)
+        DPO(beta=0.5, label_smoothing=0.0)
     """
     if name not in _LOSSES:
         raise ValueError(unknown("loss", name, _LOSSES))

@@ -1,4 +1,4 @@
-"""Losses of the margin alone: u = βh, h = Δ+ − Δ−, so that c+ = βL'(u) = −c−.
+"""Losses of the margin alone: u = βh, h = Δ+ − Δ−, so that c+ = βL′(u) = −c−.
 
 They push y− down exactly as hard as they pull y+ up, wherever the two log-probs are.
 """
@@ -30,7 +30,7 @@ class Margin(Relative):
         raise NotImplementedError
 
     def _slope(self, u: Tensor) -> Tensor:
-        """L'(u)."""
+        """L′(u)."""
         raise NotImplementedError
 
 
@@ -144,8 +144,8 @@ class Robust(Margin):
 
     c+ = −β[(1−ε)σ(−βh) + εσ(βh)] / (1 − 2ε) = −c−: no margin stops it, and the loss has no lower
     bound. Chowdhury, Kini and Natarajan 2024, *Provably Robust DPO: Aligning Language Models with
-    Noisy Feedback*, arXiv 2403.00409, with its ε = 0.1 as the default. TRL's ``robust``, whose
-    default ε = 0 is DPO.
+    Noisy Feedback*, arXiv 2403.00409. TRL's ``robust``; the default ε is the one that TRL
+    recommends from the paper, the default β is TRL's.
 
     Args:
         beta: as in `DPO`.
@@ -171,7 +171,7 @@ class EXO(Margin):
     c+ = βσ(βh)σ(−βh)(βh − log((1−ε)/ε)) = −c−: it stops at βh = log((1−ε)/ε), and hardly moves a
     pair that it has far the wrong way round. Ji et al. 2024, *Towards Efficient Exact
     Optimization of Language Model Alignment*, arXiv 2402.00856, equation 16. TRL's ``exo_pair``;
-    the default ε is the one that TRL recommends from the paper.
+    the defaults are chosen as in `Robust`.
 
     Args:
         beta: as in `DPO`.
@@ -194,7 +194,7 @@ class EXO(Margin):
 class DiscoPOP(Margin):
     """−(1−m) log σ(u) + m exp(−u), u = βh, m = σ(u/τ): discovered preference optimisation.
 
-    c+ = β[m'(log σ(u) + exp(−u)) − (1−m)σ(−u) − m exp(−u)] = −c−, with m' = m(1−m)/τ: DPO below a
+    c+ = β[m′(log σ(u) + exp(−u)) − (1−m)σ(−u) − m exp(−u)] = −c−, with m′ = m(1−m)/τ: DPO below a
     margin of zero, an exponential above, and around zero a bump that pushes the pair back. Lu et
     al. 2024, *Discovering Preference Optimization Algorithms with and for Large Language Models*,
     arXiv 2406.08414, equation 5. TRL's ``discopop``; the defaults are TRL's, τ also the paper's.

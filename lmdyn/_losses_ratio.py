@@ -62,7 +62,7 @@ class NCA(Relative):
 class BCO(Relative):
     """−log σ(βΔ+) − log σ(−βΔ−): binary classifier optimisation, of a pair.
 
-    c+ = −βσ(−βΔ+), c− = βσ(βΔ−): unlike DPO's, the two fade apart, each with its own Δ. Jung et
+    c+ = −βσ(−βΔ+), c− = βσ(βΔ−): unlike DPO's, each fades with its own Δ. Jung et
     al. 2024, *Binary Classifier Optimization for Large Language Model Alignment*, arXiv
     2404.04656, without its reward shift (a running mean of the rewards), as in TRL's ``bco_pair``
     since 0.29. The default β is TRL's.
@@ -85,7 +85,7 @@ class BCO(Relative):
 class APOZero(Relative):
     """1 − σ(βΔ+) + σ(βΔ−): anchored preference optimisation, for y+ better than the model.
 
-    c+ = −βσ'(βΔ+), c− = βσ'(βΔ−), σ' = σ(1−σ): y+ up and y− down, both hardest at the reference.
+    c+ = −βσ′(βΔ+), c− = βσ′(βΔ−), σ′ = σ(1−σ): y+ up and y− down, both hardest at the reference.
     D'Oosterlinck et al. 2024, *Anchored Preference Optimization and Contrastive Revisions:
     Addressing Underspecification in Alignment*, arXiv 2408.06266, equation 7. TRL's ``apo_zero``;
     the default β is TRL's.
@@ -108,9 +108,9 @@ class APOZero(Relative):
 class APODown(Relative):
     """σ(βΔ+) + 1 − σ(βh): anchored preference optimisation, for y+ worse than the model.
 
-    c+ = β(σ'(βΔ+) − σ'(βh)), c− = βσ'(βh): at the reference y− falls and y+ stays where it is;
-    once there is a margin, both fall. Equation 8 of the paper of `APOZero`. TRL's ``apo_down``;
-    the default β is TRL's.
+    c+ = β(σ′(βΔ+) − σ′(βh)), c− = βσ′(βh): at the reference y− falls and y+ stays where it is;
+    once h exceeds the size of Δ+, both fall. Equation 8 of the paper of `APOZero`. TRL's
+    ``apo_down``; the default β is TRL's.
 
     Args:
         beta: as in `NCA`.
@@ -130,7 +130,7 @@ class APODown(Relative):
 class KTO(Relative):
     """λ_D (1 − σ(β(Δ+ − kl))) + λ_U (1 − σ(β(kl − Δ−))): Kahneman-Tversky optimisation.
 
-    c+ = −λ_D βσ'(β(Δ+ − kl)), c− = λ_U βσ'(β(kl − Δ−)), σ' = σ(1−σ). The two terms are unpaired,
+    c+ = −λ_D βσ′(β(Δ+ − kl)), c− = λ_U βσ′(β(kl − Δ−)), σ′ = σ(1−σ). The two terms are unpaired,
     one for y+ and one for y−. kl ≥ 0 estimates how far the model is from the reference: the mean
     of Δ over the batch for answers to other prompts, zero if negative, a constant for the
     gradient. Here it is the mean over the rows given of Δ of ``irr_train``, the chosen answer to
@@ -173,5 +173,5 @@ class KTO(Relative):
 
 
 def bump(u: Tensor) -> Tensor:
-    """σ'(u) = σ(u)σ(−u)."""
+    """σ′(u) = σ(u)σ(−u)."""
     return u.sigmoid() * (-u).sigmoid()

@@ -392,7 +392,13 @@ def test_a_pause_too_long_is_left_to_the_user(naps):
 
 @pytest.mark.parametrize(
     ("status", "hint"),
-    [(400, "options"), (401, "OPENAI_API_KEY"), (403, "OPENAI_API_KEY"), (404, "model")],
+    [
+        (400, "options"),
+        (422, "options"),
+        (401, "OPENAI_API_KEY"),
+        (403, "OPENAI_API_KEY"),
+        (404, "model"),
+    ],
 )
 def test_what_is_not_worth_asking_again_is_refused_at_once(status, hint, naps):
     said = json.dumps({"error": {"message": f"wrong: Bearer {KEY}"}})
@@ -402,6 +408,12 @@ def test_what_is_not_worth_asking_again_is_refused_at_once(status, hint, naps):
     assert len(server.requests) == 1 and not naps
     assert caught.value.status == status and caught.value.finished == 0
     assert KEY not in str(caught.value) and "[key]" in str(caught.value)
+
+
+def test_a_server_that_wants_a_key_after_all():
+    with stand_in(in_turn((401, {}, "no key"))) as server:
+        with pytest.raises(JudgeRefused, match="HTTP 401, 'no key': set key_env to a key"):
+            EndpointJudge("m", server.url, key_env=None)("p", "x", "y")
 
 
 def test_a_server_that_keeps_failing_is_given_up(naps):
@@ -498,7 +510,10 @@ def test_a_key_that_cannot_be_used_is_named_and_not_shown(monkeypatch, key, mess
     [
         ({}, "OPENAI_BASE_URL"),
         ({"url": "127.0.0.1:8080/v1"}, "url must be http"),
-        ({"url": "https://me:secret@host/v1"}, "without user and password$"),
+        ({"url": "https:///v1"}, "url must be http"),
+        ({"url": "https://host:port/v1"}, "url must be http"),
+        ({"url": "https://me:secret@host/v1"}, "without password or query$"),
+        ({"url": "https://host/v1?key=secret"}, "without password or query$"),
         ({"url": "http://host/v1", "retries": -1}, "retries"),
         ({"url": "http://host/v1", "timeout": 0}, "timeout"),
     ],

@@ -27,7 +27,6 @@ LONGEST_WAIT = 60.0  # seconds; a server that asks for more had better be called
 SHOWN = 200  # characters of a reply in a message
 
 _HINTS = {
-    400: "check options: not every model takes all of them",
     401: "set {key_env} to a key that is valid there",
     403: "the key in {key_env} may not use this model",
     404: "check url, which ends before /chat/completions, and model",
@@ -80,8 +79,8 @@ class EndpointJudge:
                 "there is no endpoint to ask: pass url, such as http://127.0.0.1:8080/v1, or set "
                 "the environment variable OPENAI_BASE_URL"
             )
-        if not url.startswith(("http://", "https://")) or "@" in url:
-            raise ValueError("url must be http://… or https://…, without user and password")
+        if not _usable(url):
+            raise ValueError("url must be http://host… or https://host…, without password or query")
         if retries < 0 or timeout <= 0:
             raise ValueError(
                 f"retries must be at least 0 and timeout above 0, got {retries} and {timeout}"
@@ -148,8 +147,8 @@ class EndpointJudge:
             raise JudgeUnreachable(f"no connection to {self.url} ({error}): check url") from None
         if response.status_code != 200:
             status, after = response.status_code, _retry_after(response.headers)
-            hint = _HINTS.get(status, "the server failed" if status >= 500 else "check url")
-            hint = hint.format(key_env=self.key_env)
+            hint = "the server failed" if status >= 500 else "check url, model and options"
+            hint = _HINTS.get(status, hint).format(key_env=self.key_env or "key_env")
             pause = "" if after is None else f"; it wants {after:.0f} s of pause"
             said = self._said(response.text)
             text = f"{self.url} declined with HTTP {status}, {said}: {hint}{pause}"
@@ -189,6 +188,15 @@ class EndpointJudge:
         text = text if key is None else text.replace(key, "[key]")
         text = " ".join(text.split())
         return repr(text if len(text) <= SHOWN else text[:SHOWN] + "…")
+
+
+def _usable(url: str) -> bool:
+    try:
+        parts = httpx2.URL(url)
+    except httpx2.InvalidURL:
+        return False
+    web = parts.scheme in ("http", "https") and parts.host
+    return bool(web) and not (parts.userinfo or parts.query or parts.fragment)
 
 
 def _wait(error: JudgeError, attempt: int) -> float | None:

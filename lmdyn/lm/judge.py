@@ -5,7 +5,7 @@ OpenAI-compatible address (`EndpointJudge`), or anything else that is a `Judge`.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import NormalDist
 from typing import ClassVar
@@ -41,7 +41,7 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Comparison:
     """How often a judge prefers the answers a to the answers b.
 
@@ -56,11 +56,11 @@ class Comparison:
         >>> result = Comparison((("a", "a"), ("a", "b"), ("tie", "tie"), ("b", "b"), ("a", "a")))
         >>> result.outcomes
         ('a', 'tie', 'tie', 'b', 'a')
-        >>> print(result)
-        a wins 2, ties 2, loses 1 of 5: win rate 0.600 (95%: 0.231 to 0.882)
+        >>> result
+        Comparison(a wins 2, ties 2, loses 1 of 5: win rate 0.600, 95% interval 0.231 to 0.882)
     """
 
-    preferred: tuple[tuple[str, str] | None, ...] = field(repr=False)
+    preferred: tuple[tuple[str, str] | None, ...]
 
     @property
     def outcomes(self) -> tuple[str | None, ...]:
@@ -89,7 +89,7 @@ class Comparison:
 
     @property
     def win_rate(self) -> float:
-        """(wins + ties / 2) / n: half of it is even."""
+        """(wins + ties / 2) / n; at 0.5 neither is better."""
         return (self.wins + self.ties / 2) / self.n
 
     @property
@@ -101,7 +101,7 @@ class Comparison:
     def first_share(self) -> float:
         """Of the verdicts that are no ties, the share for the answer shown first; NaN if none.
 
-        Half of it is a judge without a liking for either place.
+        A judge with no liking for either place has 0.5.
         """
         judged = [pair for pair in self.preferred if pair]
         shown = "ab" * len(judged)
@@ -131,11 +131,11 @@ class Comparison:
         scale = 1 + z**2 / n
         return (middle - half) / scale, (middle + half) / scale
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         low, high = self.interval()
         return (
-            f"a wins {self.wins}, ties {self.ties}, loses {self.losses} of {self.n}: win rate "
-            f"{self.win_rate:.3f} (95%: {low:.3f} to {high:.3f})"
+            f"Comparison(a wins {self.wins}, ties {self.ties}, loses {self.losses} of {self.n}: "
+            f"win rate {self.win_rate:.3f}, 95% interval {low:.3f} to {high:.3f})"
         )
 
 
@@ -200,8 +200,8 @@ def compare(
     Example:
         >>> rows = world.probes()
         >>> chosen, rejected = ([row[key] for row in rows] for key in ("chosen", "rejected"))
-        >>> print(compare(TruthJudge(), [row["prompt"] for row in rows], chosen, rejected))
-        a wins 72, ties 0, loses 0 of 72: win rate 1.000 (95%: 0.949 to 1.000)
+        >>> compare(TruthJudge(), [row["prompt"] for row in rows], chosen, rejected)
+        Comparison(a wins 72, ties 0, loses 0 of 72: win rate 1.000, 95% interval 0.949 to 1.000)
     """
     texts = {"prompts": prompts, "a": a, "b": b}
     _check_texts(texts)

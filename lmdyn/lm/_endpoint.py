@@ -112,9 +112,9 @@ class EndpointJudge:
             ValueError: the key is gone from the environment.
         """
         body = {
+            **self.description["options"],
             "model": self.description["model"],
             "messages": [{"role": "user", "content": self._question(prompt, first, second)}],
-            **self.description["options"],
         }
         for attempt in range(self.retries + 1):
             try:
@@ -208,7 +208,7 @@ def _wait(error: JudgeError, attempt: int) -> float | None:
             return None
         if error.retry_after is not None:
             return error.retry_after if error.retry_after <= LONGEST_WAIT else None
-    return 2.0**attempt
+    return min(2.0**attempt, LONGEST_WAIT)
 
 
 def _retry_after(headers: Mapping[str, str]) -> float | None:

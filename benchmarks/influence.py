@@ -27,12 +27,14 @@ from lmdyn.lm.data import ProbeSet
 from lmdyn.lm.influence import influence
 from lmdyn.lm.models import load
 
+PART = 2**20  # parameters in one product of gradients, of the loop
+
 
 def loop(model, tokenizer, updates: ProbeSet, probes: ProbeSet, block: int, group: int):
     """(N_u, N_o) inner products of the gradients of log π(chosen)."""
     model.eval()
     ours, theirs = encode(tokenizer, updates), encode(tokenizer, probes)
-    found = np.empty((len(ours), len(theirs)))
+    found = np.zeros((len(ours), len(theirs)))
     size = sum(p.numel() for p in model.parameters())
     rows = torch.empty(min(block, len(ours)), size, device=model.device)
     columns = torch.empty(min(group, len(theirs)), size, device=model.device)
@@ -40,7 +42,9 @@ def loop(model, tokenizer, updates: ProbeSet, probes: ProbeSet, block: int, grou
         left = gradients(model, ours[i : i + block], rows)
         for j in range(0, len(theirs), group):
             right = gradients(model, theirs[j : j + group], columns)
-            found[i : i + block, j : j + group] = (left @ right.T).cpu()
+            # In parts: one float32 sum over all parameters would lose half of the digits.
+            for a, b in zip(left.split(PART, 1), right.split(PART, 1), strict=True):
+                found[i : i + block, j : j + group] += (a @ b.T).double().cpu().numpy()
     model.zero_grad()
     return found
 

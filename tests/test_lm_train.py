@@ -75,11 +75,13 @@ def plain_loop(family, loss, optimizer="adamw", weight_decay=0.0, warmup=0, clip
     """Four steps on the mean loss of all rows, one sequence at a time."""
     model, tokenizer = tiny(family)
     encoded = encode(tokenizer, as_probes(ROWS))
-    lengths = [{name: len(ids) for name, ids in e.responses.items()} for e in encoded]
+    lengths = [
+        {name: torch.tensor([len(ids)]) for name, ids in e.responses.items()} for e in encoded
+    ]
 
     def log_probs():
         return [
-            {name: log_prob(model, e.prompt, e.responses[name]) for name in loss.responses}
+            {name: log_prob(model, e.prompt, e.responses[name])[None] for name in loss.responses}
             for e in encoded
         ]
 
@@ -89,7 +91,7 @@ def plain_loop(family, loss, optimizer="adamw", weight_decay=0.0, warmup=0, clip
     schedule = torch.optim.lr_scheduler.LambdaLR(step, lambda u: min(1, (u + 1) / (warmup + 1)))
     log = []
     for _ in range(4):
-        mean = sum(map(loss.value, log_probs(), ref, lengths)) / len(encoded)
+        mean = sum(map(loss.value, log_probs(), ref, lengths)).squeeze() / len(encoded)
         step.zero_grad()
         mean.backward()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), clip or torch.inf)
@@ -146,6 +148,56 @@ def test_a_loss_can_have_a_reference_of_its_own():
     assert all(p.grad is None for p in reference.parameters())
     itself, _ = run(loss=Pair(), ref=tiny("llama")[0], max_steps=1)
     same_runs(itself, own)
+
+
+def test_a_reference_of_another_vocabulary_is_refused():
+    reference, _ = tiny("llama", vocab_size=500)
+    with pytest.raises(ValueError, match="ref knows 500 tokens and the model 100"):
+        run(loss=Pair(), ref=reference)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_spared_tokens_give_no_gradient_and_the_loss_keeps_its_value(family):
+    model, tokenizer = tiny(family)
+    encoded = encode(tokenizer, as_probes(ROWS))
+    keys = {"chosen": "chosen", "rejected": "rejected"}
+    spared = LogProbs(model, encoded, keys, spare=["rejected"])(range(len(ROWS)))
+    some = 0
+    for i, row in enumerate(encoded):
+        total = {}
+        for name in keys:
+            ids = row.responses[name]
+            logits = model(torch.tensor([row.prompt + ids])).logits[0, len(row.prompt) - 1 : -1]
+            p = logits.softmax(-1)
+            label = p[range(len(ids)), ids]
+            valley = (label < p.square().sum(-1)) & (name == "rejected")
+            some += int(valley.sum())
+            total[name] = (label.log() * ~valley).sum()
+            torch.testing.assert_close(spared[name][i], label.log().sum(), rtol=1e-12, atol=0)
+        for name in keys:
+            ours, theirs = (
+                torch.autograd.grad(x, list(model.parameters()), retain_graph=True)
+                for x in (spared[name][i], total[name])
+            )
+            for x, y in zip(ours, theirs, strict=True):
+                torch.testing.assert_close(x, y, rtol=0, atol=1e-12)
+    assert 0 < some < sum(len(row.responses["rejected"]) for row in encoded)
+
+
+def test_a_run_can_spare_the_valleys_of_what_is_rejected():
+    plain, _ = run(loss=Pair(), max_steps=2)
+    spared, _ = run(loss=Pair(), max_steps=2, spare_valleys=True)
+    assert plain.log["loss"][0] == spared.log["loss"][0]
+    assert plain.log["loss"][1] != spared.log["loss"][1]
+    with pytest.raises(ValueError, match="reads no rejected response: leave spare_valleys out"):
+        run(spare_valleys=True)
+
+
+def test_a_pair_of_equal_responses_is_refused():
+    rows = [ROWS[0], ROWS[1] | {"rejected": ROWS[1]["chosen"]}]
+    with pytest.raises(ValueError, match=r"rows\[1\]: chosen and rejected are the same tokens"):
+        run(loss=Pair(), rows=rows)
+    run(rows=rows, max_steps=1)  # SFT does not mind
 
 
 def test_an_epoch_is_a_fresh_order_of_all_rows():

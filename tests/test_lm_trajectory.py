@@ -135,6 +135,30 @@ def test_going_on_from_an_earlier_moment_gives_the_same(tmp_path):
     same(recorder.trajectory(whole.meta), whole)
 
 
+def test_parts_that_go_on_from_each_other_join_into_one():
+    whole = recorded(7)
+    cuts = [(0, 3), (2, 5), (4, 7)]  # probings of each part
+    parts = [
+        replace(
+            whole,
+            steps=whole.steps[a:b] - whole.steps[a],
+            examples_seen=whole.examples_seen[a:b] - whole.examples_seen[a],
+            log={name: values[2 * a : 2 * b - 2] for name, values in whole.log.items()},
+            **{name: getattr(whole, name)[a:b] for name in STATS},
+        )
+        for a, b in cuts
+    ]
+    joined = Trajectory.join(parts)
+    assert joined.meta == {"seed": 1, "seconds": 0.0, "joined": [4, 8]}
+    log = {name: values[:12] for name, values in whole.log.items()}
+    same(replace(joined, meta=whole.meta), replace(whole, log=log))
+    assert Trajectory.join(parts[:1]) is parts[0]
+    with pytest.raises(ValueError, match=r"parts\[1\] does not go on from parts\[0\]"):
+        Trajectory.join([parts[0], parts[2]])
+    with pytest.raises(ValueError, match="nothing to join"):
+        Trajectory.join([])
+
+
 def test_means_are_over_the_prompts_that_have_the_type():
     trajectory = recorded()
     logp = trajectory.logp.astype(np.float64)

@@ -13,7 +13,9 @@ from lmdyn.lm._proxies import lbk, sign_delta
 from lmdyn.lm._tokens import Format
 from lmdyn.lm.data import TYPES, ProbeSet, load_probes
 from lmdyn.lm.influence import influence
+from lmdyn.lm.mass import TokenMass, token_mass
 from lmdyn.lm.models import load
+from lmdyn.lm.on_policy import finetune_on_policy, sample_rejected
 from lmdyn.lm.predict import (
     Change,
     measure_change,
@@ -32,18 +34,22 @@ __all__ = [
     "Format",
     "ProbeSet",
     "Scores",
+    "TokenMass",
     "Trajectory",
     "finetune",
+    "finetune_on_policy",
     "influence",
     "lbk",
     "load",
     "load_probes",
     "measure_change",
     "predict_change",
+    "sample_rejected",
     "score",
     "sgd_direction",
     "sign_delta",
     "token_influence",
     "token_kernel",
+    "token_mass",
     "update_direction",
 ]

@@ -7,8 +7,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from lmdyn.lm._pack import can_share, check_fits, head, hidden, pack
+from lmdyn.lm._pack import Batch, can_share, check_fits, head, hidden, pack
 from lmdyn.lm._tokens import Encoded
+
+CHUNK = 128  # positions whose softmax is there at a time
 
 
 class LogProbs(nn.Module):
@@ -22,6 +24,7 @@ class LogProbs(nn.Module):
         encoded: the N rows.
         keys: what the loss calls a response → its type in the rows.
         bf16: compute in bfloat16, whatever the weights are in.
+        spare: names of responses whose tokens in a valley, π_y < ‖π‖², give no gradient.
 
     Raises:
         ValueError: a response beyond the model's context, a token it does not know, a model whose
@@ -29,11 +32,17 @@ class LogProbs(nn.Module):
     """
 
     def __init__(
-        self, model, encoded: Sequence[Encoded], keys: Mapping[str, str], bf16: bool = False
+        self,
+        model,
+        encoded: Sequence[Encoded],
+        keys: Mapping[str, str],
+        bf16: bool = False,
+        spare: Sequence[str] = (),
     ):
         super().__init__()
         self.model, self.head = model, head(model)
         self.encoded, self.keys, self.bf16 = encoded, keys, bf16
+        self.spared = [keys[name] for name in spare]
         longest = check_fits(model, encoded)
         self.shared = len(keys) > 1 and can_share(model, longest)
         self.lengths = {
@@ -53,12 +62,27 @@ class LogProbs(nn.Module):
             if logits.dtype != torch.float64:
                 logits = logits.float()
             tokens = -cross_entropy(logits, batch.target, reduction="none")
+            if self.spared:
+                tokens = torch.where(
+                    self._in_valley(logits, tokens, batch), tokens.detach(), tokens
+                )
             sums = tokens.new_zeros(len(batch.responses)).index_add(0, batch.segment, tokens)
             found |= zip(batch.responses, sums, strict=True)
         return {
             name: torch.stack([found[i, key] for i in range(len(rows))])
             for name, key in self.keys.items()
         }
+
+    @torch.no_grad()
+    def _in_valley(self, logits: Tensor, tokens: Tensor, batch: Batch) -> Tensor:
+        """(M,), which tokens of the spared responses have π_y < ‖π‖²."""
+        mine = [name in self.spared for _, name in batch.responses]
+        where = torch.tensor(mine, device=tokens.device)[batch.segment].nonzero().squeeze(1)
+        found = torch.zeros_like(tokens, dtype=torch.bool)
+        for some in where.split(CHUNK):
+            prob_sq = logits[some].softmax(-1).square().sum(-1)
+            found[some] = tokens[some].exp() < prob_sq
+        return found
 
     @torch.no_grad()
     def all(self, batch_size: int) -> dict[str, Tensor]:

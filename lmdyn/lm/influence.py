@@ -48,8 +48,9 @@ def influence(
         format: how the texts become tokens; each probe set's own if not given.
         ref: for a loss with a reference model: response name → (N_u,) log-probs under it, nats.
             The model's own if not given, as at the start of a finetuning run.
-        memory: bytes of activations to hold, half of them for updates, half for probes. What does
-            not fit is taken in blocks, for which the probes are passed through again.
+        memory: bytes of activations to hold, three quarters of them for updates, the rest for
+            probes. What does not fit is taken in blocks; for each block of updates all probes
+            are passed through the model again.
         progress: True and False show and hide the progress bar; None shows it for work of more
             than ten seconds.
 
@@ -111,10 +112,10 @@ def _products(
         disable=progress is False,
     )
     with bar:
-        for u in gradients.blocks(ours, memory / 2):
+        for u in gradients.blocks(ours, 0.75 * memory):
             rows_u, names_u = _places(u, names)
             logps[rows_u, names_u] = _finite(u, "updates")
-            for o in gradients.blocks(theirs, memory / 2):
+            for o in gradients.blocks(theirs, 0.25 * memory):
                 _finite(o, "probes")
                 rows_o, types_o = _places(o, types)
                 found = inner_products(u, o).numpy()

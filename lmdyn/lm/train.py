@@ -14,6 +14,12 @@ from tqdm import tqdm
 from lmdyn import losses
 from lmdyn.lm._checkpoint import RunFolder, fingerprint, fingerprint_model
 from lmdyn.lm._environment import environment
+from lmdyn.lm._guards import (
+    check_different,
+    check_finite,
+    check_same_vocabulary,
+    check_weights,
+)
 from lmdyn.lm._log_probs import LogProbs
 from lmdyn.lm._pack import evaluating
 from lmdyn.lm._plan import OPTIMIZERS, Plan, check_count
@@ -34,6 +40,7 @@ def finetune(
     batch_size: int,
     response: str = "chosen",
     ref: nn.Module | None = None,
+    spare_valleys: bool = False,
     optimizer: str = "adamw",
     weight_decay: float = 0.0,
     accumulate: int = 1,
@@ -69,6 +76,10 @@ def finetune(
         batch_size: rows in a forward pass.
         response: the key of the rows that takes the place of the loss's ``chosen``.
         ref: the reference model of a loss that needs one; the model as it comes, if not given.
+            Its log-probs of the rows are computed once, before the first update.
+        spare_valleys: let no gradient through the tokens of ``rejected`` that lie in a valley at
+            that moment, π_y < ‖π‖²: those whose negative gradient would squeeze mass into a few
+            other tokens (see `lmdyn.squeeze_line`). The value of the loss stays as it is.
         optimizer: "adamw", "sgd" or "rmsprop", with PyTorch's defaults for all that is not here.
         weight_decay: of the optimizer; decoupled for "adamw", added to the gradient for the rest.
         accumulate: batches in an update.
@@ -93,8 +104,8 @@ def finetune(
 
     Raises:
         ValueError: settings out of range, unknown names (with the nearest one), rows without a
-            response that the loss reads, a folder that holds a run already or one of another
-            recipe.
+            response that the loss reads or with equal ones, a reference model of another
+            vocabulary, a folder that holds a run already or one of another recipe.
         FloatingPointError: a loss, a gradient or a log-prob is NaN or infinite. It names the
             update and its rows; the last good checkpoint stays.
 
@@ -135,6 +146,10 @@ def finetune(
         raise ValueError(f"{'resume' if resume else 'save_every'} needs a folder: pass out")
     if ref is not None and not loss.needs_ref:
         raise ValueError(f"{loss} needs no reference model: leave ref out")
+    if ref is not None:
+        check_same_vocabulary(model, ref)
+    if spare_valleys and "rejected" not in keys:
+        raise ValueError(f"{loss} reads no rejected response: leave spare_valleys out")
     check_count("save_every", save_every, 1, optional=True)
     save_every = save_every or probe_every or plan.per_epoch
     weights = [p for p in model.parameters() if p.requires_grad]
@@ -145,10 +160,13 @@ def finetune(
     if accelerator.num_processes > 1:
         model.to(accelerator.device)
     encoded = encode(tokenizer, rows)
-    log_probs = LogProbs(model, encoded, keys, mixed_precision == "bf16")
+    check_different(encoded, keys, loss)
+    spare = ["rejected"] if spare_valleys else []
+    log_probs = LogProbs(model, encoded, keys, mixed_precision == "bf16", spare)
     settings = {
         "loss": repr(loss),
         "response": response,
+        "spare_valleys": spare_valleys,
         **asdict(plan),
         "rows": fingerprint([[e.prompt, e.responses] for e in encoded]),
         "probes": probes and fingerprint([list(probes), probes.types, asdict(probes.format)]),
@@ -209,7 +227,7 @@ def finetune(
                 accelerator, parallel, plan.batches(update), loss, reference, log_probs.lengths
             )
             norm = accelerator.clip_grad_norm_(weights, plan.clip or math.inf)
-            _check_finite(update, plan.rows(update), found[0].tolist(), norm.item())
+            check_finite(update, plan.rows(update), found[0].tolist(), norm.item())
             # The weights that the last update left have now given finite losses: worth keeping.
             if writes and update > start and update % save_every == 0:
                 meta["seconds"] = spent + time.perf_counter() - began
@@ -224,7 +242,7 @@ def finetune(
             recorder.update(loss=mean_loss, lr=plan.lr_at(update), grad_norm=norm.item(), **log)
             bar.set_postfix({"loss": mean_loss, **log}, refresh=False)
             bar.update()
-    _check_weights(weights, plan)
+    check_weights(weights, plan.updates, plan.rows(plan.updates - 1))
     meta["seconds"] = spent + time.perf_counter() - began
     if writes:
         folder.save(update, model, tokenizer, None, recorder.trajectory(meta))
@@ -278,29 +296,3 @@ def _score(model, tokenizer, probes: ProbeSet, update: int):
             raise
         # They were fit to be scored before the first update.
         raise FloatingPointError(f"after update {update}: {error}; lower lr") from None
-
-
-def _check_finite(update: int, rows: list[int], values: list[float], norm: float) -> None:
-    """Refuse to make an update whose loss or gradient is not finite."""
-    bad = [
-        (row, value) for row, value in zip(rows, values, strict=True) if not math.isfinite(value)
-    ]
-    if bad:
-        what = "the loss is " + ", ".join(f"{value} in rows[{row}]" for row, value in bad)
-    elif not math.isfinite(norm):
-        what = f"the gradient of {_named(rows)} is not finite"
-    else:
-        return
-    raise FloatingPointError(f"update {update + 1} is not made: {what}; lower lr, or mend the rows")
-
-
-def _check_weights(weights: list[Tensor], plan: Plan) -> None:
-    if not all(weight.isfinite().all() for weight in weights):
-        raise FloatingPointError(
-            f"update {plan.updates}, on {_named(plan.rows(plan.updates - 1))}, made weights that "
-            "are not finite: lower lr"
-        )
-
-
-def _named(rows: list[int]) -> str:
-    return ", ".join(f"rows[{row}]" for row in rows)

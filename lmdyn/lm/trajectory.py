@@ -2,7 +2,9 @@
 
 import json
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -181,6 +183,51 @@ class Trajectory:
         arrays["types"] = tuple(arrays["types"].tolist())
         arrays["vocab_size"] = int(arrays["vocab_size"])
         return cls(**arrays, log=log, meta=json.loads(meta.read_text(encoding="utf-8")))
+
+    @classmethod
+    def join(cls, parts: Sequence["Trajectory"]) -> "Trajectory":
+        """Runs that went on one from the other, of the same probes, as one trajectory.
+
+        The first probing of each later part, which repeats the last one before, is left out.
+        ``meta`` is the first part's, with "joined", the updates at which a later part began.
+
+        Raises:
+            ValueError: no part, other probes, or a part that does not begin where the one before
+                ended (it was not probed there, or the model was another one).
+        """
+        if not parts:
+            raise ValueError("there is nothing to join: pass at least one trajectory")
+        first, *later = parts
+        if not later:
+            return first
+        updates = np.cumsum([part.updates for part in parts])
+        for i, (one, next_one) in enumerate(pairwise(parts)):
+            same = one.types == next_one.types and np.array_equal(
+                one.n_tokens, next_one.n_tokens, equal_nan=True
+            )
+            # Not bit for bit: some devices sum in another order each time.
+            close = same and np.allclose(
+                one.logp[-1:], next_one.logp[:1], rtol=0, atol=1e-2, equal_nan=True
+            )
+            if not close:
+                raise ValueError(
+                    f"parts[{i + 1}] does not go on from parts[{i}]: the log-probs of its first "
+                    "probing differ from the last ones before"
+                )
+        whole = {name: getattr(first, name) for name in ("types", "vocab_size", "n_tokens")}
+        for name in STATS:
+            tails = [getattr(part, name)[1:] for part in later]
+            whole[name] = np.concatenate([getattr(first, name), *tails])
+        seen = np.cumsum([0, *(part.examples_seen[-1] for part in parts if len(part.steps))])
+        for name, offsets in (("steps", [0, *updates]), ("examples_seen", seen)):
+            tails = [
+                getattr(part, name)[1:] + n for part, n in zip(later, offsets[1:], strict=False)
+            ]
+            whole[name] = np.concatenate([getattr(first, name), *tails])
+        log = {name: np.concatenate([part.log[name] for part in parts]) for name in first.log}
+        seconds = sum(part.meta.get("seconds", 0.0) for part in parts)
+        meta = {**first.meta, "seconds": seconds, "joined": updates[:-1].tolist()}
+        return cls(**whole, split=first.split, log=log, meta=meta)
 
     def _names(self, stat: str) -> list[str]:
         argmax = ["argmax"] if stat == "logp" and "chosen" in self.types else []

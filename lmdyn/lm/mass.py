@@ -1,0 +1,215 @@
+"""Where probability goes: at each token of a response, the label, its rival, and all the rest."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lmdyn._check import unknown
+from lmdyn.lm._files import replacing
+from lmdyn.lm._pack import batches, evaluating, head, hidden
+from lmdyn.lm._tokens import encode
+from lmdyn.lm.data import ProbeSet, as_probes
+
+CHUNK = 128  # positions whose logits are there at a time
+
+
+@dataclass(frozen=True, eq=False)
+class TokenMass:
+    """π at each of M response tokens, in three parts that add up to one.
+
+    The tokens follow each other row by row, type by type, in the order of the text. All arrays
+    have shape (M,), probabilities in float64.
+
+    Attributes:
+        types: the response types.
+        row: which prompt.
+        type: which of ``types``.
+        position: place in the response, from 0; EOS is the last.
+        label: the id of the response's token y.
+        rival: the id of the likeliest other token, i* = argmax_{i≠y} π_i, or the one that was to
+            be followed.
+        label_prob: π_y.
+        rival_prob: π_{i*}.
+        rest_prob: Σ π_i over all other tokens.
+        prob_sq: ‖π‖².
+    """
+
+    types: tuple[str, ...]
+    row: np.ndarray
+    type: np.ndarray
+    position: np.ndarray
+    label: np.ndarray
+    rival: np.ndarray
+    label_prob: np.ndarray
+    rival_prob: np.ndarray
+    rest_prob: np.ndarray
+    prob_sq: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.row)
+
+    def __repr__(self) -> str:
+        return f"TokenMass({len(self)} tokens of {', '.join(self.types)})"
+
+    @property
+    def squeeze(self) -> np.ndarray:
+        """(M,) ‖π‖² − π_y: positive where the label lies in a valley (see `squeeze_line`)."""
+        return self.prob_sq - self.label_prob
+
+    def of(self, name: str) -> np.ndarray:
+        """(M,) booleans: the tokens of one response type.
+
+        Raises:
+            ValueError: a type that is not here (with the nearest name).
+        """
+        if name not in self.types:
+            raise ValueError(unknown("response type", name, self.types))
+        return self.type == self.types.index(name)
+
+    def save(self, path: str | Path) -> None:
+        """Write all arrays to one .npz file, whole or not at all."""
+        with replacing(Path(path)) as temporary, temporary.open("wb") as file:
+            np.savez_compressed(file, **{f.name: getattr(self, f.name) for f in fields(self)})
+
+    @classmethod
+    def load(cls, path: str | Path) -> "TokenMass":
+        """Read what `save` wrote.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: it is not the file of a `TokenMass`.
+        """
+        with np.load(path, allow_pickle=False) as file:
+            missing = [f.name for f in fields(cls) if f.name not in file]
+            if missing:
+                raise ValueError(f"{path} is no TokenMass: it has no {', '.join(missing)}")
+            arrays = {f.name: file[f.name] for f in fields(cls)}
+        return cls(**arrays | {"types": tuple(arrays["types"].tolist())})
+
+    def moved(self, after: "TokenMass") -> dict[str, np.ndarray]:
+        """What each part has gained since: "label", "rival", "rest" → (M,), adding up to zero.
+
+        Args:
+            after: the same tokens under the later model, made with ``follow=`` this one.
+
+        Raises:
+            ValueError: other tokens, or other rivals.
+        """
+        for name in ("row", "type", "position", "label", "rival"):
+            if not np.array_equal(getattr(self, name), getattr(after, name)):
+                raise ValueError(
+                    f"the two differ in {name}: take the later one of the same rows with "
+                    "token_mass(…, follow=the earlier one)"
+                )
+        return {
+            part: getattr(after, f"{part}_prob") - getattr(self, f"{part}_prob")
+            for part in ("label", "rival", "rest")
+        }
+
+
+@torch.no_grad()
+def token_mass(
+    model,
+    tokenizer,
+    probes: ProbeSet | Sequence[Mapping[str, str]],
+    types: Sequence[str] = ("chosen", "rejected"),
+    follow: TokenMass | None = None,
+) -> TokenMass:
+    """Split π at each response token into the label, its rival and the rest.
+
+    The rival is the likeliest token but the label, i* = argmax_{i≠y} π_i: the one to which a
+    negative gradient on y moves mass for sure (Claim 2 of section 3 of the paper). To see where
+    mass went while a model was trained, take the split before and after, with the same rivals::
+
+        before = token_mass(model, tokenizer, rows)
+        ...
+        after = token_mass(model, tokenizer, rows, follow=before)
+        before.moved(after)
+
+    Args:
+        model: a Hugging Face causal language model; it stays as it is, and in its mode.
+        tokenizer: its tokenizer.
+        probes: a `ProbeSet`, or rows such as ``{"prompt": …, "chosen": …}``.
+        types: the response types to look at; rows that lack one are passed over.
+        follow: an earlier split of the same responses, whose rivals are kept.
+
+    Returns:
+        `TokenMass` of all tokens.
+
+    Raises:
+        ValueError: rows or types that cannot be read (see `load_probes`), an earlier split of
+            other tokens.
+    """
+    probes = as_probes(probes, types)
+    encoded = encode(tokenizer, probes)
+    if follow is not None:
+        _check_same(follow, probes.types, encoded)
+        rivals = dict(_by_response(follow, follow.rival))
+    found = {}
+    with evaluating(model):
+        layer = head(model)
+        for batch in batches(model, encoded):
+            kept = None
+            if follow is not None:
+                kept = np.concatenate([rivals[key] for key in batch.responses])
+                kept = torch.as_tensor(kept, device=batch.target.device).split(CHUNK)
+            states, targets = hidden(model, batch).split(CHUNK), batch.target.split(CHUNK)
+            values = torch.cat(
+                [
+                    _parts(layer(h), target, None if kept is None else kept[i])
+                    for i, (h, target) in enumerate(zip(states, targets, strict=True))
+                ],
+                1,
+            )
+            ends = np.bincount(batch.segment.cpu().numpy()).cumsum()[:-1]
+            pieces = np.split(values.double().cpu().numpy(), ends, axis=1)
+            found |= zip(batch.responses, pieces, strict=True)
+    keys = [(i, name) for i, e in enumerate(encoded) for name in e.responses]
+    sizes = [found[key].shape[1] for key in keys]
+    rival, label_prob, rival_prob, rest_prob, prob_sq = np.concatenate(
+        [found[key] for key in keys], axis=1
+    )
+    return TokenMass(
+        types=probes.types,
+        row=np.repeat([i for i, _ in keys], sizes),
+        type=np.repeat([probes.types.index(name) for _, name in keys], sizes),
+        position=np.concatenate([np.arange(n) for n in sizes]),
+        label=np.concatenate([encoded[i].responses[name] for i, name in keys]),
+        rival=rival.astype(np.int64),
+        label_prob=label_prob,
+        rival_prob=rival_prob,
+        rest_prob=rest_prob,
+        prob_sq=prob_sq,
+    )
+
+
+def _parts(logits: Tensor, target: Tensor, rival: Tensor | None) -> Tensor:
+    """(5, m): rival, π_y, π of the rival, the rest as a sum of its own, ‖π‖²; all in float64."""
+    logits = logits.double()
+    label = target.to(logits.device).unsqueeze(-1)
+    if rival is None:
+        rival = logits.scatter(-1, label, -torch.inf).argmax(-1)
+    rival = rival.to(logits.device).unsqueeze(-1)
+    p = logits.softmax(-1)
+    of_label, of_rival = p.gather(-1, label), p.gather(-1, rival)
+    prob_sq = p.square().sum(-1, keepdim=True)
+    rest = p.scatter(-1, label, 0.0).scatter(-1, rival, 0.0).sum(-1, keepdim=True)
+    return torch.cat([rival.double(), of_label, of_rival, rest, prob_sq], -1).T
+
+
+def _by_response(mass: TokenMass, values: np.ndarray):
+    """(row, type name), values of its tokens; for each response."""
+    starts = np.flatnonzero(mass.position == 0)
+    for start, piece in zip(starts, np.split(values, starts[1:]), strict=True):
+        yield (int(mass.row[start]), mass.types[mass.type[start]]), piece
+
+
+def _check_same(follow: TokenMass, types: tuple[str, ...], encoded) -> None:
+    now = {(i, name): ids for i, e in enumerate(encoded) for name, ids in e.responses.items()}
+    before = {key: ids.tolist() for key, ids in _by_response(follow, follow.label)}
+    if follow.types != types or before != now:
+        raise ValueError("follow is a split of other responses: pass the same rows and types")

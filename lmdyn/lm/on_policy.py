@@ -1,0 +1,150 @@
+"""Preference tuning on pairs whose rejected response the model has just said itself."""
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import numpy as np
+from torch import nn
+
+from lmdyn import losses
+from lmdyn.lm._files import replacing
+from lmdyn.lm._plan import check_count
+from lmdyn.lm.data import ProbeSet, as_probes, load_probes
+from lmdyn.lm.generate import generate
+from lmdyn.lm.train import finetune
+from lmdyn.lm.trajectory import Trajectory
+
+
+def sample_rejected(
+    model,
+    tokenizer,
+    rows: ProbeSet | Iterable[Mapping[str, str]],
+    *,
+    max_new_tokens: int = 64,
+    temperature: float = 1.0,
+    seed: int = 0,
+    batch_size: int = 16,
+) -> ProbeSet:
+    """The same rows with the model's own answer, freshly sampled, as ``rejected``.
+
+    A sample that is empty, or equal to ``chosen``, makes no pair: the row keeps the ``rejected``
+    that it came with, and is left out if it came with none.
+
+    Args:
+        model: a Hugging Face causal language model.
+        tokenizer: its tokenizer.
+        rows: a `ProbeSet`, or dicts with ``prompt`` and ``chosen``.
+        max_new_tokens: where a sample stops at the latest. A sample cut there is learned with an
+            EOS that the model has not said.
+        temperature: of the sampling; 1 draws from π itself.
+        seed: of the sampling.
+        batch_size: prompts at a time.
+
+    Raises:
+        ValueError: no pair is left.
+    """
+    probes = as_probes(rows)
+    prompts = [row["prompt"] for row in probes]
+    settings = {"sample": True, "temperature": temperature, "seed": seed, "batch_size": batch_size}
+    answers = generate(model, tokenizer, prompts, max_new_tokens, **settings)
+    pairs = []
+    for row, answer in zip(probes, answers, strict=True):
+        if answer.strip() and answer.strip() != row["chosen"].strip():
+            pairs.append({**row, "rejected": answer})
+        elif "rejected" in row:
+            pairs.append(dict(row))
+    if not pairs:
+        raise ValueError(
+            "every sampled answer is empty or equal to chosen, and no row has a rejected one to "
+            "keep: raise temperature or max_new_tokens"
+        )
+    types = dict.fromkeys([*probes.types, "rejected"])
+    return as_probes(pairs, list(types), probes.format)
+
+
+def finetune_on_policy(
+    model: nn.Module,
+    tokenizer,
+    rows: ProbeSet | Iterable[Mapping[str, str]],
+    loss: str | losses.Loss = "dpo",
+    *,
+    rounds: int,
+    epochs: int = 1,
+    max_new_tokens: int = 64,
+    temperature: float = 1.0,
+    seed: int = 0,
+    out: str | Path | None = None,
+    resume: bool = False,
+    **settings,
+) -> Trajectory:
+    """Finetune on pairs whose rejected response is sampled from the model anew in each round.
+
+    A round samples (`sample_rejected`), then calls `finetune` for ``epochs`` on what it got, with
+    a fresh optimizer. On-policy pairs do not lie in a valley, so that pushing them down does not
+    squeeze (section 4.2 of the paper). Without ``ref``, a loss that needs a reference is relative
+    to the model at the start of the round, as in SPIN; pass a copy of the first model for one
+    that stays.
+
+    Args:
+        model: as for `finetune`; its weights change.
+        tokenizer: its tokenizer.
+        rows: dicts with ``prompt`` and ``chosen``; see `sample_rejected` for ``rejected``.
+        loss: a name that `lmdyn.losses.get` knows, or a `lmdyn.losses.Loss`.
+        rounds: how many times to sample.
+        epochs: passes over the pairs of a round.
+        max_new_tokens: of a sample.
+        temperature: of the sampling.
+        seed: of the samples and of the order of the rows, both new in each round.
+        out: a folder with a folder for each round: its pairs, and what `finetune` keeps there.
+        resume: go on with the rounds in ``out``.
+        **settings: all else that `finetune` takes.
+
+    Returns:
+        One `Trajectory` over all rounds.
+
+    Raises:
+        ValueError: as for `finetune` and `sample_rejected`.
+        FloatingPointError: as for `finetune`.
+    """
+    check_count("rounds", rounds, 1)
+    check_count("seed", seed, 0)
+    probes = as_probes(rows)
+    parts = []
+    for number in range(rounds):
+        folder = None if out is None else Path(out) / f"round-{number}"
+        draw = int(np.random.default_rng((seed, number)).integers(2**31))
+        pairs = _kept(folder, probes) if resume else None
+        if pairs is None:
+            how = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": draw}
+            pairs = sample_rejected(model, tokenizer, probes, **how)
+            _keep(folder, pairs)
+        part = finetune(
+            model,
+            tokenizer,
+            pairs,
+            loss,
+            epochs=epochs,
+            seed=draw,
+            out=folder,
+            resume=resume,
+            **settings,
+        )
+        parts.append(part)
+    return Trajectory.join(parts)
+
+
+def _keep(folder: Path | None, pairs: ProbeSet) -> None:
+    """Write the pairs of a round, so that going on does not have to sample them again."""
+    if folder is None or (folder / "settings.json").is_file():
+        return  # finetune will refuse a folder that holds a run
+    with replacing(folder / "pairs.jsonl") as temporary:
+        lines = [json.dumps(dict(row), ensure_ascii=False) + "\n" for row in pairs]
+        temporary.write_text("".join(lines), encoding="utf-8")
+
+
+def _kept(folder: Path | None, probes: ProbeSet) -> ProbeSet | None:
+    file = None if folder is None else folder / "pairs.jsonl"
+    if file is None or not file.is_file():
+        return None
+    return load_probes(file, list(dict.fromkeys([*probes.types, "rejected"])), format=probes.format)

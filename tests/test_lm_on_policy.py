@@ -1,0 +1,113 @@
+"""Pairs that the model makes itself, round by round."""
+
+from copy import deepcopy
+
+import numpy as np
+import pytest
+import torch
+from tiny import tiny, tiny_rows
+
+from lmdyn.lm.generate import generate
+from lmdyn.lm.on_policy import finetune_on_policy, sample_rejected
+from lmdyn.lm.train import finetune
+from lmdyn.lm.trajectory import STATS
+
+ROWS = tiny_rows()
+SETTINGS = {"lr": 1e-2, "batch_size": 2, "max_new_tokens": 6}
+
+
+def run(rounds=2, loss="dpo", **options):
+    model, tokenizer = tiny("llama")
+    done = finetune_on_policy(
+        model, tokenizer, ROWS, loss, rounds=rounds, probes=ROWS, **SETTINGS | options
+    )
+    return done, model
+
+
+def same(a, b):
+    for name in ("steps", "examples_seen", *STATS):
+        np.testing.assert_array_equal(getattr(a, name), getattr(b, name), err_msg=name)
+
+
+def same_weights(a, b):
+    assert all(torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters(), strict=True))
+
+
+def test_rejected_is_what_the_model_says():
+    model, tokenizer = tiny("llama")
+    pairs = sample_rejected(model, tokenizer, ROWS, max_new_tokens=6, seed=3)
+    prompts = [row["prompt"] for row in ROWS]
+    said = generate(model, tokenizer, prompts, 6, sample=True, seed=3)
+    assert len(set(said)) > 1
+    for row, pair, answer in zip(ROWS, pairs, said, strict=True):
+        assert pair == row | {"rejected": answer or row["rejected"]}
+    again = sample_rejected(model, tokenizer, ROWS, max_new_tokens=6, seed=4)
+    assert again.rows != pairs.rows
+
+
+def test_an_answer_that_makes_no_pair_keeps_the_row_as_it_was_or_drops_it(monkeypatch):
+    answers = ["down there", "words", " "]
+    monkeypatch.setattr("lmdyn.lm.on_policy.generate", lambda *a, **k: answers)
+    rows = [ROWS[3], {"prompt": "a", "chosen": "words"}, ROWS[0]]
+    pairs = sample_rejected(None, None, rows)
+    assert [row["rejected"] for row in pairs] == [ROWS[3]["rejected"], ROWS[0]["rejected"]]
+    with pytest.raises(ValueError, match="no row has a rejected one to keep"):
+        monkeypatch.setattr("lmdyn.lm.on_policy.generate", lambda *a, **k: ["words"])
+        sample_rejected(None, None, rows[1:2])
+
+
+def test_rounds_are_runs_on_fresh_pairs_against_the_model_of_the_round():
+    done, model = run()
+    by_hand, tokenizer = tiny("llama")
+    for number in range(2):
+        draw = int(np.random.default_rng((0, number)).integers(2**31))
+        pairs = sample_rejected(by_hand, tokenizer, ROWS, max_new_tokens=6, seed=draw)
+        part = finetune(
+            by_hand, tokenizer, pairs, "dpo", epochs=1, lr=1e-2, batch_size=2, seed=draw
+        )
+        np.testing.assert_array_equal(part.log["loss"], done.log["loss"][3 * number :][:3])
+    same_weights(model, by_hand)
+    assert done.steps.tolist() == [0, 3, 6]
+    assert done.meta["joined"] == [3]
+
+
+def test_a_reference_can_stay():
+    first, _ = tiny("llama")
+    stays, _ = run(ref=deepcopy(first))
+    renewed, _ = run()
+    np.testing.assert_array_equal(stays.log["loss"][:3], renewed.log["loss"][:3])
+    assert stays.log["loss"][3] != renewed.log["loss"][3]
+
+
+def test_a_stopped_run_goes_on_with_the_pairs_that_it_had(tmp_path, monkeypatch):
+    whole, model = run(out=tmp_path / "whole")
+    out = tmp_path / "stopped"
+    with monkeypatch.context() as patch:
+        patch.setattr("lmdyn.lm._checkpoint.RunFolder.save", fail_in_the_second_round(out))
+        with pytest.raises(KeyboardInterrupt):
+            run(out=out)
+    with monkeypatch.context() as patch:  # both rounds have their pairs
+        patch.setattr("lmdyn.lm.on_policy.generate", None)
+        resumed, again = run(out=out, resume=True)
+    same(whole, resumed)
+    same_weights(model, again)
+    with pytest.raises(ValueError, match="holds a run already"):
+        run(out=out)
+
+
+def fail_in_the_second_round(out):
+    from lmdyn.lm._checkpoint import RunFolder
+
+    save = RunFolder.save
+
+    def failing(self, *args):
+        if self.path == out / "round-1":
+            raise KeyboardInterrupt
+        save(self, *args)
+
+    return failing
+
+
+def test_settings_that_make_no_sense_are_refused():
+    with pytest.raises(ValueError, match="rounds must be an integer of at least 1"):
+        run(rounds=0)

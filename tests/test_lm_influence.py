@@ -148,6 +148,29 @@ def test_a_loss_of_two_responses(given):
     np.testing.assert_allclose(found, expected, **EXACT)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_pull_and_push(family):
+    model, tokenizer = tiny(family)
+    loss, ref = Margin(), {"chosen": [-9.0, -20.0, -7.0], "rejected": [-3.0, -18.0, -30.0]}
+    parts = influence(model, tokenizer, ROWS[:3], ROWS, loss, ref=ref, by_response=True)
+    assert parts.shape == (3, 2, len(ROWS), len(as_probes(ROWS).types))
+    logps, lengths = {}, {}
+    for name in loss.responses:  # each part is SFT on one response, times −c
+        encoded = encode(tokenizer, as_probes(ROWS[:3], [name]))
+        logps[name] = torch.stack([log_prob(model, row, name).detach() for row in encoded])
+        lengths[name] = torch.tensor([len(row.responses[name]) for row in encoded])
+    given = {name: torch.tensor(values).double() for name, values in ref.items()}
+    coefficients = loss.coefficients(logps, given, lengths)
+    for part, name in zip(parts.swapaxes(0, 1), loss.responses, strict=True):
+        learned = [{"prompt": row["prompt"], "chosen": row[name]} for row in ROWS[:3]]
+        alone = brute(model, tokenizer, learned, ROWS)
+        np.testing.assert_allclose(
+            part, -coefficients[name].numpy()[:, None, None] * alone, **EXACT
+        )
+    whole = brute(model, tokenizer, ROWS[:3], ROWS, loss, ref)
+    np.testing.assert_allclose(parts.sum(1), whole, **EXACT)
+
+
 def test_types_and_format():
     model, tokenizer = tiny("llama")
     form = Format(max_length=9, max_prompt=4)

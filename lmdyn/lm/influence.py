@@ -24,6 +24,7 @@ def influence(
     loss: str | losses.Loss = "sft",
     *,
     types: Sequence[str] | None = None,
+    by_response: bool = False,
     format: Format | None = None,
     ref: Mapping[str, Sequence[float]] | None = None,
     memory: float = 6e9,
@@ -45,6 +46,10 @@ def influence(
         loss: a name of `lmdyn.losses`, or a loss. A row's loss is as `Loss.value` has it, for
             "sft" −log π(y+|x), summed over tokens.
         types: the R response types to observe, in this order; those of ``probes`` if not given.
+        by_response: keep apart what each of the S responses that the loss reads does, in the order
+            of ``loss.responses``. For a preference loss these are the pull of y+ and the push of
+            y−, −c⟨∇_θ log π(y_u), ∇_θ log π(y_o)⟩ with its coefficient c; together they are what
+            the whole loss does.
         format: how the texts become tokens; each probe set's own if not given.
         ref: for a loss with a reference model: response name → (N_u,) log-probs under it, nats.
             The model's own if not given, as at the start of a finetuning run.
@@ -56,6 +61,7 @@ def influence(
 
     Returns:
         (N_u, N_o, R) float64, nats per unit learning rate; NaN where a row lacks the type.
+        With ``by_response`` (N_u, S, N_o, R), which adds up to the former over axis 1.
 
     Raises:
         ValueError: as in `load_probes` and `encode`, an unknown loss, an update without a
@@ -67,6 +73,8 @@ def influence(
         >>> rows = load_probes("world", types=["chosen", "rejected"], limit=8)  # doctest: +SKIP
         >>> influence(model, tokenizer, rows[:4], rows[4:]).shape  # doctest: +SKIP
         (4, 4, 2)
+        >>> parts = influence(model, tokenizer, rows, rows, "dpo", by_response=True)  # doctest: +SKIP
+        >>> pull, push = parts.swapaxes(0, 1)  # doctest: +SKIP
     """
     loss = losses.get(loss) if isinstance(loss, str) else loss
     reader = f"the loss {type(loss).__name__}"
@@ -89,7 +97,8 @@ def influence(
     lengths = {name: torch.tensor([len(e.responses[name]) for e in ours]) for name in own}
     coefficients = loss.coefficients(own, _reference(ref, own), lengths)
     c = np.stack([coefficients[name].numpy() for name in own], 1)
-    return -np.einsum("un,unor->uor", c, products)
+    parts = -c[:, :, None, None] * products
+    return parts if by_response else parts.sum(1)
 
 
 def _products(

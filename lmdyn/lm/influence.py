@@ -73,8 +73,9 @@ def influence(
         >>> rows = load_probes("world", types=["chosen", "rejected"], limit=8)  # doctest: +SKIP
         >>> influence(model, tokenizer, rows[:4], rows[4:]).shape  # doctest: +SKIP
         (4, 4, 2)
-        >>> parts = influence(model, tokenizer, rows, rows, "dpo", by_response=True)  # doctest: +SKIP
-        >>> pull, push = parts.swapaxes(0, 1)  # doctest: +SKIP
+        >>> dpo = {"loss": "dpo", "by_response": True}
+        >>> influence(model, tokenizer, rows[:4], rows[4:], **dpo).shape  # doctest: +SKIP
+        (4, 2, 4, 2)
     """
     loss = losses.get(loss) if isinstance(loss, str) else loss
     reader = f"the loss {type(loss).__name__}"

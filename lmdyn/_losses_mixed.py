@@ -1,11 +1,12 @@
-"""DPO with something that holds y+ up, or spares y−."""
+"""Losses of a pair that hold y+ up, or go gently on y−."""
 
 import math
 from dataclasses import dataclass
 
+import torch
 from torch.nn.functional import logsigmoid, relu
 
-from lmdyn._loss import Relative, deltas, nonnegative, positive, within
+from lmdyn._loss import Loss, Relative, deltas, nonnegative, positive, within
 
 
 @dataclass(frozen=True)
@@ -132,3 +133,37 @@ class CWDPO(Relative):
         mean = logps["rejected"].detach() / lengths["rejected"]
         w = ((mean - self.floor) / self.tau).sigmoid()
         return self.beta * (chosen - w * rejected), w
+
+
+@dataclass(frozen=True)
+class CWSFT(Loss):
+    """−log π(y+) + λ max(0, log π(y−) − floor · n−): SFT before `CWDPO`, its first stage.
+
+    c+ = −1, c− = λ while the n− tokens of y− have an average log-prob above the floor: a gentle
+    push, which ends where y− is unlikely enough. In the terms of Zhang et al. 2025 (see `CWDPO`),
+    NLL(y+) + λ max(0, C − NLL(y−)), with the same caveat. That C = −floor counts per token, and
+    both defaults, are ours: the floor is the one of `CWDPO`, where the second stage cools.
+
+    Args:
+        weight: λ.
+        floor: the average log-prob below which y− is let be, nats per token.
+    """
+
+    responses = ("chosen", "rejected")
+    needs_lengths = True
+
+    weight: float = nonnegative(0.1)
+    floor: float = within(-math.inf, 0, "(]", default=-3.0)
+
+    def value(self, logps, ref=None, lengths=None):
+        above = self._above(logps, ref, lengths)
+        return self.weight * relu(above) - logps["chosen"]
+
+    def coefficients(self, logps, ref=None, lengths=None):
+        above = self._above(logps, ref, lengths)
+        return {"chosen": -torch.ones_like(above), "rejected": self.weight * (above > 0).to(above)}
+
+    def _above(self, logps, ref, lengths):
+        """How far log π(y−) is above its floor, nats."""
+        self._check(logps, ref, lengths)
+        return logps["rejected"] - self.floor * lengths["rejected"]

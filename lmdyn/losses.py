@@ -19,7 +19,7 @@ from lmdyn._check import as_labels, check_probs, unknown
 from lmdyn._loss import Loss
 from lmdyn._losses_free import ORPO, SFT, SimPO, SLiC
 from lmdyn._losses_margin import DPO, EXO, IPO, SPIN, DiscoPOP, Hinge, Robust
-from lmdyn._losses_mixed import CWDPO, DPOP, RPO, CalDPO
+from lmdyn._losses_mixed import CWDPO, CWSFT, DPOP, RPO, CalDPO
 from lmdyn._losses_ratio import BCO, KTO, NCA, SPPO, APODown, APOZero
 
 _LOSSES: dict[str, type[Loss]] = {
@@ -43,12 +43,14 @@ _LOSSES: dict[str, type[Loss]] = {
     "rpo": RPO,
     "dpop": DPOP,
     "cal_dpo": CalDPO,
+    "cw_sft": CWSFT,
     "cw_dpo": CWDPO,
 }
 
 __all__ = [
     "BCO",
     "CWDPO",
+    "CWSFT",
     "DPO",
     "DPOP",
     "EXO",

@@ -300,6 +300,19 @@ def test_cw_dpo_cools_the_push_on_what_is_unlikely():
     torch.testing.assert_close(cw.value(logps, ref, lengths)[1].item(), math.log1p(math.exp(-1.8)))
 
 
+def test_cw_sft_pushes_y_minus_gently_and_down_to_its_floor_alone():
+    # Four tokens each: the floor is at −12 nats.
+    given = pair([-2, -2, -2], [-8, -12, -40])
+    cw = losses.get("cw_sft", weight=0.25, floor=-3.0)
+    torch.testing.assert_close(cw.value(*given), torch.tensor([3.0, 2.0, 2.0]).double())
+    c = cw.coefficients(*given)
+    torch.testing.assert_close(c["chosen"], -torch.ones(3).double())
+    torch.testing.assert_close(c["rejected"], torch.tensor([0.25, 0.0, 0.0]).double())
+    alone = losses.SFT().value(given[0])
+    torch.testing.assert_close(losses.CWSFT(weight=0.0).value(*given), alone)
+    assert not cw.needs_ref
+
+
 def test_orpo_weighs_the_odds():
     # Four tokens each, of probability ¾ and ⅓: odds 3 and ½.
     given = pair(4 * math.log(3 / 4), 4 * math.log(1 / 3))

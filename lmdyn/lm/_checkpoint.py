@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from lmdyn.lm._files import new_folder, replacing
-from lmdyn.lm.models import _no_progress_bar as no_progress_bar
+from lmdyn.lm.models import no_progress_bar
 from lmdyn.lm.trajectory import Recorder, Trajectory
 
 _SAMPLED = 1024  # numbers of each tensor that a fingerprint reads

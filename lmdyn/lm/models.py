@@ -112,7 +112,7 @@ def _from(
                 f"the tokenizer of '{where}' has no EOS token, which ends every response: "
                 "set tokenizer.eos_token and save it with the model"
             )
-        with _no_progress_bar():
+        with no_progress_bar():
             model, report = AutoModelForCausalLM.from_pretrained(
                 where, dtype=dtype, use_safetensors=True, output_loading_info=True, **options
             )
@@ -207,7 +207,7 @@ def _dtype(dtype: torch.dtype | str | None) -> torch.dtype:
 
 
 @contextmanager
-def _no_progress_bar() -> Iterator[None]:
+def no_progress_bar() -> Iterator[None]:
     """Hide transformers' bar while weights load; downloads keep theirs."""
     previous = logging.set_tqdm_hook(
         lambda tqdm, args, options: tqdm(*args, **options | {"disable": True})

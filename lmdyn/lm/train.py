@@ -110,12 +110,14 @@ def finetune(
             update and its rows; the last good checkpoint stays.
 
     Example:
-        >>> from lmdyn.lm import load, load_probes  # doctest: +SKIP
-        >>> model, tokenizer = load("tiny")  # doctest: +SKIP
-        >>> rows = load_probes("world", limit=32)  # doctest: +SKIP
-        >>> settings = {"epochs": 4, "lr": 1e-3, "batch_size": 4}
-        >>> run = finetune(model, tokenizer, rows, probes=rows, **settings)  # doctest: +SKIP
-        >>> print(run.summary())  # doctest: +SKIP
+        >>> from lmdyn.lm import load, load_probes
+        >>> model, tokenizer = load("tiny")
+        >>> rows = load_probes("world", limit=8)
+        >>> settings = {"epochs": 1, "lr": 1e-4, "batch_size": 4, "probes": rows}
+        >>> run = finetune(model, tokenizer, rows, "dpo", **settings)
+        >>> run
+        Trajectory(2 probings of 8 prompts × 13 types, 2 updates)
+        >>> change = run.mean("rejected")[-1] - run.mean("rejected")[0]  # nats
     """
     try:
         from accelerate import Accelerator

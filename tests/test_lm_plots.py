@@ -120,3 +120,22 @@ def test_shares_stack_up_from_zero(ax):
     assert true.get_label() == "true"
     assert [tick.get_text() for tick in ax.get_yticklabels()] == ["before", "after"]
     assert ax.yaxis_inverted()  # the first bar on top
+
+
+def test_tradeoff_fills_the_frontier_and_sends_a_ray_to_each_run(ax):
+    points = {"a": ([1.0, 3.0], [0.0, 4.0]), "b": ([0.0, 0.0], [1.0, 1.0])}
+    plots.tradeoff(points, frontier=["a"], ax=ax)
+    dots = [line for line in ax.lines if line.get_marker() == "o"]
+    assert [dot.get_xydata().tolist() for dot in dots] == [[[2, 2]], [[0, 1]]]
+    assert [dot.get_markerfacecolor() for dot in dots] == [COLORS["chosen"], "white"]
+    rays = [line.get_xydata().tolist() for line in ax.lines if line.get_marker() != "o"]
+    assert rays[:2] == [[[2, 2], [1, 0]], [[2, 2], [3, 4]]] and len(rays) == 4
+
+
+def test_tradeoff_writes_no_name_over_another(ax):
+    near = {f"a long name {i}": ([1.0], [1 + 0.01 * i]) for i in range(5)} | {"far": ([2.0], [2.0])}
+    plots.tradeoff(near, ax=ax)
+    ax.figure.canvas.draw()
+    boxes = [text.get_window_extent() for text in ax.texts]
+    assert [text.get_text() for text in ax.texts] == list(near)
+    assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])

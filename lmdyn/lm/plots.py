@@ -6,6 +6,7 @@ Colours are those of `lmdyn.plots`: one a response family, everywhere in the boo
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import TwoSlopeNorm
+from matplotlib.transforms import Bbox
 
 from lmdyn.plots import COLORS, DIVERGING, LINESTYLES, NEUTRAL, SEQUENTIAL, _axes
 
@@ -278,3 +279,45 @@ def shares(bars, families, ax=None) -> Axes:
     ax.set(xlim=(0, max(1, start.max())), ylim=(len(bars) - 0.5, -0.5))
     ax.grid(False)
     return ax
+
+
+def tradeoff(points, frontier=(), ax=None) -> Axes:
+    """Two things one wants at once: each way as a dot at its mean, with a ray to each of its runs.
+
+    Args:
+        points: name → (x, y), each (runs,).
+        frontier: the names whose dots are filled, such as those that no other beats in both.
+        ax: Axes to draw on.
+
+    Returns:
+        The Axes.
+    """
+    ax = _axes(ax)
+    middles = {}
+    for name, (x, y) in points.items():
+        runs = np.array([x, y], dtype=float)
+        middles[name] = middle = runs.mean(1)
+        color = COLORS["chosen"] if name in frontier else NEUTRAL
+        rays = np.stack([np.broadcast_to(middle[:, None], runs.shape), runs], 1)  # (2, 2, runs)
+        ax.plot(*rays, lw=0.7, alpha=0.5, color=color, zorder=1)
+        ax.plot(*middle, "o", ms=6, color=color, mfc=color if name in frontier else "white")
+    _name_dots(ax, middles)
+    return ax
+
+
+def _name_dots(ax: Axes, dots: dict[str, np.ndarray]) -> None:
+    """A name beside each dot, at the first place where it hides no dot and no other name."""
+    ax.figure.canvas.draw()  # the axes have their final size only then
+    radius = 3 * ax.figure.dpi / 72
+    corners = [ax.transData.transform(dot) - radius for dot in dots.values()]
+    taken = [Bbox.from_bounds(*corner, 2 * radius, 2 * radius) for corner in corners]
+    places = [(7, 0, "left"), (-7, 0, "right"), (0, 9, "center"), (0, -9, "center")]
+    places += [(x, y, ha) for y in (9, -9, 18, -18) for x, ha in ((5, "left"), (-5, "right"))]
+    for name, dot in dots.items():
+        style = {"textcoords": "offset points", "va": "center", "fontsize": 8.5}
+        text = ax.annotate(name, dot, xytext=(0, 0), **style)
+        for x, y, side in places:  # where none is free, the last
+            text.set(position=(x, y), ha=side)
+            if not any(text.get_window_extent().overlaps(other) for other in taken):
+                break
+        taken.append(text.get_window_extent())

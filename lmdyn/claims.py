@@ -3,22 +3,26 @@
 Guarantees and trends are told apart: a guarantee has no exception, a trend has a share.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class ClaimTable:
     """Rows of (claim, paper, here, verdict), shown as a table in a notebook.
 
     Args:
-        rows: four strings each. ``$…$`` is left for the page to typeset.
+        rows: one string for each column. ``$…$`` is left for the page to typeset.
+        header: the names of the columns: the claim first, the verdict last.
 
     Raises:
-        ValueError: a row that does not have four entries.
+        ValueError: a row that does not have one entry for each column.
     """
 
-    header = ("claim", "paper", "here", "verdict")
-
-    def __init__(self, rows: Iterable[tuple[str, str, str, str]]):
+    def __init__(
+        self,
+        rows: Iterable[Sequence[str]],
+        header: Sequence[str] = ("claim", "paper", "here", "verdict"),
+    ):
+        self.header = tuple(header)
         self.rows = [tuple(str(cell) for cell in row) for row in rows]
         for number, row in enumerate(self.rows, 1):
             if len(row) != len(self.header):
@@ -31,7 +35,7 @@ class ClaimTable:
         )
 
     def __repr__(self) -> str:
-        return "\n".join(f"{claim}: {verdict}" for claim, _, _, verdict in self.rows)
+        return "\n".join(f"{claim}: {verdict}" for claim, *_, verdict in self.rows)
 
 
 def guarantee(holds: bool) -> str:

@@ -20,6 +20,15 @@ def test_cells_become_text():
     assert "| 0.5 |" in ClaimTable([("a", "b", 0.5, "c")])._repr_markdown_()
 
 
+def test_a_table_may_have_other_columns():
+    header = ("claim", "paper", "its logs", "here", "verdict")
+    table = ClaimTable([("it falls", "yes", "−3.1", "no", "partly")], header)
+    assert table._repr_markdown_().split("\n")[0] == "| claim | paper | its logs | here | verdict |"
+    assert repr(table) == "it falls: partly"
+    with pytest.raises(ValueError, match="row 1 has 4 entries, not 5"):
+        ClaimTable([ROW], header)
+
+
 def test_repr_gives_claims_and_verdicts():
     assert repr(ClaimTable([ROW])) == "it falls: reproduced"
 

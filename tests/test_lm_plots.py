@@ -139,3 +139,20 @@ def test_tradeoff_writes_no_name_over_another(ax):
     boxes = [text.get_window_extent() for text in ax.texts]
     assert [text.get_text() for text in ax.texts] == list(near)
     assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+
+
+def test_mass_draws_a_bar_for_each_part_of_each_group_and_a_dot_for_each_run(ax):
+    groups = {
+        "valley": {"label": [-1.0, -3.0], "rest": [1.0, 3.0]},
+        "hill": {"label": 2, "rest": -2},
+    }
+    plots.mass(groups, ["rejected", "random"], ax=ax)
+    label, rest = ax.containers
+    assert [bar.get_width() for bar in label] == [-2, 2] and [b.get_width() for b in rest] == [
+        2,
+        -2,
+    ]
+    dots = [line.get_xdata().tolist() for line in ax.lines if line.get_marker() == "."]
+    assert dots == [[-1, -3], [1, 3]]
+    assert [tick.get_text() for tick in ax.get_yticklabels()] == ["valley", "hill"]
+    assert ax.yaxis_inverted()  # the first group on top

@@ -321,3 +321,35 @@ def _name_dots(ax: Axes, dots: dict[str, np.ndarray]) -> None:
             if not any(text.get_window_extent().overlaps(other) for other in taken):
                 break
         taken.append(text.get_window_extent())
+
+
+def mass(groups, families, ax=None) -> Axes:
+    """Where probability went: for each group of tokens, what each part has gained or lost.
+
+    Args:
+        groups: name of a group → {part: gain}, or {part: (runs,) gains}: their mean as a bar, each
+            run a dot. The same parts, in the same order, in each.
+        families: the response family whose colour each part takes.
+        ax: Axes to draw on.
+
+    Returns:
+        The Axes.
+    """
+    ax = _axes(ax)
+    height = 0.8 / len(families)
+    for number, (part, family) in enumerate(
+        zip(next(iter(groups.values())), families, strict=True)
+    ):
+        gains = [np.atleast_1d(np.asarray(parts[part], dtype=float)) for parts in groups.values()]
+        y = np.arange(len(groups)) - 0.4 + (number + 0.5) * height
+        means = [of_runs.mean() for of_runs in gains]
+        ax.barh(y, means, height, color=COLORS[family], alpha=0.8, label=part)
+        for place, of_runs in zip(y, gains, strict=True):
+            if len(of_runs) > 1:
+                ax.plot(of_runs, np.full(len(of_runs), place), ".", ms=4, color=NEUTRAL)
+    ax.set_yticks(range(len(groups)), list(groups))
+    ax.set_ylim(len(groups) - 0.5, -0.5)
+    ax.axvline(0, color=COLORS["argmax"], lw=0.8)
+    ax.grid(axis="y", visible=False)
+    ax.legend(fontsize=9)
+    return ax

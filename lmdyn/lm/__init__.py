@@ -11,6 +11,7 @@ except ImportError as error:
 
 from lmdyn.lm._proxies import lbk, sign_delta
 from lmdyn.lm._tokens import Format
+from lmdyn.lm.callback import ProbeCallback
 from lmdyn.lm.data import TYPES, ProbeSet, load_probes
 from lmdyn.lm.influence import influence
 from lmdyn.lm.mass import TokenMass, token_mass
@@ -32,6 +33,7 @@ __all__ = [
     "TYPES",
     "Change",
     "Format",
+    "ProbeCallback",
     "ProbeSet",
     "Scores",
     "TokenMass",

@@ -67,6 +67,51 @@ class ProbeSet:
     def __repr__(self) -> str:
         return f"ProbeSet({len(self)} prompts, {len(self.types)} types: {', '.join(self.types)})"
 
+    @classmethod
+    def from_dataset(
+        cls,
+        dataset: Iterable[Mapping],
+        tokenizer=None,
+        limit: int = 64,
+        *,
+        types: Sequence[str] | None = None,
+        format: Format | None = None,
+        seed: int = 0,
+    ) -> "ProbeSet":
+        """Probes out of the data of one's own run, in the formats that TRL's trainers take.
+
+        A row may hold ``prompt`` with ``chosen`` and ``rejected`` or with ``completion``;
+        ``chosen`` and ``rejected`` that begin with the prompt; or ``messages``. Text passes as it
+        is, a conversation through the tokenizer's chat template. Three types that cost nothing
+        are added: the chosen response to another prompt (``irr_train``), the words of ``chosen``
+        shuffled (``random_permute``), and random words (``random_nonhum``). `sample_rejected`
+        adds answers of the model's own.
+
+        Args:
+            dataset: rows, such as a `datasets.Dataset`; of a stream, the first ones are taken.
+            tokenizer: writes conversations as text, and tells EOS, which is cut off.
+            limit: how many rows to take, evenly spread over the dataset.
+            types: the response types to keep; all that there are, if not given.
+            format: how the texts become tokens.
+            seed: of what is drawn.
+
+        Raises:
+            ValueError: a row in no known format, a conversation without a chat template, an empty
+                prompt or response; it names the row.
+
+        Example:
+            >>> pairs = [
+            ...     {"prompt": "Say hi.", "chosen": " Hi there!", "rejected": " No."},
+            ...     {"prompt": "Say bye.", "chosen": " Good bye!", "rejected": " Why?"},
+            ... ]
+            >>> ProbeSet.from_dataset(pairs).types
+            ('chosen', 'rejected', 'irr_train', 'random_permute', 'random_nonhum')
+        """
+        from lmdyn.lm._from_dataset import probe_rows
+
+        rows = probe_rows(dataset, tokenizer, limit, seed, types)
+        return as_probes(rows, types, format, drop_empty=True)
+
     def split(self, name: str) -> "ProbeSet":
         """The rows of one split, "train" or "test"."""
         if name not in SPLITS:

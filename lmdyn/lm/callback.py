@@ -1,0 +1,266 @@
+"""The probes of `finetune` inside anyone's Hugging Face trainer."""
+
+import sys
+import time
+import warnings
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+from transformers import TrainerCallback
+from transformers.trainer_callback import CallbackHandler
+
+from lmdyn.lm._environment import environment
+from lmdyn.lm._plan import check_count
+from lmdyn.lm._watch import Alert, squeeze
+from lmdyn.lm.data import ProbeSet, as_probes
+from lmdyn.lm.score import score
+from lmdyn.lm.trajectory import STATS, Recorder, Trajectory
+
+LEAST = 4  # prompts in a probing, whatever the budget
+
+
+class ProbeCallback(TrainerCallback):
+    """Score probes while a `transformers.Trainer`, or one of TRL's, trains.
+
+    It logs, through the trainer's own logging, the mean log-prob of each response type as
+    ``lmdyn/<type>`` (nats); ``lmdyn/argmax``, of the likeliest tokens along ``chosen``;
+    ``lmdyn/argmax_gain``, the probability that the likeliest token has gained since the start,
+    as a mean over the tokens of ``rejected``; ``lmdyn/valley``, the share of rejected tokens
+    below the squeeze line; and ``lmdyn/alert``, 0 or 1. An alert says why and what to do, as a
+    warning. A probing that fails warns, once, and the training goes on without probes.
+
+    Args:
+        probes: a `ProbeSet` (see `ProbeSet.from_dataset`), or rows.
+        every: updates between two probings; there is one before the first and after the last.
+        budget: the share of the run's time that probing may take. Where all prompts would take
+            more, fewer are scored, evenly spread and always the same. None for no limit.
+        stop: end the training at the first alert.
+        out: a folder for the trajectory; ``lmdyn`` in the trainer's ``output_dir`` if not given.
+        tokenizer: the trainer's own if not given.
+
+    Attributes:
+        alerts: the `Alert` of each probing that had one.
+        seconds: spent on probing so far.
+
+    Raises:
+        ValueError: rows that cannot be read, settings out of range.
+
+    Example:
+        >>> trainer.add_callback(ProbeCallback(probes, every=50))  # doctest: +SKIP
+        >>> trainer.train()  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        probes: ProbeSet | Iterable[Mapping[str, str]],
+        every: int = 50,
+        *,
+        budget: float | None = 0.05,
+        stop: bool = False,
+        out: str | Path | None = None,
+        tokenizer=None,
+    ):
+        check_count("every", every, 1)
+        if budget is not None and not 0 < budget <= 1:
+            raise ValueError(f"budget must be a share of the run's time, 0 to 1, got {budget}")
+        self.probes, self.every, self.budget = as_probes(probes), every, budget
+        self.stop, self.out, self.tokenizer = stop, out, tokenizer
+        self.alerts: list[Alert] = []
+        self.seconds = 0.0
+        self._failed = self._unwritable = False
+
+    @property
+    def trajectory(self) -> Trajectory:
+        """What has been recorded so far; prompts left out for the budget are NaN."""
+        return self._recorder.trajectory(self._meta)
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self._recorder = Recorder(self.probes)
+        self._kept, self._pace = np.arange(len(self.probes)), self.every
+        self._start, self._first_step, self._top = None, state.global_step, None
+        folder = Path(args.output_dir) / "lmdyn" if self.out is None else Path(self.out)
+        self._file = folder / "trajectory"
+        self._meta = {
+            "trainer": type(args).__name__,
+            "every": self.every,
+            **environment(args.device),
+        }
+        if state.global_step:
+            self._go_on(state.global_step)
+        self._probe(args, state, control, kwargs)
+        self._start = time.perf_counter()
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if self.budget is not None and state.global_step == self._first_step + self.every:
+            self._fit(state.global_step - self._first_step)
+        if state.global_step % self._pace == 0:
+            self._probe(args, state, control, kwargs)
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self._probe(args, state, control, kwargs)
+
+    def _go_on(self, step: int) -> None:
+        """A resumed training goes on with the trajectory that it left."""
+        try:
+            before = Trajectory.load(self._file)
+        except (FileNotFoundError, ValueError):
+            return
+        if before.types == self.probes.types and len(before.split) == len(self.probes):
+            self._recorder.restore(before, step)
+
+    def _fit(self, steps: int) -> None:
+        """Choose how many prompts to score, and how often, to stay within the budget."""
+        each = (time.perf_counter() - self._start) / steps
+        share = self.budget * self.every * each / max(self.seconds, 1e-9)
+        if share >= 1:
+            return
+        n = len(self.probes)
+        keep = max(int(n * share), min(LEAST, n))
+        self._kept = np.unique(np.linspace(0, n - 1, keep).round().astype(int))
+        while keep > n * share * self._pace / self.every:
+            self._pace += self.every
+        warnings.warn(
+            f"probing {keep} of {n} prompts every {self._pace} updates, to take at most "
+            f"{self.budget:.0%} of the time: pass a larger budget or every to have more",
+            stacklevel=2,
+        )
+
+    def _probe(self, args, state, control, kwargs) -> None:
+        if self._failed or self._recorder.probed(state.global_step):
+            return
+        began = time.perf_counter()
+        try:
+            logs = self._measure(args, state, kwargs)
+            self.seconds += time.perf_counter() - began
+            logs["lmdyn/seconds"] = self._meta["seconds"] = self.seconds
+            if state.is_world_process_zero:
+                self._save()
+            _log(logs, args, state, control)
+        except Exception as error:  # whatever it is, the training is worth more
+            self._failed = True
+            warnings.warn(
+                f"the probes could not be scored after update {state.global_step} "
+                f"({type(error).__name__}: {error}): training goes on without them",
+                stacklevel=2,
+            )
+            return
+        if self.stop and logs["lmdyn/alert"]:
+            control.should_training_stop = True
+
+    def _measure(self, args, state, kwargs) -> dict[str, float]:
+        """Score the prompts, each process its share, and record what all have found."""
+        rank, n = _ranks(args)
+        mine = self._kept[rank::n]
+        try:
+            part = mine, self._score(args, kwargs, mine)
+        except Exception as error:  # the others must hear of it, or they would wait for ever
+            part = error
+        parts = _gathered(part, n)
+        for part in parts:
+            if isinstance(part, Exception):
+                raise part
+        self._record(parts, args, state)
+        return self._logs(state.global_step)
+
+    def _score(self, args, kwargs, rows: np.ndarray) -> dict[str, np.ndarray]:
+        """The statistics of these prompts: those of `Scores`, and two of the rejected tokens."""
+        model = kwargs["model"]
+        tokenizer = self.tokenizer or kwargs.get("processing_class")
+        half = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
+        device = model.device.type
+        with torch.autocast(device, half or torch.bfloat16, enabled=half is not None):
+            probes = self.probes[rows.tolist()]
+            scores = score(model, tokenizer, probes, per_token=True, progress=False)
+        found = {name: getattr(scores, name) for name in (*STATS, "n_tokens")}
+        found["vocab_size"] = scores.vocab_size
+        tokens = [row.get("rejected") for row in scores.tokens]
+        found["top"] = np.array([np.exp(t.argmax_logp).mean() if t else np.nan for t in tokens])
+        found["valley"] = np.array(
+            [(t.prob_sq > t.label_prob).mean() if t else np.nan for t in tokens]
+        )
+        return found
+
+    def _record(self, parts, args, state) -> None:
+        """Put what the processes found in its place; NaN for prompts that were left out."""
+        shape = len(self.probes), len(self.probes.types)
+        whole = {name: np.full(shape, np.nan) for name in (*STATS, "n_tokens")}
+        whole |= {name: np.full(shape[0], np.nan) for name in ("top", "valley")}
+        for rows, found in parts:
+            for name, values in whole.items():
+                values[rows] = found[name]
+        if self._recorder.moments:  # of all prompts, as at the start
+            whole["n_tokens"] = self._recorder.n_tokens
+        if self._top is None:
+            self._top = whole["top"]
+        self._now = whole
+        per_update = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        scores = SimpleNamespace(**whole, vocab_size=parts[0][1]["vocab_size"])
+        self._recorder.probe(state.global_step, state.global_step * per_update, scores)
+
+    def _logs(self, step: int) -> dict[str, float]:
+        """What goes to the trainer's log."""
+        done = self.trajectory
+        logs = {name: float(curve[-1]) for name, curve in done.mean().items()}
+        logs = {f"lmdyn/{name}": value for name, value in logs.items() if np.isfinite(value)}
+        alert = None
+        if {"chosen", "rejected"} <= set(done.types):
+            chosen, rejected = (done.types.index(name) for name in ("chosen", "rejected"))
+            logs["lmdyn/valley"] = float(np.nanmean(self._now["valley"]))
+            logs["lmdyn/argmax_gain"] = float(np.nanmean(self._now["top"] - self._top))
+            logp = done.logp
+            alert = squeeze(
+                done.steps, logp[..., chosen], logp[..., rejected], done.argmax_logp[..., chosen]
+            )
+        logs["lmdyn/alert"] = float(alert is not None)
+        if alert is not None:
+            if not self.alerts:
+                warnings.warn(str(alert), stacklevel=2)
+            self.alerts.append(alert)
+        return logs
+
+    def _save(self) -> None:
+        if self._unwritable:
+            return
+        try:
+            self.trajectory.save(self._file)
+        except OSError as error:
+            self._unwritable = True
+            warnings.warn(
+                f"the trajectory of the probes could not be written to {self._file} ({error}): "
+                "they are only logged",
+                stacklevel=2,
+            )
+
+
+def _ranks(args) -> tuple[int, int]:
+    """This process's number, and over how many the prompts are spread."""
+    if args.world_size == 1 or args.fsdp or args.deepspeed:  # sharded weights: all in step
+        return 0, 1
+    return args.process_index, args.world_size
+
+
+def _gathered(part, n: int) -> list:
+    if n == 1:
+        return [part]
+    parts = [None] * n
+    torch.distributed.all_gather_object(parts, part)
+    return parts
+
+
+def _log(logs: dict[str, float], args, state, control) -> None:
+    """Log as the trainer does. It does not pass itself to callbacks: its handler calls us."""
+    if state.epoch is not None:
+        logs["epoch"] = state.epoch
+    state.log_history.append({**logs, "step": state.global_step})
+    frame = sys._getframe(1)
+    while frame is not None:
+        handler = frame.f_locals.get("self")
+        if isinstance(handler, CallbackHandler):
+            due = control.should_log  # of the trainer's own log, which on_log takes as done
+            handler.on_log(args, state, control, logs)
+            control.should_log = due
+            return
+        frame = frame.f_back

@@ -1,0 +1,216 @@
+"""The probes inside transformers' Trainer and TRL's: what they log, and what they disturb."""
+
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset, disable_progress_bars
+from tiny import tiny, tiny_rows
+from transformers import Trainer, TrainerCallback, TrainingArguments
+
+from lmdyn.lm.callback import ProbeCallback
+from lmdyn.lm.score import score
+from lmdyn.lm.trajectory import Trajectory
+
+disable_progress_bars()
+ROWS = tiny_rows()
+
+
+def trainer(folder, *callbacks, steps=6, lr=1e-2, **options):
+    model, tokenizer = tiny("llama", torch.float32)
+    texts = [f"{row['prompt']} {row['chosen']} <eos>" for row in ROWS]
+    data = [{"input_ids": ids, "labels": ids} for ids in tokenizer(texts)["input_ids"]]
+    args = TrainingArguments(
+        output_dir=str(folder),
+        max_steps=steps,
+        per_device_train_batch_size=1,
+        learning_rate=lr,
+        logging_steps=2,
+        save_strategy="no",
+        report_to=[],
+        disable_tqdm=True,
+        use_cpu=True,
+        **options,
+    )
+    made = Trainer(model, args=args, train_dataset=data, processing_class=tokenizer)
+    for callback in callbacks:
+        made.add_callback(callback)
+    return made
+
+
+def logged(made, key):
+    return {e["step"]: e[key] for e in made.state.log_history if key in e}
+
+
+class Seen(TrainerCallback):
+    """A reporter: what reaches TensorBoard and its like."""
+
+    def __init__(self):
+        self.logs = []
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        self.logs.append((state.global_step, dict(logs)))
+
+
+def test_it_logs_what_score_finds_at_each_step(tmp_path):
+    probe = ProbeCallback(ROWS, every=2, budget=None)
+    made = trainer(tmp_path, Seen(), probe, steps=5)
+    expected = {0: score(made.model, made.processing_class, ROWS)}
+    made.train()
+    expected[5] = score(made.model, made.processing_class, ROWS)
+    chosen = logged(made, "lmdyn/chosen")
+    assert list(chosen) == [0, 2, 4, 5]
+    for step, scores in expected.items():
+        for name in (*scores.types, "argmax"):
+            value = logged(made, f"lmdyn/{name}")[step]
+            np.testing.assert_allclose(value, scores.mean(name), rtol=1e-5)
+    valley = [t["rejected"].prob_sq > t["rejected"].label_prob for t in _tokens(made)]
+    np.testing.assert_allclose(logged(made, "lmdyn/valley")[5], np.mean([v.mean() for v in valley]))
+    saved = Trajectory.load(tmp_path / "lmdyn" / "trajectory")
+    np.testing.assert_array_equal(saved.logp, probe.trajectory.logp)
+    assert saved.steps.tolist() == [0, 2, 4, 5]
+
+
+def _tokens(made):
+    return score(made.model, made.processing_class, ROWS, per_token=True).tokens
+
+
+def test_reporters_get_it_and_the_trainer_still_logs_its_own(tmp_path):
+    seen = Seen()
+    made = trainer(tmp_path, seen, ProbeCallback(ROWS, every=2, budget=None))
+    made.train()
+    assert [step for step, logs in seen.logs if "lmdyn/chosen" in logs] == [0, 2, 4, 6]
+    assert [step for step, logs in seen.logs if "loss" in logs] == [2, 4, 6]
+
+
+def test_the_training_is_the_same_with_and_without(tmp_path):
+    plain, probed = trainer(tmp_path), trainer(tmp_path, ProbeCallback(ROWS, every=1, budget=None))
+    for made in (plain, probed):
+        made.train()
+    assert logged(plain, "loss") == logged(probed, "loss")
+    for x, y in zip(plain.model.parameters(), probed.model.parameters(), strict=True):
+        assert torch.equal(x, y)
+    assert probed.model.training == plain.model.training
+
+
+def test_a_failing_probe_warns_once_and_steps_aside(tmp_path, monkeypatch):
+    calls = []
+
+    def broken(*args, **kwargs):
+        calls.append(1)
+        raise RuntimeError("out of everything")
+
+    monkeypatch.setattr("lmdyn.lm.callback.score", broken)
+    made = trainer(tmp_path, ProbeCallback(ROWS, every=1))
+    with pytest.warns(UserWarning, match="RuntimeError: out of everything.*goes on without them"):
+        made.train()
+    assert made.state.global_step == 6 and len(calls) == 1
+
+
+def test_probes_that_do_not_fit_the_model_do_not_stop_the_training(tmp_path):
+    long = [{"prompt": "the " * 200, "chosen": "no"}]
+    made = trainer(tmp_path, ProbeCallback(long, every=1))
+    with pytest.warns(UserWarning, match="are longer than the 128 tokens"):
+        made.train()
+    assert made.state.global_step == 6
+
+
+def test_a_small_budget_scores_fewer_prompts_less_often(tmp_path, monkeypatch):
+    rows = [dict(row) for row in ROWS * 4]
+    probe = ProbeCallback(rows, every=2, budget=0.05)
+    made = trainer(tmp_path, probe, steps=8)
+    clock = iter(range(10**6))  # each look at the clock takes a second: probing costs one
+    monkeypatch.setattr("lmdyn.lm.callback.time.perf_counter", lambda: next(clock))
+    with pytest.warns(UserWarning, match="probing 4 of 20 prompts every"):
+        made.train()
+    trajectory = probe.trajectory
+    assert not np.isnan(trajectory.logp[0, :, 0]).any()
+    kept = ~np.isnan(trajectory.logp[1:, :, 0])
+    assert (kept.sum(1) == 4).all() and (kept == kept[0]).all()
+
+
+def test_an_alert_warns_and_can_stop_the_run(tmp_path, monkeypatch):
+    from lmdyn.lm._watch import Alert
+
+    alert = Alert(2, 0, -1.0, -2.0, 3.0)
+    monkeypatch.setattr(
+        "lmdyn.lm.callback.squeeze", lambda steps, *a: alert if len(steps) > 1 else None
+    )
+    probe = ProbeCallback(ROWS, every=2, budget=None, stop=True)
+    made = trainer(tmp_path, probe)
+    with pytest.warns(UserWarning, match="squeeze at step 2: since step 0"):
+        made.train()
+    assert made.state.global_step == 2
+    assert logged(made, "lmdyn/alert") == {0: 0.0, 2: 1.0}
+    assert probe.alerts == [alert]
+
+
+def test_a_folder_that_cannot_be_written_costs_the_file_alone(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    made = trainer(tmp_path / "out", ProbeCallback(ROWS, 2, budget=None, out=tmp_path / "file"))
+    with pytest.warns(UserWarning, match="could not be written") as caught:
+        made.train()
+    assert len([w for w in caught if "could not be written" in str(w.message)]) == 1
+    assert list(logged(made, "lmdyn/chosen")) == [0, 2, 4, 6]
+
+
+def test_a_resumed_training_goes_on_with_its_trajectory(tmp_path):
+    whole = ProbeCallback(ROWS, every=2, budget=None)
+    made = trainer(tmp_path / "a", whole)
+    made.train()
+    first = trainer(tmp_path / "b", ProbeCallback(ROWS, every=2, budget=None), steps=6)
+    first.args.save_strategy, first.args.save_steps = "steps", 2
+    first.state.save_steps = 2
+    second = ProbeCallback(ROWS, every=2, budget=None)
+    again = trainer(tmp_path / "b", second)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        first.train()
+        again.train(resume_from_checkpoint=str(tmp_path / "b" / "checkpoint-4"))
+    assert second.trajectory.steps.tolist() == [0, 2, 4, 6]
+    np.testing.assert_allclose(second.trajectory.logp, whole.trajectory.logp, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["dpo", "sft"])
+def test_it_runs_in_the_trainers_of_trl(tmp_path, kind):
+    import trl
+
+    model, tokenizer = tiny("llama", torch.float32)
+    keys = {"dpo": ("prompt", "chosen", "rejected"), "sft": ("prompt", "completion")}[kind]
+    rows = [row | {"completion": " " + row["chosen"]} for row in ROWS]
+    rows = [row | {key: " " + row[key] for key in ("chosen", "rejected")} for row in rows]
+    data = Dataset.from_list([{key: row[key] for key in keys} for row in rows])
+    config, maker = {
+        "dpo": (trl.DPOConfig, trl.DPOTrainer),
+        "sft": (trl.SFTConfig, trl.SFTTrainer),
+    }[kind]
+    probe = ProbeCallback(ROWS, every=2, budget=None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # TRL's own
+        args = config(
+            output_dir=str(tmp_path),
+            max_steps=4,
+            per_device_train_batch_size=2,
+            learning_rate=1e-3,
+            report_to=[],
+            disable_tqdm=True,
+            save_strategy="no",
+            bf16=False,
+            use_cpu=True,
+            **({"precompute_ref_log_probs": True} if kind == "dpo" else {}),
+        )
+        made = maker(model, args=args, train_dataset=data, processing_class=tokenizer)
+        made.add_callback(probe)
+        made.train()
+    assert list(logged(made, "lmdyn/chosen")) == [0, 2, 4]
+    change = probe.trajectory.mean("chosen")
+    if kind == "sft":
+        assert change[-1] > change[0]
+
+
+def test_settings_out_of_range_are_refused():
+    with pytest.raises(ValueError, match="every must be an integer of at least 1"):
+        ProbeCallback(ROWS, every=0)
+    with pytest.raises(ValueError, match="budget must be a share"):
+        ProbeCallback(ROWS, budget=2)

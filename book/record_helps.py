@@ -1,0 +1,212 @@
+"""Make the record of the chapter "What helps": every remedy in the toy world, over three seeds.
+
+    python book/record_helps.py          # about ten minutes on one core, offline
+
+Leaves ``book/recorded/helps-world.npz`` (the numbers and the answers) and ``helps-world.json``
+(settings, command, versions, hardware, seeds, date). Each run is kept in ``_runs/helps-world`` once
+it is finished, so that the same command goes on after an interruption.
+"""
+
+import argparse
+import copy
+import json
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from lmdyn import lm, losses
+from lmdyn.lm import world
+from lmdyn.lm._environment import environment
+from lmdyn.lm._files import replacing
+from lmdyn.lm.generate import generate
+
+HERE = Path(__file__).parent
+PARTS = HERE.parent / "_runs" / "helps-world"
+SEEDS = (0, 1, 2)
+N_TRAIN, N_TEST = 48, 96
+PROBED = {"train": 16, "test": 16}  # prompts whose responses are scored on the way
+TYPES = ("chosen", "chosen_gptsemantic", "rejected", "reject_gptsemantic", "irr_train")
+MASSES = ("chosen", "rejected")  # responses at whose tokens the probability is followed
+
+COMMON = {"batch_size": 4, "optimizer": "adamw", "clip": 10.0}
+SFT = {"loss": "sft", "epochs": 6, "lr": 3e-4}
+TUNE = {"loss": "dpo", "epochs": 4, "lr": 1e-4, "probe_every": 6}
+
+# What preference tuning begins with. Extend learns y+ and y−, twice the rows in half the epochs;
+# "half" learns y+ as often as extend does.
+STARTS = {
+    "sft": SFT,
+    "half": SFT | {"epochs": 3},
+    "extend": SFT | {"epochs": 3},
+    "gentle": SFT | {"loss": "cw_sft"},
+}
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A way to tune on preferences: where it begins, and what differs from DPO's settings."""
+
+    start: str
+    change: dict
+
+
+ARMS = {
+    "dpo": Arm("sft", {}),
+    "more beta": Arm("sft", {"loss": losses.DPO(beta=0.5)}),
+    "lower lr": Arm("sft", {"lr": TUNE["lr"] / 4}),
+    "ipo": Arm("sft", {"loss": "ipo"}),
+    "sppo": Arm("sft", {"loss": "sppo"}),
+    "rpo": Arm("sft", {"loss": "rpo"}),
+    "dpop": Arm("sft", {"loss": "dpop"}),
+    "cal-dpo": Arm("sft", {"loss": "cal_dpo"}),
+    "on-policy": Arm("sft", {"rounds": TUNE["epochs"], "epochs": 1, "max_new_tokens": 32}),
+    "spare valleys": Arm("sft", {"spare_valleys": True}),
+    "cw-dpo": Arm("gentle", {"loss": "cw_dpo"}),
+    "extend": Arm("extend", {}),
+    "half sft": Arm("half", {}),
+}
+
+
+def main():
+    argparse.ArgumentParser(description=__doc__.split("\n")[0]).parse_args()
+    torch.set_num_threads(1)
+    base, tokenizer = lm.load("tiny", device="cpu")
+    began = time.perf_counter()
+    for seed in SEEDS:
+        rows = world.probes(n_train=N_TRAIN, n_test=N_TEST, seed=seed)
+        for start in STARTS:
+            wanted = [f"start {start}"]
+            wanted += [name for name, arm in ARMS.items() if arm.start == start]
+            missing = [name for name in wanted if _kept(name, seed) is None]
+            if not missing:
+                continue
+            model = first_stage(base, tokenizer, rows, start, seed)
+            if wanted[0] in missing:
+                _keep(wanted[0], seed, _speak(model, tokenizer, rows))
+            for name in missing:
+                if name in ARMS:
+                    _keep(name, seed, tune(model, tokenizer, rows, ARMS[name], seed))
+                    print(f"{time.perf_counter() - began:5.0f} s  seed {seed}  {name}", flush=True)
+    _write()
+
+
+def first_stage(base, tokenizer, rows, start: str, seed: int):
+    """The model that preference tuning begins with."""
+    train, model = rows[:N_TRAIN], copy.deepcopy(base)
+    if start == "extend":
+        train = [{"prompt": r["prompt"], "chosen": r[key]} for r in train for key in MASSES]
+    lm.finetune(model, tokenizer, train, **COMMON, **STARTS[start], seed=seed)
+    return model
+
+
+def tune(start, tokenizer, rows, arm: Arm, seed: int) -> dict[str, np.ndarray]:
+    """What a run records: log-probs on the way, where probability went, and the answers."""
+    train, test = rows[:N_TRAIN], rows[N_TRAIN:]
+    watched = train[: PROBED["train"]] + test[: PROBED["test"]]
+    settings = COMMON | TUNE | arm.change | {"seed": seed, "ref": start}
+    settings["probes"] = [{key: r[key] for key in ("prompt", "split", *TYPES)} for r in watched]
+    pairs = {"train": train, "test": test[:N_TRAIN]}
+    model = copy.deepcopy(start)
+    finetune = lm.finetune_on_policy if "rounds" in settings else lm.finetune
+    run = finetune(model, tokenizer, train, **settings)
+    found = {name: getattr(run, name) for name in ("steps", "logp", "argmax_logp", "prob_sq")}
+    masses = [_masses(start, model, tokenizer, some) for some in pairs.values()]
+    found |= {key: np.stack([mass[key] for mass in masses]) for key in masses[0]}
+    return found | _speak(model, tokenizer, rows)
+
+
+def _masses(start, model, tokenizer, pairs) -> dict[str, np.ndarray]:
+    """Where probability lies at the tokens of each of MASSES, on average.
+
+    Returns:
+        ``valley``: (types,) the share of tokens with π_y < ‖π‖² before. ``moved``: (types, 3) what
+        the label, the first rival and the rest have gained. ``top``: (types, 2) the probability of
+        the likeliest token but the label before and after, which need not be the same one.
+    """
+    before = lm.token_mass(start, tokenizer, pairs, MASSES)
+    after = lm.token_mass(model, tokenizer, pairs, MASSES)
+    same_rivals = lm.token_mass(model, tokenizer, pairs, MASSES, follow=before)
+
+    def by_type(*values):
+        return np.array([[v[before.of(name)].mean() for v in values] for name in MASSES])
+
+    return {
+        "valley": by_type(before.squeeze > 0)[:, 0],
+        "moved": by_type(*before.moved(same_rivals).values()),
+        "top": by_type(before.rival_prob, after.rival_prob),
+    }
+
+
+def _speak(model, tokenizer, rows) -> dict[str, np.ndarray]:
+    """The greedy answer to every question, trained and held out."""
+    prompts = [row["prompt"] for row in rows]
+    answers, ended = generate(model, tokenizer, prompts, 32, batch_size=96, return_ended=True)
+    return {"answers": np.array(answers), "ended": np.array(ended)}
+
+
+def _recipe(name: str) -> dict:
+    """The settings of a run, as JSON can hold them."""
+    if name not in ARMS:
+        start = name.removeprefix("start ")
+        return {"start": start, "first stage": COMMON | STARTS[start]}
+    arm = ARMS[name]
+    settings = COMMON | TUNE | arm.change
+    loss = settings["loss"]
+    settings["loss"] = repr(losses.get(loss) if isinstance(loss, str) else loss)
+    return _recipe(f"start {arm.start}") | {"tune": settings}
+
+
+def _file(name: str, seed: int) -> Path:
+    return PARTS / f"{name.replace(' ', '-')}-{seed}.npz"
+
+
+def _keep(name: str, seed: int, arrays: dict) -> None:
+    with replacing(_file(name, seed)) as temporary, temporary.open("wb") as file:
+        np.savez_compressed(file, recipe=json.dumps(_recipe(name)), **arrays)
+
+
+def _kept(name: str, seed: int) -> dict | None:
+    """What a finished run recorded, if it was made with these settings."""
+    if not _file(name, seed).is_file():
+        return None
+    with np.load(_file(name, seed), allow_pickle=False) as file:
+        arrays = dict(file)
+    return arrays if str(arrays.pop("recipe")) == json.dumps(_recipe(name)) else None
+
+
+def _write() -> None:
+    """All runs in one file: (arms, seeds, …), and (starts, seeds, …) for the starts' answers."""
+    arms, starts = (
+        [[_kept(name, seed) for seed in SEEDS] for name in names]
+        for names in (ARMS, [f"start {name}" for name in STARTS])
+    )
+    whole = {
+        key: np.array([[run[key] for run in runs] for runs in arms])
+        for key in arms[0][0]
+        if key != "steps"
+    }
+    whole |= {"steps": arms[0][0]["steps"], "arms": np.array(list(ARMS))}
+    whole |= {"seeds": np.array(SEEDS), "types": np.array(TYPES), "starts": np.array(list(STARTS))}
+    whole["split"] = np.repeat(list(PROBED), list(PROBED.values()))
+    for key in ("answers", "ended"):
+        whole[f"start_{key}"] = np.array([[run[key] for run in runs] for runs in starts])
+    meta = environment(torch.device("cpu")) | {
+        "command": "python book/record_helps.py",
+        "model": "tiny",
+        "seeds": SEEDS,
+        "rows": {"n_train": N_TRAIN, "n_test": N_TEST},
+        "arms": {name: _recipe(name) for name in ARMS},
+    }
+    out = HERE / "recorded" / "helps-world"
+    with replacing(out.with_suffix(".npz")) as temporary, temporary.open("wb") as file:
+        np.savez_compressed(file, **whole)
+    with replacing(out.with_suffix(".json")) as temporary:
+        temporary.write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

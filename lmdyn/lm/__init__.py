@@ -13,6 +13,7 @@ from lmdyn.lm._proxies import lbk, sign_delta
 from lmdyn.lm._tokens import Format
 from lmdyn.lm.callback import ProbeCallback
 from lmdyn.lm.data import TYPES, ProbeSet, load_probes
+from lmdyn.lm.diagnose import Diagnosis, diagnose
 from lmdyn.lm.influence import influence
 from lmdyn.lm.mass import TokenMass, token_mass
 from lmdyn.lm.models import load
@@ -32,12 +33,14 @@ from lmdyn.lm.trajectory import Trajectory
 __all__ = [
     "TYPES",
     "Change",
+    "Diagnosis",
     "Format",
     "ProbeCallback",
     "ProbeSet",
     "Scores",
     "TokenMass",
     "Trajectory",
+    "diagnose",
     "finetune",
     "finetune_on_policy",
     "influence",

@@ -1,6 +1,6 @@
 """Make the record of the chapter "What helps": every remedy in the toy world, over three seeds.
 
-    python book/record_helps.py          # about ten minutes on one core, offline
+    python book/record_helps.py          # about six minutes on one core, offline
 
 Leaves ``book/recorded/helps-world.npz`` (the numbers and the answers) and ``helps-world.json``
 (settings, command, versions, hardware, seeds, date). Each run is kept in ``_runs/helps-world`` once
@@ -30,6 +30,7 @@ SEEDS = (0, 1, 2)
 N_TRAIN, N_TEST = 48, 96
 PROBED = {"train": 16, "test": 16}  # prompts whose responses are scored on the way
 TYPES = ("chosen", "chosen_gptsemantic", "rejected", "reject_gptsemantic", "irr_train")
+TRIES = 8  # samples in which to find a false answer
 MASSES = ("chosen", "rejected")  # responses at whose tokens the probability is followed
 
 COMMON = {"batch_size": 4, "optimizer": "adamw", "clip": 10.0}
@@ -48,10 +49,17 @@ STARTS = {
 
 @dataclass(frozen=True)
 class Arm:
-    """A way to tune on preferences: where it begins, and what differs from DPO's settings."""
+    """A way to tune on preferences.
+
+    Attributes:
+        start: which of STARTS it begins with.
+        change: what differs from the settings of DPO.
+        judged: take for y−, anew in each epoch, a false answer of the model itself.
+    """
 
     start: str
     change: dict
+    judged: bool = False
 
 
 ARMS = {
@@ -64,6 +72,7 @@ ARMS = {
     "dpop": Arm("sft", {"loss": "dpop"}),
     "cal-dpo": Arm("sft", {"loss": "cal_dpo"}),
     "on-policy": Arm("sft", {"rounds": TUNE["epochs"], "epochs": 1, "max_new_tokens": 32}),
+    "judged": Arm("sft", {}, judged=True),
     "spare valleys": Arm("sft", {"spare_valleys": True}),
     "cw-dpo": Arm("gentle", {"loss": "cw_dpo"}),
     "extend": Arm("extend", {}),
@@ -111,12 +120,44 @@ def tune(start, tokenizer, rows, arm: Arm, seed: int) -> dict[str, np.ndarray]:
     settings["probes"] = [{key: r[key] for key in ("prompt", "split", *TYPES)} for r in watched]
     pairs = {"train": train, "test": test[:N_TRAIN]}
     model = copy.deepcopy(start)
-    finetune = lm.finetune_on_policy if "rounds" in settings else lm.finetune
-    run = finetune(model, tokenizer, train, **settings)
+    own = np.nan
+    if arm.judged:
+        run, own = tune_judged(model, tokenizer, train, **settings)
+    elif "rounds" in settings:
+        run = lm.finetune_on_policy(model, tokenizer, train, **settings)
+    else:
+        run = lm.finetune(model, tokenizer, train, **settings)
     found = {name: getattr(run, name) for name in ("steps", "logp", "argmax_logp", "prob_sq")}
+    found["own"] = np.array(own)
     masses = [_masses(start, model, tokenizer, some) for some in pairs.values()]
     found |= {key: np.stack([mass[key] for mass in masses]) for key in masses[0]}
     return found | _speak(model, tokenizer, rows)
+
+
+def tune_judged(model, tokenizer, train, *, epochs: int, seed: int, **settings):
+    """Tune on pairs whose y− the model has just said, and the truth has judged to be wrong.
+
+    A row with no false answer among TRIES samples keeps its own y−, off-policy as it is.
+
+    Returns:
+        The trajectory, and the share of pairs whose y− was sampled.
+    """
+    parts, sampled = [], 0
+    for epoch in range(epochs):
+        pairs = {row["prompt"]: row for row in train}
+        left = list(pairs)
+        for attempt in range(TRIES):
+            draw = int(np.random.default_rng((seed, epoch, attempt)).integers(2**31))
+            said = generate(model, tokenizer, left, 32, sample=True, seed=draw, batch_size=48)
+            false = {p: t for p, t in zip(left, said, strict=True) if t and not world.is_true(p, t)}
+            pairs |= {prompt: {**pairs[prompt], "rejected": text} for prompt, text in false.items()}
+            left = [prompt for prompt in left if prompt not in false]
+            if not left:
+                break
+        sampled += len(train) - len(left)
+        rows = list(pairs.values())
+        parts.append(lm.finetune(model, tokenizer, rows, epochs=1, seed=draw, **settings))
+    return lm.Trajectory.join(parts), sampled / (epochs * len(train))
 
 
 def _masses(start, model, tokenizer, pairs) -> dict[str, np.ndarray]:
@@ -157,6 +198,8 @@ def _recipe(name: str) -> dict:
     settings = COMMON | TUNE | arm.change
     loss = settings["loss"]
     settings["loss"] = repr(losses.get(loss) if isinstance(loss, str) else loss)
+    if arm.judged:
+        settings["judged"] = f"the first of {TRIES} samples that is false"
     return _recipe(f"start {arm.start}") | {"tune": settings}
 
 

@@ -447,3 +447,87 @@ def agreement(series, ax=None) -> Axes:
         ax.plot(x, y, marker, ms=4.5, mew=0, alpha=0.75, color=color, label=name)
     ax.axline((0, 0), slope=1, color=NEUTRAL, lw=1, ls="--", zorder=1)
     return ax
+
+
+def pushes(probs, push, labels, names=("$x^+$", "$x^-$"), ax=None) -> Axes:
+    """What a loss asks of its predictions: bars of probability, an arrow at each for its logit.
+
+    Arrows start at the top of the bar, up in the gain colour, down in the loss colour.
+
+    Args:
+        probs: (C, V) predictions in C contexts, drawn side by side.
+        push: (C, V) −G, as long as it is to be drawn; what is shorter than a hundredth is left out.
+        labels: (C,) the label that the loss names in each context; ringed.
+        names: C names of the contexts.
+        ax: Axes to draw on.
+
+    Returns:
+        The Axes.
+    """
+    ax = _axes(ax)
+    probs, push = np.asarray(probs), np.asarray(push)
+    n_labels = probs.shape[1]
+    starts = np.arange(len(probs)) * (n_labels + 1)
+    for start, heights, arrows, label in zip(starts, probs, push, labels, strict=True):
+        x = start + np.arange(n_labels)
+        ax.update_datalim(np.column_stack([x, heights + arrows]))  # arrows alone do not count
+        ax.bar(x, heights, width=0.75, color="#c9ced6")
+        ax.plot(x[label], heights[label], "o", ms=5, mfc="none", mec=COLORS["argmax"], mew=1)
+        for at, height, length in zip(x, heights, arrows, strict=True):
+            if abs(length) > 0.01:
+                arrow = {"arrowstyle": "-|>", "color": GAIN if length > 0 else LOSS, "lw": 1.8}
+                arrow |= {"shrinkA": 0, "shrinkB": 0, "mutation_scale": 9}
+                ax.annotate("", (at, height + length), (at, height), arrowprops=arrow)
+    ax.axhline(0, color=NEUTRAL, lw=0.8)
+    ax.set_xticks(starts + (n_labels - 1) / 2, names)
+    ax.set_yticks([])
+    ax.tick_params(length=0)
+    ax.grid(visible=False)
+    ax.spines[["left", "bottom"]].set_visible(False)
+    return ax
+
+
+def push_field(x, y, push, path=None, ax=None) -> Axes:
+    """Where a loss of two quantities drives them: arrows, and the lines where a part of it stops.
+
+    An arrow's length is the cube root of its strength, so that weak ones can be seen. The line
+    where the push along the first axis changes its sign has the colour of y+ and is solid, that of
+    the second axis has the colour of y− and is dashed; where both pushes are zero the plane is
+    grey.
+
+    Args:
+        x: (C,) of the first quantity.
+        y: (R,) of the second.
+        push: (2, R, C) both parts at each place.
+        path: (S, 2) a way through the plane, with a dot at its end.
+        ax: Axes to draw on.
+
+    Returns:
+        The Axes.
+    """
+    ax = _axes(ax)
+    push = np.asarray(push)
+    strength = np.hypot(*push)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        arrows = push / strength * np.cbrt(strength / strength.max())
+    rows, columns = (slice(s // 2, None, s) for s in (max(1, len(y) // 9), max(1, len(x) // 9)))
+    ax.quiver(
+        np.asarray(x)[columns],
+        np.asarray(y)[rows],
+        *arrows[:, rows, columns],
+        color=NEUTRAL,
+        angles="xy",
+        pivot="mid",
+        scale=13,
+        width=0.007,
+        headwidth=4,
+    )
+    ax.contourf(x, y, strength, levels=[-1, 1e-12 * strength.max()], colors="#e2e5ea", zorder=0)
+    for part, family in zip(push, ("chosen", "rejected"), strict=True):
+        if part.min() < 0 < part.max():
+            ax.contour(x, y, part, levels=[0], colors=COLORS[family], linestyles=LINESTYLES[family])
+    if path is not None:
+        ax.plot(*np.asarray(path).T, color=COLORS["argmax"], lw=1.4)
+        ax.plot(*np.asarray(path)[-1], "o", ms=5, color=COLORS["argmax"])
+    ax.grid(visible=False)
+    return ax

@@ -126,3 +126,47 @@ def test_style_outside_a_notebook():
     with matplotlib.rc_context():
         plots.use_style()
         assert plt.rcParams["figure.facecolor"] == "white"
+
+
+def test_pushes(ax):
+    push = np.array([[-0.2, 0.3, 0.001], [0, 0, -0.4]])
+    assert plots.pushes([BEFORE, AFTER], push, [1, 2], ax=ax) is ax
+    arrows = [(text.xy, text.arrow_patch.get_edgecolor()) for text in ax.texts]
+    tips = [tip for tip, _ in arrows]
+    # The second context begins after a gap; arrows too short to be seen are left out.
+    np.testing.assert_allclose(tips, [(0, 0.6 - 0.2), (1, 0.3 + 0.3), (6, 0.05 - 0.4)])
+    colors = [matplotlib.colors.to_rgba(c) for c in (plots.LOSS, plots.GAIN, plots.LOSS)]
+    assert [color for _, color in arrows] == colors
+    assert [text.get_text() for text in ax.get_xticklabels()] == ["$x^+$", "$x^-$"]
+    assert ax.get_ylim()[0] < -0.35  # the arrow that points below the axis is in view
+
+
+def test_push_field(ax):
+    x, y = np.linspace(-1, 1, 9), np.linspace(-2, 2, 11)
+    push = np.stack(np.broadcast_arrays(0.5 - x, np.full((11, 1), -1.0)))
+    assert plots.push_field(x, y, push, path=[[0, 0], [0.25, -1]], ax=ax) is ax
+    (arrows,) = [c for c in ax.collections if hasattr(c, "U")]
+    assert np.sign(arrows.U).reshape(arrows.N // 9, 9)[0].tolist() == [1] * 6 + [0] + [-1] * 2
+    assert (np.asarray(arrows.V) < 0).all()
+    lines = [c for c in ax.collections if c.get_facecolor().size == 0]
+    (at,) = [c.get_paths()[0].vertices for c in lines]  # only the first push changes its sign
+    np.testing.assert_allclose(at[:, 0], 0.5)
+    assert [found.get_xydata().tolist() for found in ax.lines] == [
+        [[0, 0], [0.25, -1]],
+        [[0.25, -1]],
+    ]
+
+
+def test_push_field_marks_where_both_rest(ax):
+    x = y = np.linspace(-1, 1, 9)
+    push = np.stack([(x < 0) * np.ones((9, 1)), (x < 0) * -np.ones((9, 1))])
+    plots.push_field(x, y, push, ax=ax)
+    resting = [
+        path
+        for c in ax.collections
+        if not hasattr(c, "U")
+        for path in c.get_paths()
+        if len(path.vertices)
+    ]
+    (region,) = resting
+    assert region.contains_point((0.5, 0.5)) and not region.contains_point((-0.5, 0.5))

@@ -490,10 +490,10 @@ def pushes(probs, push, labels, names=("$x^+$", "$x^-$"), ax=None) -> Axes:
 def push_field(x, y, push, path=None, ax=None) -> Axes:
     """Where a loss of two quantities drives them: arrows, and the lines where a part of it stops.
 
-    An arrow's length is the cube root of its strength, so that weak ones can be seen. The line
-    where the push along the first axis changes its sign has the colour of y+ and is solid, that of
-    the second axis has the colour of y− and is dashed; where both pushes are zero the plane is
-    grey.
+    Seven arrows along each axis, each as long as the cube root of its strength, so that weak ones
+    can be seen. The line where the push along the first axis changes its sign has the colour of y+
+    and is solid, that of the second axis has the colour of y− and is dashed; where both pushes are
+    zero the plane is grey.
 
     Args:
         x: (C,) of the first quantity.
@@ -510,16 +510,16 @@ def push_field(x, y, push, path=None, ax=None) -> Axes:
     strength = np.hypot(*push)
     with np.errstate(invalid="ignore", divide="ignore"):
         arrows = push / strength * np.cbrt(strength / strength.max())
-    rows, columns = (slice(s // 2, None, s) for s in (max(1, len(y) // 9), max(1, len(x) // 9)))
+    rows, columns = (((np.arange(7) + 0.5) * len(axis) / 7).astype(int) for axis in (y, x))
     ax.quiver(
         np.asarray(x)[columns],
         np.asarray(y)[rows],
-        *arrows[:, rows, columns],
+        *arrows[:, rows[:, None], columns],
         color=NEUTRAL,
         angles="xy",
         pivot="mid",
-        scale=13,
-        width=0.007,
+        scale=10,
+        width=0.009,
         headwidth=4,
     )
     ax.contourf(x, y, strength, levels=[-1, 1e-12 * strength.max()], colors="#e2e5ea", zorder=0)

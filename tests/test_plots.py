@@ -142,11 +142,12 @@ def test_pushes(ax):
 
 
 def test_push_field(ax):
-    x, y = np.linspace(-1, 1, 9), np.linspace(-2, 2, 11)
-    push = np.stack(np.broadcast_arrays(0.5 - x, np.full((11, 1), -1.0)))
+    x, y = np.linspace(-1, 1, 7), np.linspace(-2, 2, 14)
+    push = np.stack(np.broadcast_arrays(0.5 - x, np.full((14, 1), -1.0)))
     assert plots.push_field(x, y, push, path=[[0, 0], [0.25, -1]], ax=ax) is ax
     (arrows,) = [c for c in ax.collections if hasattr(c, "U")]
-    assert np.sign(arrows.U).reshape(arrows.N // 9, 9)[0].tolist() == [1] * 6 + [0] + [-1] * 2
+    np.testing.assert_allclose(arrows.X[:7], x)
+    assert np.sign(arrows.U).reshape(7, 7)[0].tolist() == [1] * 5 + [-1] * 2
     assert (np.asarray(arrows.V) < 0).all()
     lines = [c for c in ax.collections if c.get_facecolor().size == 0]
     (at,) = [c.get_paths()[0].vertices for c in lines]  # only the first push changes its sign

@@ -172,11 +172,14 @@ def test_a_resumed_training_goes_on_with_its_trajectory(tmp_path):
     np.testing.assert_allclose(second.trajectory.logp, whole.trajectory.logp, rtol=1e-4)
 
 
+@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
 @pytest.mark.parametrize("kind", ["dpo", "sft"])
-def test_it_runs_in_the_trainers_of_trl(tmp_path, kind):
+def test_it_runs_in_the_trainers_of_trl(tmp_path, kind, lora):
+    import peft
     import trl
 
     model, tokenizer = tiny("llama", torch.float32)
+    adapter = peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj"]) if lora else None
     keys = {"dpo": ("prompt", "chosen", "rejected"), "sft": ("prompt", "completion")}[kind]
     rows = [row | {"completion": " " + row["chosen"]} for row in ROWS]
     rows = [row | {key: " " + row[key] for key in ("chosen", "rejected")} for row in rows]
@@ -192,7 +195,7 @@ def test_it_runs_in_the_trainers_of_trl(tmp_path, kind):
             output_dir=str(tmp_path),
             max_steps=4,
             per_device_train_batch_size=2,
-            learning_rate=1e-3,
+            learning_rate=1e-2 if lora else 1e-3,
             report_to=[],
             disable_tqdm=True,
             save_strategy="no",
@@ -200,10 +203,18 @@ def test_it_runs_in_the_trainers_of_trl(tmp_path, kind):
             use_cpu=True,
             **({"precompute_ref_log_probs": True} if kind == "dpo" else {}),
         )
-        made = maker(model, args=args, train_dataset=data, processing_class=tokenizer)
+        made = maker(
+            model,
+            args=args,
+            train_dataset=data,
+            processing_class=tokenizer,
+            peft_config=adapter,
+        )
         made.add_callback(probe)
         made.train()
+        after = score(made.model, tokenizer, ROWS)
     assert list(logged(made, "lmdyn/chosen")) == [0, 2, 4]
+    np.testing.assert_allclose(logged(made, "lmdyn/chosen")[4], after.mean("chosen"), rtol=1e-5)
     change = probe.trajectory.mean("chosen")
     if kind == "sft":
         assert change[-1] > change[0]

@@ -1,14 +1,17 @@
 import re
+import warnings
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from lmdyn import lm
+
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 
 
 def test_the_example_runs_and_its_prediction_holds(capsys):
-    code, _ = re.findall(r"```python\n(.*?)```", README, re.S)
+    code, *_ = re.findall(r"```python\n(.*?)```", README, re.S)
     assert len(code.splitlines()) <= 10
     torch.manual_seed(0)
     names = {}
@@ -20,7 +23,7 @@ def test_the_example_runs_and_its_prediction_holds(capsys):
 
 
 def test_the_language_model_example_runs(capsys):
-    _, code = re.findall(r"```python\n(.*?)```", README, re.S)
+    _, code, _ = re.findall(r"```python\n(.*?)```", README, re.S)
     names = {}
     exec(compile(code, "README.md", "exec"), names)
     change, who, run = names["change"], names["who"], names["run"]
@@ -28,6 +31,38 @@ def test_the_language_model_example_runs(capsys):
     np.testing.assert_allclose(1e-4 * who[0], change.logp, rtol=1e-3, atol=1e-6)
     assert run.mean("chosen")[-1] > run.mean("chosen")[0]
     assert "chosen" in capsys.readouterr().out
+
+
+def test_the_callback_runs_in_a_trainer_of_trl(tmp_path):
+    import trl
+    from datasets import Dataset
+
+    *_, code = re.findall(r"```python\n(.*?)```", README, re.S)
+    assert len(code.splitlines()) == 5
+    model, tokenizer = lm.load("tiny")
+    keys = ("prompt", "chosen", "rejected")
+    pairs = [{key: f" {row[key]}" for key in keys} for row in lm.load_probes("world", limit=8)]
+    data = Dataset.from_list(pairs)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # TRL's own
+        args = trl.DPOConfig(
+            output_dir=str(tmp_path),
+            max_steps=2,
+            per_device_train_batch_size=2,
+            precompute_ref_log_probs=True,
+            bf16=False,
+            use_cpu=True,
+            report_to=[],
+            disable_tqdm=True,
+            save_strategy="no",
+        )
+        names = {"train_dataset": data, "tokenizer": tokenizer}
+        names["trainer"] = trl.DPOTrainer(
+            model, args=args, train_dataset=data, processing_class=tokenizer
+        )
+        exec(compile(code, "README.md", "exec"), names)
+    log = names["trainer"].state.log_history
+    assert [e["step"] for e in log if "lmdyn/chosen" in e] == [0, 2]
 
 
 def test_the_plain_commands_are_those_of_the_makefile():

@@ -153,6 +153,7 @@ def test_a_squeeze_is_told_with_its_numbers_and_remedies(plain):
     for change in (alert.chosen, alert.rejected, alert.argmax):
         assert f"{change:+.1f}".replace("-", "−") in page.text
     assert "finetune(…, spare_valleys=True)" in page.text and "lmdyn diagnose" in page.text
+    assert f"stood highest: step {alert.since}." in page.text
     assert "Train against held-out" in page.text
 
 
@@ -189,6 +190,19 @@ def test_a_squeeze_is_counted_from_where_it_lasts():
     assert "since step 20 (first seen at step 30)" in judged.headline
 
 
+def test_a_squeeze_on_held_out_prompts_is_told():
+    whole = trajectory({"chosen": [0, -3], "rejected": [0, -9], "argmax": [0, 6]})
+    whole.logp[1:, :8, 0] += 20  # the train prompts are learned
+    judged = verdict(whole)
+    assert judged.headline.startswith("Squeeze on held-out prompts: ")
+    assert "since step 0 (first seen at step 10)" in judged.headline
+    held_out = (
+        x[:, 8:] for x in (whole.logp[..., 0], whole.logp[..., 1], whole.argmax_logp[..., 0])
+    )
+    assert judged.alerts[-1] == squeeze(whole.steps, *held_out)
+    assert not [line for line in judged.advice if "stop" in line]  # nothing comes before step 0
+
+
 def test_log_settings_and_surroundings(plain):
     page = plain[2]
     assert page.table("All that was logged")["loss"] == ["30", "2", "1", "1", "2"]
@@ -205,6 +219,7 @@ def test_a_run_without_probes_has_a_page(tmp_path):
     assert "Not judged: nothing was probed." in page.text
     assert page.table("All that was logged")["loss"][0] == "30"
     assert page.table("Settings")["seed"] == ["7"]
+    assert page_of(tmp_path).source == page.source
 
 
 def test_prompts_that_were_left_out_do_not_count(tmp_path):
@@ -238,9 +253,16 @@ def test_rounds_are_one_run(tmp_path):
         getattr(later, name)[0] = getattr(first, name)[-1]
     first.save(tmp_path / "round-0" / "trajectory")
     later.save(tmp_path / "round-1" / "trajectory")
+    (tmp_path / "round-1" / "checkpoint-000030").mkdir()
     [run] = find_runs(tmp_path)
     assert run.trajectory.steps.tolist() == [0, 10, 20, 30, 40]
-    assert run.trajectory.meta["joined"] == [30]
+    assert run.trajectory.meta["joined"] == [30] and run.checkpoint.name == "checkpoint-000030"
+    run.trajectory.save(tmp_path / "trajectory")  # as a recipe does
+    [same] = find_runs(tmp_path)
+    assert same.trajectory.steps.tolist() == [0, 10, 20, 30, 40]
+    assert same.checkpoint == run.checkpoint
+    for kind in ("npz", "json"):
+        (tmp_path / f"trajectory.{kind}").unlink()
     trajectory().save(tmp_path / "round-1" / "trajectory")  # of another model
     assert [run.name for run in find_runs(tmp_path)] == ["round-0", "round-1"]
 
@@ -419,6 +441,7 @@ def evil(tmp_path_factory):
         trajectory(meta=meta).save(folder / name / "trajectory")
     lone = folder / "2-dpo" / "trajectory.json"  # half a surrogate pair, which no file can hold
     lone.write_text(json.dumps(json.loads(lone.read_text(encoding="utf-8")) | {"half": "\ud800"}))
+    (folder / "recipe.yaml").write_text(f"model: {EVIL}\n")
     file = report(folder)
     return file, Page(file)
 
@@ -427,12 +450,14 @@ def test_nothing_in_a_run_becomes_part_of_the_page(evil):
     _, page = evil
     assert not {"script", "img", "b", "iframe"} & {tag for tag, _ in page.tags}
     assert not [name for _, attrs in page.tags for name in attrs if name.startswith("on")]
-    assert page.text.count(EVIL) == 6 and "1-<b>sft" in page.text
+    assert page.text.count(EVIL) == 7 and "1-<b>sft" in page.text
 
 
 def test_page_is_self_contained_and_named_throughout(evil):
     _, page = evil
-    assert [link for link in page.links if "stage" in link] == ["#stage-1", "#stage-2"]
+    assert [link for link in page.links if "section" in link] == [
+        f"#section-{i + 1}" for i in range(4)
+    ]
     assert all(link.startswith("#") for link in page.links)
     assert not re.search(r"https?:|@import|url\((?!#)", page.source)
     assert len(page.ids) == len(set(page.ids))
@@ -454,11 +479,6 @@ def test_a_long_run_is_a_small_page_and_comes_whole(tmp_path):
     out = report(tmp_path, tmp_path / "new" / "page.html")
     assert out.stat().st_size < 400_000
     assert [file.name for file in out.parent.iterdir()] == ["page.html"]
-
-
-def test_the_same_run_gives_the_same_page(plain, tmp_path):
-    folder, _, page = plain
-    assert page_of(folder, out=tmp_path / "again.html").source == page.source
 
 
 def test_a_browser_opens_it_and_asks_for_nothing(driver, evil):  # noqa: F811

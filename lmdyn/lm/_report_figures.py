@@ -96,6 +96,8 @@ def log(curves: Mapping[str, tuple[np.ndarray, np.ndarray]], points: int) -> tup
             ax.plot(x, y, color=plots.GAIN, lw=1.2, marker="o" if len(x) < 3 else None)
             ax.set(title=name, xlabel="updates")
             ax.locator_params(nbins=5)
+            if name != "loss":
+                ax.set_ylim(0, None)
 
     return svg(draw, (8.6, 2.5))
 
@@ -104,7 +106,7 @@ def moved(groups: Mapping[str, Mapping[str, float]]) -> tuple[str, str]:
     """Where probability went, by token part, as `lmdyn.lm.plots.mass` draws it."""
 
     def draw(figure: Figure) -> None:
-        ax = lm_plots.mass(groups, ("chosen", "rejected", "random"), figure.subplots())
+        ax = lm_plots.mass(groups, ("rejected", "argmax", "random"), figure.subplots())
         ax.set_xlabel("gain of probability, mean over tokens")
 
     return svg(draw, (8.6, 1.3 + 0.8 * len(groups)))

@@ -1,9 +1,12 @@
 """The page of a report: one file of HTML that asks nobody for anything and runs no script."""
 
 from dataclasses import dataclass, field
+from functools import partial
 
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
+
+from lmdyn.lm._report_words import Verdict
 
 
 @dataclass(frozen=True)
@@ -26,31 +29,37 @@ class Drawing:
     caption: str
 
 
+@dataclass(frozen=True)
+class Listing:
+    """A text to be shown line by line as it is."""
+
+    text: str
+
+
 @dataclass
 class Part:
-    """A heading and what stands below it: texts, `Table`, `Drawing`, in order."""
+    """A heading and what stands below it: texts, `Table`, `Drawing`, `Listing`, in order."""
 
     title: str
     content: list = field(default_factory=list)
 
 
 @dataclass
-class Stage:
-    """A run on the page: its verdict, and its parts."""
+class Section:
+    """A heading, the verdict on a run if it is about one, and parts."""
 
     title: str
-    verdict: object
     parts: list[Part]
+    verdict: Verdict | None = None
 
 
-def render(title: str, about: list[str], stages: list[Stage], after: list[Part]) -> str:
+def render(title: str, about: str, sections: list[Section]) -> str:
     """The whole page. Every text is escaped on its way in.
 
     Args:
         title: of the page.
-        about: lines below the title.
-        stages: the runs, in order.
-        after: what is about all of them.
+        about: a line below the title.
+        sections: in order.
     """
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -62,10 +71,14 @@ def render(title: str, about: list[str], stages: list[Stage], after: list[Part])
         return Markup(drawing.body.replace("{id}", f"f{next(number)}-"))
 
     environment.filters["body"] = body
-    environment.tests["table"] = lambda thing: isinstance(thing, Table)
-    environment.tests["drawing"] = lambda thing: isinstance(thing, Drawing)
+    for kind in (Table, Drawing, Listing):
+        environment.tests[kind.__name__.lower()] = partial(_is, kind)
     page = environment.from_string(_PAGE)
-    return page.render(title=title, about=about, stages=stages, after=after, css=Markup(_CSS))
+    return page.render(title=title, about=about, sections=sections, css=Markup(_CSS))
+
+
+def _is(kind: type, thing) -> bool:
+    return isinstance(thing, kind)
 
 
 _CSS = """
@@ -101,9 +114,9 @@ p { margin: 0.5rem 0; max-width: 48rem; }
 .squeeze { --mark: var(--bad); } .past, .fall { --mark: var(--rejected); }
 .none { --mark: var(--good); } .open { --mark: var(--unknown); }
 ul { margin: 0.4rem 0; padding-left: 1.3rem; }
-nav ul { list-style: none; padding: 0; display: flex; flex-wrap: wrap; gap: 0.2rem 1.2rem; }
+pre { background: var(--card); padding: 0.6rem 0.8rem; overflow-x: auto; font-size: 0.85rem; }
 a { color: var(--chosen); }
-a:focus-visible, .wide:focus-visible { outline: 2px solid var(--chosen); outline-offset: 2px; }
+:focus-visible { outline: 2px solid var(--chosen); outline-offset: 2px; }
 figure { margin: 1rem 0; }
 figcaption, caption { color: var(--soft); font-size: 0.9rem; text-align: left; }
 caption { padding-bottom: 0.3rem; }
@@ -117,6 +130,7 @@ th, td {
   vertical-align: top; white-space: nowrap;
 }
 th { font-weight: 600; }
+thead th { white-space: normal; vertical-align: bottom; }
 tbody th, th:first-child { text-align: left; }
 tbody th { font-weight: 500; }
 .prose th, .prose td {
@@ -146,6 +160,26 @@ _PAGE = """\
 <figcaption>{{ of.caption }}</figcaption>
 </figure>
 {% endmacro %}
+{% macro verdict(of) %}
+<div class="verdict {{ of.kind }}">
+<p class="headline">{{ of.headline }}</p>
+{% if of.facts %}
+<ul>
+{% for fact in of.facts %}
+<li>{{ fact }}</li>
+{% endfor %}
+</ul>
+{% endif %}
+{% if of.advice %}
+<p><strong>What to do</strong></p>
+<ul>
+{% for line in of.advice %}
+<li>{{ line }}</li>
+{% endfor %}
+</ul>
+{% endif %}
+</div>
+{% endmacro %}
 {% macro part(of, id) %}
 <section aria-labelledby="{{ id }}">
 <h3 id="{{ id }}">{{ of.title }}</h3>
@@ -154,7 +188,9 @@ _PAGE = """\
 {{ table(thing) }}
 {%- elif thing is drawing %}
 {{ drawing(thing) }}
-{%- else %}
+{%- elif thing is listing %}
+<pre dir="auto" role="region" aria-label="{{ of.title }}" tabindex="0">{{ thing.text }}</pre>
+{% else %}
 <p>{{ thing }}</p>
 {% endif %}
 {% endfor %}
@@ -173,51 +209,26 @@ _PAGE = """\
 <body>
 <main>
 <h1>{{ title }}</h1>
-{% for line in about %}
-<p class="about">{{ line }}</p>
-{% endfor %}
-{% if stages | length > 1 %}
-<nav aria-label="Stages"><ul>
-{% for stage in stages %}
-<li><a href="#stage-{{ loop.index }}">{{ stage.title }}</a></li>
+<p class="about">{{ about }}</p>
+{% set several = sections | selectattr("verdict") | list | length > 1 %}
+<nav aria-label="Contents"><ul>
+{% for of in sections %}
+<li><a href="#section-{{ loop.index }}">{{ of.title }}</a>
+{%- if of.verdict and several %}: {{ of.verdict.headline }}{% endif %}</li>
 {% endfor %}
 </ul></nav>
-{% endif %}
-{% for stage in stages %}
-{% set id = "stage-" ~ loop.index %}
+{% for of in sections %}
+{% set id = "section-" ~ loop.index %}
 <section aria-labelledby="{{ id }}">
-<h2 id="{{ id }}">{{ stage.title }}</h2>
-<div class="verdict {{ stage.verdict.kind }}">
-<p class="headline">{{ stage.verdict.headline }}</p>
-{% if stage.verdict.facts %}
-<ul>
-{% for fact in stage.verdict.facts %}
-<li>{{ fact }}</li>
-{% endfor %}
-</ul>
-{% endif %}
-{% if stage.verdict.advice %}
-<p><strong>What to do</strong></p>
-<ul>
-{% for line in stage.verdict.advice %}
-<li>{{ line }}</li>
-{% endfor %}
-</ul>
-{% endif %}
-</div>
-{% for of in stage.parts %}
-{{ part(of, id ~ "-" ~ loop.index) }}
+<h2 id="{{ id }}">{{ of.title }}</h2>
+{% if of.verdict %}
+{{ verdict(of.verdict) }}
+{%- endif %}
+{% for inner in of.parts %}
+{{ part(inner, id ~ "-" ~ loop.index) }}
 {%- endfor %}
 </section>
 {% endfor %}
-{% if after %}
-<section aria-labelledby="after">
-<h2 id="after">The model before and after</h2>
-{% for of in after %}
-{{ part(of, "after-" ~ loop.index) }}
-{%- endfor %}
-</section>
-{% endif %}
 </main>
 </body>
 </html>

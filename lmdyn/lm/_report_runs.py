@@ -66,12 +66,12 @@ def find_runs(folder: str | Path) -> list[Run]:
 
 
 def _runs_in(folder: Path, name: str = "") -> list[Run]:
+    rounds = sorted((p.parent for p in folder.glob("round-*/trajectory.npz")), key=_order)
     for place in (folder, folder / "lmdyn"):
         if any((place / f"trajectory.{kind}").exists() for kind in ("npz", "json")):
             home = place.resolve().parent if place.resolve().name == "lmdyn" else place
-            return [_run(name, _load(place / "trajectory"), home)]
-    rounds = [p.parent for p in folder.glob("round-*/trajectory.npz")]
-    rounds.sort(key=_order)
+            weights = rounds[-1] if rounds else home
+            return [_run(name, _load(place / "trajectory"), weights)]
     parts = [_load(part / "trajectory") for part in rounds]
     try:
         whole = Trajectory.join(parts)

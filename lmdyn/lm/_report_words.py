@@ -67,13 +67,17 @@ def verdict(trajectory: Trajectory) -> Verdict:
     if len(trajectory.steps) < 2 or len(trajectory.split) < 2:
         lacking = "two probings" if len(trajectory.steps) < 2 else "two prompts"
         return Verdict("open", f"Not judged: that takes at least {lacking}.", facts)
-    alerts = [_alert(trajectory, s) for s in range(2, len(trajectory.steps) + 1)]
+    everywhere, held_out = _alerts(trajectory), []
+    if not any(everywhere) and "test" in trajectory.split:
+        held_out = _alerts(trajectory, "test")
+    alerts = held_out if any(held_out) else everywhere
     if not any(alerts):
         return _without_alert(trajectory, facts)
+    where = " on held-out prompts" if alerts is held_out else ""
     last = next(filter(None, reversed(alerts)))
     seen = (
-        f"From step {last.since}, where the chosen responses stood highest, to step {last.step} "
-        f"they changed by {signed(last.chosen)} nats and the rejected ones by "
+        f"From step {last.since}, where the chosen responses{where} stood highest, to step "
+        f"{last.step} they changed by {signed(last.chosen)} nats and the rejected ones by "
         f"{signed(last.rejected)}, while the likeliest tokens gained {signed(last.argmax)}: "
         "probability left both answers for what the model says anyway."
     )
@@ -82,18 +86,20 @@ def verdict(trajectory: Trajectory) -> Verdict:
         gaps = [i for i, alert in enumerate(alerts) if alert is None]
         alerts = alerts[gaps[-1] + 1 if gaps else 0 :]  # those that it has lasted for
         headline = (
-            "Squeeze: chosen and rejected fall while the likeliest tokens gain, since step "
+            f"Squeeze{where}: chosen and rejected fall while the likeliest tokens gain, since step "
             f"{last.since} (first seen at step {alerts[0].step})."
         )
     else:
         kind = "past"
         alerts = [alert for alert in alerts if alert]
         headline = (
-            f"A squeeze was seen from step {alerts[0].step} to step {last.step}, and no longer at "
-            "the end."
+            f"A squeeze{where} was seen from step {alerts[0].step} to step {last.step}, and no "
+            "longer at the end."
         )
-    stop = f"Or stop where the chosen responses stood highest: step {last.since}."
-    return Verdict(kind, headline, (seen, *facts), (*ADVICE, stop), tuple(alerts))
+    advice = ADVICE
+    if last.since > trajectory.steps[0]:
+        advice += (f"Or stop where the chosen responses stood highest: step {last.since}.",)
+    return Verdict(kind, headline, (seen, *facts), advice, tuple(alerts))
 
 
 def _without_alert(trajectory: Trajectory, facts: tuple[str, ...]) -> Verdict:
@@ -122,12 +128,13 @@ def signed(value: float) -> str:
     return f"{value:+.1f}".replace("-", "−")
 
 
-def _alert(trajectory: Trajectory, probings: int) -> Alert | None:
+def _alerts(trajectory: Trajectory, split: str | None = None) -> list[Alert | None]:
+    """What the rule says of each probing from the second on."""
     chosen, rejected = (trajectory.types.index(name) for name in ("chosen", "rejected"))
-    logp, argmax = trajectory.logp[:probings], trajectory.argmax_logp[:probings]
-    return squeeze(
-        trajectory.steps[:probings], logp[..., chosen], logp[..., rejected], argmax[..., chosen]
-    )
+    rows = trajectory.split == split if split else slice(None)
+    logp, argmax = trajectory.logp[:, rows], trajectory.argmax_logp[:, rows]
+    curves = trajectory.steps, logp[..., chosen], logp[..., rejected], argmax[..., chosen]
+    return [squeeze(*(curve[:s] for curve in curves)) for s in range(2, len(logp) + 1)]
 
 
 def _changes(trajectory: Trajectory, name: str, split: str | None = None) -> np.ndarray:

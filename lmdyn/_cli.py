@@ -4,12 +4,14 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from lmdyn._cli_run import add_recipes, add_run
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; what is wrong with its input ends as one line, not as a traceback."""
     parser = argparse.ArgumentParser(prog="python -m lmdyn", description="Learning dynamics.")
     commands = parser.add_subparsers(dest="command", required=True)
-    for add in (_add_diagnose,):
+    for add in (_add_diagnose, add_run, add_recipes):
         add(commands)
     options = parser.parse_args(arguments)
     try:

@@ -11,7 +11,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; what is wrong with its input ends as one line, not as a traceback."""
     parser = argparse.ArgumentParser(prog="python -m lmdyn", description="Learning dynamics.")
     commands = parser.add_subparsers(dest="command", required=True)
-    for add in (_add_diagnose, add_run, add_recipes):
+    for add in (_add_diagnose, _add_report, add_run, add_recipes):
         add(commands)
     options = parser.parse_args(arguments)
     try:
@@ -47,4 +47,32 @@ def _diagnose(options) -> int:
     print(f"{found!r}; nats per unit learning rate")
     if options.out:
         found.save(options.out)
+    return 0
+
+
+def _add_report(commands) -> None:
+    command = commands.add_parser(
+        "report", help="write one HTML page about a run: the verdict, the curves, the settings"
+    )
+    command.add_argument("folder", metavar="DIR", help="of finetune, or of a trainer with probes")
+    command.add_argument("--out", metavar="FILE", help="the page; DIR/report.html if not given")
+    command.add_argument("--model", help="the model that the run began with; needs --rows")
+    command.add_argument(
+        "--rows", metavar="FILE", help="JSONL to look at with the model and the last checkpoint"
+    )
+    command.add_argument("--device", default="auto")
+    command.set_defaults(run=_report)
+
+
+def _report(options) -> int:
+    from lmdyn.lm.report import report
+
+    page = report(
+        options.folder,
+        options.out,
+        model=options.model,
+        rows=options.rows,
+        device=options.device,
+    )
+    print(page)
     return 0

@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from lmdyn._cli import main
+from lmdyn.lm import finetune, load
 
 PAIRS = [
     {"prompt": "question : where is the spoon ?", "chosen": "it is here", "rejected": "no"},
@@ -31,10 +32,24 @@ def test_diagnose_prints_a_table_and_writes_a_file(pairs, tmp_path, capsys):
     assert {row["prompt"] for row in rows} == {row["prompt"] for row in PAIRS}
 
 
+def test_report_writes_a_page(pairs, tmp_path, capsys):
+    folder, out = tmp_path / "run", tmp_path / "page.html"
+    model, tokenizer = load("tiny")
+    settings = {"epochs": 1, "lr": 1e-4, "batch_size": 2, "progress": False}
+    finetune(model, tokenizer, PAIRS, "dpo", out=folder, **settings)
+    capsys.readouterr()
+    arguments = ["report", str(folder), "--out", str(out), "--rows", pairs, "--model", "tiny"]
+    assert main(arguments) == 0
+    assert capsys.readouterr().out == f"{out}\n"
+    page = out.read_text(encoding="utf-8")
+    assert "Not judged: nothing was probed." in page and "The worst pairs" in page
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["diagnose", "nowhere.jsonl", "--model", "tiny"], "there is no such file"),
+        (["report", "nowhere"], "there is no folder nowhere"),
         (["diagnose", "world", "--model", "tiny", "--loss", "dop"], "did you mean 'dpop'?"),
         (
             ["diagnose", "world", "--model", "tiny", "--limit", "2", "--loss", "sft"],
@@ -53,4 +68,4 @@ def test_it_is_a_module_to_run():
     done = subprocess.run(
         [sys.executable, "-m", "lmdyn", "--help"], capture_output=True, text=True, check=True
     )
-    assert "diagnose" in done.stdout
+    assert "diagnose" in done.stdout and "report" in done.stdout

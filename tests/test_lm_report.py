@@ -335,6 +335,11 @@ def broken_text(folder):
     (folder / "trajectory.json").write_text("{")
 
 
+def another_text(folder):
+    trajectory().save(folder / "trajectory")
+    (folder / "trajectory.json").write_text("[1]")
+
+
 def broken_log(folder):
     whole = trajectory(updates=0, meta={"trainer": "x"})
     del whole.meta["settings"]
@@ -351,6 +356,7 @@ def broken_log(folder):
         (no_arrays, ValueError, "trajectory.npz and .json cannot be read"),
         (broken_arrays, ValueError, "trajectory.npz and .json cannot be read"),
         (broken_text, ValueError, "trajectory.npz and .json cannot be read"),
+        (another_text, ValueError, "trajectory.json is no table of settings"),
         (broken_log, ValueError, "trainer_state.json cannot be read"),
     ],
 )
@@ -468,6 +474,7 @@ def test_page_is_self_contained_and_named_throughout(evil):
     levels = [int(tag[1]) for tag, _ in page.tags if re.fullmatch("h[1-6]", tag)]
     assert levels[0] == 1 and max(np.diff(levels)) == 1
     tags = [tag for tag, _ in page.tags]
+    assert not [a for _, a in page.tags if a.get("role") == "region" and not a["aria-label"]]
     assert tags.count("caption") == tags.count("table") == len(page.tables) + 7
 
 

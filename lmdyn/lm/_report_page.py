@@ -118,9 +118,10 @@ pre { background: var(--card); padding: 0.6rem 0.8rem; overflow-x: auto; font-si
 a { color: var(--chosen); }
 :focus-visible { outline: 2px solid var(--chosen); outline-offset: 2px; }
 figure { margin: 1rem 0; }
+figure .wide { margin: 0; }
 figcaption, caption { color: var(--soft); font-size: 0.9rem; text-align: left; }
 caption { padding-bottom: 0.3rem; }
-svg { display: block; width: 100%; height: auto; }
+svg { display: block; width: 100%; min-width: 40rem; height: auto; }
 svg * { stroke-linejoin: round; stroke-linecap: butt; }
 svg text { fill: var(--ink); }
 .wide { overflow-x: auto; margin: 1rem 0; }
@@ -156,7 +157,9 @@ _PAGE = """\
 {% endmacro %}
 {% macro drawing(of) %}
 <figure>
+<div class="wide" tabindex="0">
 <svg viewBox="{{ of.box }}" role="img" aria-label="{{ of.alt }}">{{ of | body }}</svg>
+</div>
 <figcaption>{{ of.caption }}</figcaption>
 </figure>
 {% endmacro %}

@@ -181,4 +181,6 @@ def _ends(values: np.ndarray, form: str) -> str:
 
 
 def _text(value) -> str:
+    if isinstance(value, float):
+        return f"{value:.6g}"
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

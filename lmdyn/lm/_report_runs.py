@@ -113,8 +113,9 @@ def _probed_throughout(trajectory: Trajectory) -> tuple[Trajectory, int]:
 def _load(path: Path) -> Trajectory:
     try:
         found = Trajectory.load(path)
-        if not isinstance(found.meta, dict):
-            raise ValueError("trajectory.json holds no settings")
+        meta = found.meta if isinstance(found.meta, dict) else {"settings": found.meta}
+        if not all(isinstance(meta.get(name, {}), dict) for name in ("settings", "versions")):
+            raise ValueError("trajectory.json is no table of settings")
         return found
     except FileNotFoundError:
         raise

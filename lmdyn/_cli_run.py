@@ -1,6 +1,6 @@
 """The commands about recipes: what there is, what one will take, and running it."""
 
-import os
+import json
 from pathlib import Path
 
 
@@ -31,21 +31,24 @@ def add_recipes(commands) -> None:
 
 
 def _run(options) -> int:
-    from lmdyn.lm.recipe import read
+    from accelerate import PartialState
 
-    rows = [] if options.rows is None else [f"data.source={options.rows}"]
+    from lmdyn.lm.recipe import read
+    from lmdyn.lm.run import run
+
+    rows = [] if options.rows is None else [f"data.source={json.dumps(options.rows)}"]
     recipe = read(options.recipe, [*options.set, *rows])
     if options.dry_run:
         from lmdyn.lm._dry_run import dry_run
 
         print(dry_run(recipe))
         return 0
-    from lmdyn.lm.run import run
-
     out = Path(options.out or Path("runs") / recipe.name)
     run(recipe, out, resume=options.resume, tell=lambda text: print(text, flush=True))
-    if int(os.environ.get("RANK", 0)) == 0:
+    state = PartialState()
+    if state.is_main_process:
         print(f"{out}: a folder for each stage, with its trajectory and last checkpoint")
+    state.destroy_process_group()
     return 0
 
 

@@ -45,9 +45,45 @@ def test_report_writes_a_page(pairs, tmp_path, capsys):
     assert "Not judged: nothing was probed." in page and "The worst pairs" in page
 
 
+QUICK = ["run", "tiny-sft", "--set", "stages.0.max_steps=1", "--set", "probes.limit=1"]
+
+
+def test_run_trains_tells_and_goes_on(pairs, tmp_path, capsys):
+    out = tmp_path / "run"
+    arguments = [*QUICK, "--rows", pairs, "--out", str(out)]
+    assert main(arguments) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("0-sft: SFT()\nmean log-prob (nats) of 1 prompts")
+    assert (out / "0-sft" / "trajectory.npz").is_file()
+    assert main(arguments) == 1
+    assert "holds a run already: add --resume" in capsys.readouterr().err
+    assert main([*arguments, "--resume"]) == 0
+    assert capsys.readouterr().out == printed
+
+
+def test_a_dry_run_prints_the_plan_and_writes_nothing(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["run", "tiny-dpo", "--dry-run"]) == 0
+    plan = capsys.readouterr().out
+    for part in ("0-sft", "1-dpo", "48 updates of 4 rows", "memory    about 0.", "time      about"):
+        assert part in plan
+    assert not list(tmp_path.iterdir())
+
+
+def test_recipes_are_listed_with_a_line_each(capsys):
+    assert main(["recipes"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "tiny-dpo" in {line.split()[0] for line in lines}
+    assert all(len(line.split()) > 3 for line in lines)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["run", "tiny-dpp"], "unknown recipe 'tiny-dpp': did you mean 'tiny-dpo'?"),
+        (["run", "tiny-dpo", "--set", "stages.0.lr=fast"], "stages.0.lr must be a number"),
+        (["run", "tiny-dpo", "--rows", "nowhere.jsonl", "--out", "{tmp}"], "there is no such file"),
+        (["run", "tiny-dpo", "--out", "{tmp}/file/run"], "cannot write to"),
         (["diagnose", "nowhere.jsonl", "--model", "tiny"], "there is no such file"),
         (["report", "nowhere"], "there is no folder nowhere"),
         (["diagnose", "world", "--model", "tiny", "--loss", "dop"], "did you mean 'dpop'?"),
@@ -57,8 +93,9 @@ def test_report_writes_a_page(pairs, tmp_path, capsys):
         ),
     ],
 )
-def test_what_is_wrong_is_one_line(arguments, message, capsys):
-    assert main(arguments) == 1
+def test_what_is_wrong_is_one_line(arguments, message, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    assert main([argument.replace("{tmp}", str(tmp_path)) for argument in arguments]) == 1
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
     assert error.startswith(f"lmdyn {arguments[0]}: ")

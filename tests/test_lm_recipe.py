@@ -98,7 +98,10 @@ def test_changes_reach_stages_and_defaults():
 
 def test_a_file_extends_others_by_name_and_by_path(tmp_path):
     (tmp_path / "mine.yaml").write_text("extends: tiny-dpo\nseed: 3\nstages: {1: {lr: 1e-5}}")
-    (tmp_path / "more.yaml").write_text("extends: [mine.yaml]\nname: more\nabout: x")
+    (tmp_path / "more.yaml").write_text("extends: [mine.yaml]\nabout: x")
+    with (tmp_path / "mine.yaml").open("a") as file:
+        file.write("\nname: first")
+    assert read(tmp_path / "mine.yaml").name == "first"
     recipe = read(tmp_path / "more.yaml")
     assert (recipe.name, recipe.seed, recipe.stages[1].lr) == ("more", 3, 1e-5)
     assert recipe.stages[0] == read("tiny-dpo").stages[0]

@@ -56,9 +56,11 @@ def run(
         OSError: a folder that cannot be written, before anything is loaded.
 
     Example:
+        >>> import tempfile
         >>> from lmdyn.lm.recipe import read
         >>> quick = read("tiny-sft", ["stages.0.max_steps=1", "probes.limit=2"])
-        >>> run(quick, folder)  # doctest: +SKIP
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     run(quick, folder)
         [Trajectory(2 probings of 4 prompts × 13 types, 1 updates)]
     """
     state = _processes(recipe)
@@ -171,8 +173,6 @@ def _train(model, tokenizer, stage: Stage, rows: ProbeSet, settings: dict) -> Tr
     for name in ("name", "loss", "hyper", "both"):
         del own[name]
     sampling = {name: own.pop(name) for name in _ON_POLICY}
-    if settings["probes"] is None:
-        own["probe_every"] = None
     learn, loss = stage_rows(stage, rows), stage.get_loss()
     if stage.rounds is None:
         return finetune(model, tokenizer, learn, loss, **own, **settings)

@@ -25,6 +25,7 @@ from lmdyn.lm.predict import (
     sgd_direction,
     update_direction,
 )
+from lmdyn.lm.report import report
 from lmdyn.lm.score import Scores, score
 from lmdyn.lm.token_kernel import token_influence, token_kernel
 from lmdyn.lm.train import finetune
@@ -49,6 +50,7 @@ __all__ = [
     "load_probes",
     "measure_change",
     "predict_change",
+    "report",
     "sample_rejected",
     "score",
     "sgd_direction",

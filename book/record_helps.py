@@ -77,6 +77,8 @@ ARMS = {
     "cw-dpo": Arm("gentle", {"loss": "cw_dpo"}),
     "extend": Arm("extend", {}),
     "half sft": Arm("half", {}),
+    # Beyond the budget: three times the updates, probed as often in all.
+    "extend x3": Arm("extend", {"epochs": 3 * TUNE["epochs"], "probe_every": 18}),
 }
 
 
@@ -127,8 +129,9 @@ def tune(start, tokenizer, rows, arm: Arm, seed: int) -> dict[str, np.ndarray]:
         run = lm.finetune_on_policy(model, tokenizer, train, **settings)
     else:
         run = lm.finetune(model, tokenizer, train, **settings)
-    found = {name: getattr(run, name) for name in ("steps", "logp", "argmax_logp", "prob_sq")}
-    found["own"] = np.array(own)
+    assert run.types == TYPES
+    argmax = run.argmax_logp[..., :1]  # along chosen: the paper's y*
+    found = {"steps": run.steps, "logp": run.logp, "argmax_logp": argmax, "own": np.array(own)}
     masses = [_masses(start, model, tokenizer, some) for some in pairs.values()]
     found |= {key: np.stack([mass[key] for mass in masses]) for key in masses[0]}
     return found | _speak(model, tokenizer, rows)
@@ -232,7 +235,8 @@ def _write() -> None:
         for key in arms[0][0]
         if key != "steps"
     }
-    whole |= {"steps": arms[0][0]["steps"], "arms": np.array(list(ARMS))}
+    whole["steps"] = np.array([runs[0]["steps"] for runs in arms])
+    whole["arms"] = np.array(list(ARMS))
     whole |= {"seeds": np.array(SEEDS), "types": np.array(TYPES), "starts": np.array(list(STARTS))}
     whole["split"] = np.repeat(list(PROBED), list(PROBED.values()))
     for key in ("answers", "ended"):

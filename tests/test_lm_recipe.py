@@ -11,7 +11,7 @@ import pytest
 import torch
 import yaml
 from tiny import FAMILIES, tiny, tiny_rows
-from transformers import GPTNeoXConfig
+from transformers import GPTNeoXConfig, Qwen2Config
 
 from lmdyn import losses
 from lmdyn.lm import _estimate as estimate
@@ -369,43 +369,62 @@ def test_weights_gradients_and_states_are_counted(tmp_path):
     assert found.optimizer == sum(s.nbytes for s in states)
 
 
-def pythia_410m(folder):
-    """Its configuration alone, as on the hub."""
-    config = GPTNeoXConfig(
-        vocab_size=50304,
-        hidden_size=1024,
-        num_hidden_layers=24,
-        num_attention_heads=16,
-        intermediate_size=4096,
-    )
+def configured(name, folder):
+    """A folder with the configuration alone, as on the hub."""
+    pythia = {"num_attention_heads": 16, "vocab_size": 50304}
+    config = {
+        "pythia-410m": lambda: GPTNeoXConfig(
+            hidden_size=1024, num_hidden_layers=24, intermediate_size=4096, **pythia
+        ),
+        "pythia-1b": lambda: GPTNeoXConfig(
+            hidden_size=2048, num_hidden_layers=16, intermediate_size=8192, **pythia
+        ),
+        "qwen1.5-0.5b": lambda: Qwen2Config(
+            vocab_size=151936,
+            hidden_size=1024,
+            num_hidden_layers=24,
+            intermediate_size=2816,
+            num_attention_heads=16,
+            num_key_value_heads=16,
+            tie_word_embeddings=True,
+        ),
+    }[name]()
     config.save_pretrained(folder)
     return folder
 
 
 def long_rows(file):
-    """As long as the paper's longest: prompt and response fill 512 tokens."""
-    row = {"prompt": "word " * 300, "chosen": "word " * 300, "rejected": "other " * 300}
+    """As long as can be: each response fills 512 tokens almost alone."""
+    row = {"prompt": "word", "chosen": "word " * 500, "rejected": "other " * 500}
     file.write_text("\n".join([json.dumps(row)] * 8), encoding="utf-8")
     return file
 
 
-def test_the_t4_recipe_fits_16_gb(tmp_path):
-    changes = [f"model={pythia_410m(tmp_path / 'pythia')}", "probes=null"]
+@pytest.mark.parametrize(
+    ("model", "parameters", "fits"),
+    [
+        ("pythia-410m", 405_334_016, True),
+        ("qwen1.5-0.5b", 463_987_712, True),
+        ("pythia-1b", 1_011_781_632, False),
+    ],
+)
+def test_what_fits_16_gb(model, parameters, fits, tmp_path):
+    changes = [f"model={configured(model, tmp_path / 'model')}", "probes=null"]
     changes += [f"data.source={long_rows(tmp_path / 'rows.jsonl')}", "defaults.probe_every=null"]
-    peaks = {}
-    for name in ("pythia-410m-hh-dpo", "pythia-410m-hh-dpo-t4"):
-        recipe = read(name, changes)
-        model, _ = estimate.empty(recipe.model, recipe.dtype)
-        shape = estimate.shape(model)
-        assert shape.parameters == 405_334_016
-        rows = stage_rows(recipe.stages[1], load_rows(recipe.data))
-        size = estimate.lengths(None, rows)
-        peaks[name] = estimate.memory(recipe.stages[1], shape, size, recipe).peak
-    assert peaks["pythia-410m-hh-dpo-t4"] < 8e9 < 12e9 < peaks["pythia-410m-hh-dpo"]
+    recipe = read("pythia-410m-hh-dpo-t4", changes)
+    shape = estimate.shape(estimate.empty(recipe.model, recipe.dtype)[0])
+    assert shape.parameters == parameters
+    dpo = recipe.stages[1]
+    size = estimate.lengths(None, stage_rows(dpo, load_rows(recipe.data)))
+    found = estimate.memory(dpo, shape, size, recipe)
+    assert (found.peak < 12e9) == fits and (found.peak > 15.6e9) != fits
+    assert (f"{model}-hh-dpo-t4" in catalogue()) == fits
+    kept = dataclasses.replace(recipe, gradient_checkpointing=False)
+    assert estimate.memory(dpo, shape, size, kept).activations > 8 * found.activations
 
 
 def test_a_dry_run_knows_a_model_by_its_configuration(tmp_path):
-    changes = [f"model={pythia_410m(tmp_path / 'pythia')}"]
+    changes = [f"model={configured('pythia-410m', tmp_path / 'pythia')}"]
     changes += [f"data.source={long_rows(tmp_path / 'rows.jsonl')}", "probes.source=null"]
     plan = dry_run(read("pythia-410m-hh-dpo", changes)).splitlines()
     assert "405.3M parameters" in plan[1] and plan[2].endswith(": 8")

@@ -59,7 +59,8 @@ def _lines(recipe: Recipe) -> Iterator[str]:
         label = max(peaks, key=lambda name: peaks[name].peak)
         yield f"{'memory':<10}about {_memory(peaks[label])}, in {label}{_of(device)}"
         parts = peaks[label]
-        yield f"{'disk':<10}about {(parts.weights + parts.optimizer) / GB:.2f} GB a checkpoint"
+        last, saved = parts.weights / GB, (parts.weights + parts.optimizer) / GB
+        yield f"{'disk':<10}about {saved:.2f} GB a checkpoint, {last:.2f} GB a finished stage"
     if total:
         sampling = ", sampling not counted" if any(s.rounds for s in recipe.stages) else ""
         yield (

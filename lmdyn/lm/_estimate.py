@@ -80,6 +80,7 @@ def empty(name: str, dtype: str) -> tuple[nn.Module, object]:
         raise models._explained(name, error) from None
     with init_empty_weights():
         model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
+    model.tie_weights()  # emptying them has parted them
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
         tokenizer = tokenizer if tokenizer("a word")["input_ids"] else None  # an empty one
@@ -136,7 +137,7 @@ def memory(stage: Stage, shape: Shape, rows: Sequence[tuple[int, int]], recipe: 
         activations=layers * fed * number + is_bf16 * 2 * shape.parameters,
         # as they come, their softmax, their gradient
         logits=3 * predicted * shape.vocabulary * max(4, number) * (1.5 if is_bf16 else 1),
-        step=weights if states else 0.0,  # of the fused loops on a GPU
+        step=weights if states else 0.0,  # what PyTorch's foreach loops hold on a GPU
     )
 
 

@@ -133,12 +133,14 @@ def test_tradeoff_fills_the_frontier_and_sends_a_ray_to_each_run(ax):
 
 
 def test_tradeoff_writes_no_name_over_another(ax):
-    near = {f"a long name {i}": ([1.0], [1 + 0.01 * i]) for i in range(5)} | {"far": ([2.0], [2.0])}
+    near = {f"a long name {i}": ([1.0], [1 + 0.01 * i]) for i in range(5)} | {"far": ([9.0], [2.0])}
     plots.tradeoff(near, ax=ax)
     ax.figure.canvas.draw()
     boxes = [text.get_window_extent() for text in ax.texts]
     assert [text.get_text() for text in ax.texts] == list(near)
     assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+    frame = ax.get_window_extent()
+    assert all(frame.x0 <= box.x0 and box.x1 <= frame.x1 for box in boxes)
 
 
 def test_mass_draws_a_bar_for_each_part_of_each_group_and_a_dot_for_each_run(ax):

@@ -301,6 +301,7 @@ def tradeoff(points, frontier=(), ax=None) -> Axes:
         rays = np.stack([np.broadcast_to(middle[:, None], runs.shape), runs], 1)  # (2, 2, runs)
         ax.plot(*rays, lw=0.7, alpha=0.5, color=color, zorder=1)
         ax.plot(*middle, "o", ms=6, color=color, mfc=color if name in frontier else "white")
+    ax.margins(0.12)  # for the names
     _name_dots(ax, middles)
     return ax
 
@@ -308,17 +309,21 @@ def tradeoff(points, frontier=(), ax=None) -> Axes:
 def _name_dots(ax: Axes, dots: dict[str, np.ndarray]) -> None:
     """A name beside each dot, at the first place where it hides no dot and no other name."""
     ax.figure.canvas.draw()  # the axes have their final size only then
+    frame = ax.get_window_extent()
     radius = 3 * ax.figure.dpi / 72
     corners = [ax.transData.transform(dot) - radius for dot in dots.values()]
     taken = [Bbox.from_bounds(*corner, 2 * radius, 2 * radius) for corner in corners]
     places = [(7, 0, "left"), (-7, 0, "right"), (0, 9, "center"), (0, -9, "center")]
-    places += [(x, y, ha) for y in (9, -9, 18, -18) for x, ha in ((5, "left"), (-5, "right"))]
+    further = (9, -9, 18, -18, 27, -27, 36, -36)
+    places += [(x, y, ha) for y in further for x, ha in ((5, "left"), (-5, "right"))]
     for name, dot in dots.items():
         style = {"textcoords": "offset points", "va": "center", "fontsize": 8.5}
         text = ax.annotate(name, dot, xytext=(0, 0), **style)
         for x, y, side in places:  # where none is free, the last
             text.set(position=(x, y), ha=side)
-            if not any(text.get_window_extent().overlaps(other) for other in taken):
+            box = text.get_window_extent()
+            inside = frame.x0 <= box.x0 and box.x1 <= frame.x1
+            if inside and not any(box.overlaps(other) for other in taken):
                 break
         taken.append(text.get_window_extent())
 

@@ -38,16 +38,16 @@ def _run(options) -> int:
 
     rows = [] if options.rows is None else [f"data.source={json.dumps(options.rows)}"]
     recipe = read(options.recipe, [*options.set, *rows])
+    state = PartialState(cpu=recipe.device == "cpu")
     if options.dry_run:
         from lmdyn.lm._dry_run import dry_run
 
-        print(dry_run(recipe))
-        return 0
-    out = Path(options.out or Path("runs") / recipe.name)
-    run(recipe, out, resume=options.resume, tell=lambda text: print(text, flush=True))
-    state = PartialState()
-    if state.is_main_process:
-        print(f"{out}: a folder for each stage, with its trajectory and last checkpoint")
+        if state.is_main_process:
+            print(dry_run(recipe))
+    else:
+        out = Path(options.out or Path("runs") / recipe.name)
+        run(recipe, out, resume=options.resume, tell=lambda text: print(text, flush=True))
+        state.print(f"{out}: a folder for each stage, with its trajectory and last checkpoint")
     state.destroy_process_group()
     return 0
 

@@ -301,7 +301,7 @@ def tradeoff(points, frontier=(), ax=None) -> Axes:
         rays = np.stack([np.broadcast_to(middle[:, None], runs.shape), runs], 1)  # (2, 2, runs)
         ax.plot(*rays, lw=0.7, alpha=0.5, color=color, zorder=1)
         ax.plot(*middle, "o", ms=6, color=color, mfc=color if name in frontier else "white")
-    ax.margins(0.12)  # for the names
+    ax.margins(0.2, 0.1)  # for the names
     _name_dots(ax, middles)
     return ax
 

@@ -1,6 +1,7 @@
 """The plan of a recipe in words; what cannot be known here is said, not refused."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 
@@ -22,56 +23,86 @@ def dry_run(recipe: Recipe) -> str:
     return "\n".join(_lines(recipe))
 
 
-def _lines(recipe: Recipe) -> Iterator[str]:
-    yield f"{recipe.name}: {recipe.about}"
-    rows, problem = _try(load_rows, recipe.data)
-    probes, unscored = _try(load_probe_rows, recipe) if recipe.probes else (None, None)
-    found, unknown = _try(estimate.empty, recipe.model, recipe.dtype)
-    model, tokenizer = found or (None, None)
-    shape = model and estimate.shape(model)
-    size = f"{shape.parameters / 1e6:,.1f}M parameters" if shape else f"unknown: {unknown}"
-    precision = "" if recipe.mixed_precision == "no" else f", computing in {recipe.mixed_precision}"
-    yield f"{'model':<10}{recipe.model}, {recipe.dtype}{precision}; {size}"
-    yield f"{'rows':<10}{recipe.data.source}: {problem or len(rows)}"
-    if recipe.probes:
-        scored = unscored or f"{len(probes)} prompts × {len(probes.types)} types"
-        yield f"{'probes':<10}{recipe.probes.source or recipe.data.source}: {scored}"
+@dataclass(frozen=True)
+class _Known:
+    """What can be known of a recipe here; None for what cannot, and why not in `problems`."""
 
-    device, absent = _try(_device, recipe.device)
-    rate = None if device is None else _rate(recipe, device)
-    peaks, total = {}, 0.0
+    rows: ProbeSet | None
+    probes: ProbeSet | None
+    shape: estimate.Shape | None
+    tokenizer: object
+    device: torch.device | None
+    problems: dict[str, str | None]
+
+
+def _look(recipe: Recipe) -> _Known:
+    rows, no_rows = _try(load_rows, recipe.data)
+    probes, no_probes = _try(load_probe_rows, recipe) if recipe.probes else (None, None)
+    found, no_model = _try(estimate.empty, recipe.model, recipe.dtype)
+    model, tokenizer = found or (None, None)
+    device, no_device = _try(_device, recipe.device)
+    problems = {"device": no_device, "model": no_model, "rows": no_rows, "probes": no_probes}
+    shape = None if model is None else estimate.shape(model)
+    return _Known(rows, probes, shape, tokenizer, device, problems)
+
+
+def _lines(recipe: Recipe) -> Iterator[str]:
+    known = _look(recipe)
+    yield f"{recipe.name}: {recipe.about}"
+    yield from _what(recipe, known)
+    peaks, work = {}, 0.0
     for number, stage in enumerate(recipe.stages):
         label = f"{number}-{stage.name}"
-        learn, refused = _try(stage_rows, stage, rows) if rows else (None, None)
-        yield f"{label:<9} {stage.get_loss()!r}, {_updates(stage, learn, bool(probes))}"
+        learn, refused = _try(stage_rows, stage, known.rows) if known.rows else (None, None)
+        yield f"{label:<9} {stage.get_loss()!r}, {_updates(stage, learn, bool(known.probes))}"
         if refused:
             yield f"{'':<10}it will be refused: {refused}"
-        if learn is None or shape is None:
-            continue
-        size = estimate.lengths(tokenizer, _read(stage, learn))
-        peaks[label] = estimate.memory(stage, shape, size, recipe)
-        if rate:
-            looked_at = estimate.lengths(tokenizer, probes) if probes else []
-            work = estimate.operations(stage, shape, size, looked_at, recipe)
-            total += work / (rate * estimate.SHARE)
-
+        if learn is not None and known.shape is not None:
+            size = estimate.lengths(known.tokenizer, _read(stage, learn))
+            scored = estimate.lengths(known.tokenizer, known.probes) if known.probes else []
+            peaks[label] = estimate.memory(stage, known.shape, size, recipe)
+            work += estimate.operations(stage, known.shape, size, scored, recipe)
     if peaks:
-        label = max(peaks, key=lambda name: peaks[name].peak)
-        yield f"{'memory':<10}about {_memory(peaks[label])}, in {label}{_of(device)}"
-        parts = peaks[label]
-        last, saved = parts.weights / GB, (parts.weights + parts.optimizer) / GB
-        yield f"{'disk':<10}about {saved:.2f} GB a checkpoint, {last:.2f} GB a finished stage"
-    if total:
-        sampling = ", sampling not counted" if any(s.rounds for s in recipe.stages) else ""
-        yield (
-            f"{'time':<10}about {_time(total)}{sampling}: at half of the {rate / 1e9:,.0f} GFLOP/s "
-            f"that a matrix product reaches on this {device.type}"
-        )
-    else:
-        yield f"{'time':<10}unknown: {absent or unknown or problem}"
-    guess = f"; a token is taken for {estimate.CHARACTERS} characters"
-    guessed = "" if tokenizer or not peaks else guess
-    yield f"Memory and time are estimates{guessed}. Nothing was trained."
+        yield from _space(peaks, known.device)
+    yield f"{'time':<10}{_duration(recipe, work, known)}"
+    is_guess = peaks and known.tokenizer is None
+    guess = f"; a token is taken for {estimate.CHARACTERS} characters" if is_guess else ""
+    yield f"Memory and time are estimates{guess}. Nothing was trained."
+
+
+def _what(recipe: Recipe, known: _Known) -> Iterator[str]:
+    """Model, rows and probes."""
+    size = f"unknown: {known.problems['model']}"
+    if known.shape is not None:
+        size = f"{known.shape.parameters / 1e6:,.1f}M parameters"
+    precision = "" if recipe.mixed_precision == "no" else f", computing in {recipe.mixed_precision}"
+    yield f"{'model':<10}{recipe.model}, {recipe.dtype}{precision}; {size}"
+    yield f"{'rows':<10}{recipe.data.source}: {known.problems['rows'] or len(known.rows)}"
+    if recipe.probes:
+        scored = known.problems["probes"]
+        if known.probes is not None:
+            scored = f"{len(known.probes)} prompts × {len(known.probes.types)} types"
+        yield f"{'probes':<10}{recipe.probes.source or recipe.data.source}: {scored}"
+
+
+def _space(peaks: dict[str, estimate.Memory], device: torch.device | None) -> Iterator[str]:
+    """Memory and disk."""
+    label = max(peaks, key=lambda name: peaks[name].peak)
+    parts = peaks[label]
+    yield f"{'memory':<10}about {_memory(parts)}, in {label}{_of(device)}"
+    last, saved = parts.weights / GB, (parts.weights + parts.optimizer) / GB
+    yield f"{'disk':<10}about {saved:.2f} GB a checkpoint, {last:.2f} GB a finished stage"
+
+
+def _duration(recipe: Recipe, work: float, known: _Known) -> str:
+    if not work or known.device is None:
+        return f"unknown: {next(filter(None, known.problems.values()), 'no rows to learn')}"
+    rate = _rate(recipe, known.device)
+    sampling = ", sampling not counted" if any(s.rounds for s in recipe.stages) else ""
+    return (
+        f"about {_time(work / (rate * estimate.SHARE))}{sampling}: at {estimate.SHARE:.0%} of the "
+        f"{rate / 1e9:,.0f} GFLOP/s that a matrix product reaches on this {known.device.type}"
+    )
 
 
 def _try(read, *arguments):

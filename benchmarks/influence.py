@@ -200,7 +200,7 @@ if __name__ == "__main__":
     parser.add_argument("--probes", type=int, default=32)
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--memory", type=float, default=6e9, help="bytes, of influence")
+    parser.add_argument("--memory", type=float, default=8e9, help="bytes, of influence")
     parser.add_argument("--block", type=int, default=16, help="updates in memory, of the loop")
     parser.add_argument("--group", type=int, default=4, help="probes in memory, of the loop")
     parser.add_argument("--method", choices=("loop", "influence"), help=argparse.SUPPRESS)

@@ -27,7 +27,7 @@ def influence(
     by_response: bool = False,
     format: Format | None = None,
     ref: Mapping[str, Sequence[float]] | None = None,
-    memory: float = 6e9,
+    memory: float = 8e9,
     progress: bool | None = None,
 ) -> np.ndarray:
     """What one SGD step on each update does to log π of each response, to first order (Eq. 5).
@@ -53,8 +53,8 @@ def influence(
         format: how the texts become tokens; each probe set's own if not given.
         ref: for a loss with a reference model: response name → (N_u,) log-probs under it, nats.
             The model's own if not given, as at the start of a finetuning run.
-        memory: bytes of activations to hold, three quarters of them for updates, the rest for
-            probes. What does not fit is taken in blocks; for each block of updates all probes
+        memory: bytes of activations to hold, up to three quarters of them for updates, the rest
+            for probes. What does not fit is taken in blocks; for each block of updates all probes
             are passed through the model again.
         progress: True and False show and hide the progress bar; None shows it for work of more
             than ten seconds.
@@ -125,7 +125,7 @@ def _products(
         for u in gradients.blocks(ours, 0.75 * memory):
             rows_u, names_u = _places(u, names)
             logps[rows_u, names_u] = _finite(u, "updates")
-            for o in gradients.blocks(theirs, 0.25 * memory):
+            for o in gradients.blocks(theirs, memory - u.nbytes):
                 _finite(o, "probes")
                 rows_o, types_o = _places(o, types)
                 found = inner_products(u, o).numpy()

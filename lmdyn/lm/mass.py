@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from itertools import repeat
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +11,10 @@ from torch import Tensor
 
 from lmdyn._check import unknown
 from lmdyn.lm._files import replacing
-from lmdyn.lm._pack import batches, evaluating, head, hidden
+from lmdyn.lm._pack import evaluating
 from lmdyn.lm._tokens import encode
 from lmdyn.lm.data import ProbeSet, as_probes
-
-CHUNK = 128  # positions whose logits are there at a time
+from lmdyn.lm.score import CHUNK, batches_with_logits
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,19 +151,13 @@ def token_mass(
         rivals = dict(_by_response(follow, follow.rival))
     found = {}
     with evaluating(model):
-        layer = head(model)
-        for batch in batches(model, encoded):
-            kept = None
+        for batch, chunks in batches_with_logits(model, encoded):
+            kept = repeat(None)
             if follow is not None:
                 kept = np.concatenate([rivals[key] for key in batch.responses])
                 kept = torch.as_tensor(kept, device=batch.target.device).split(CHUNK)
-            states, targets = hidden(model, batch).split(CHUNK), batch.target.split(CHUNK)
             values = torch.cat(
-                [
-                    _parts(layer(h), target, None if kept is None else kept[i])
-                    for i, (h, target) in enumerate(zip(states, targets, strict=True))
-                ],
-                1,
+                [_parts(*chunk, rival) for chunk, rival in zip(chunks, kept, strict=False)], 1
             )
             ends = np.bincount(batch.segment.cpu().numpy()).cumsum()[:-1]
             pieces = np.split(values.double().cpu().numpy(), ends, axis=1)

@@ -180,9 +180,7 @@ def score(
     """
     probes = as_probes(probes)
     encoded = encode(tokenizer, probes)
-    # Without an output layer to call, the model gives logits at all positions: fewer at a time.
-    last = head_is_last(model)
-    work = batches(model, encoded, tokens if last else min(tokens, 512))
+    work = batches_with_logits(model, encoded, tokens)
     found: dict[tuple[int, str], np.ndarray] = {}
     names = _names(stats)
     vocabulary = 0
@@ -194,9 +192,9 @@ def score(
         disable=progress is False,
     )
     with evaluating(model), bar:
-        for batch in work:
+        for batch, parts in work:
             chunks = []
-            for logits, target in _logits(model, batch, last):
+            for logits, target in parts:
                 vocabulary = logits.shape[-1]
                 chunks.append(_statistics(logits, target, stats))
             values = torch.cat(chunks, 1).double().cpu().numpy()
@@ -210,6 +208,16 @@ def score(
 def _names(stats: bool) -> tuple[str, ...]:
     """The rows of `_statistics`."""
     return ("logp", "argmax_logp", "prob_sq", "label_prob", "entropy") if stats else _SUMS
+
+
+def batches_with_logits(
+    model, encoded: Sequence[Encoded], tokens: int = TOKENS
+) -> Iterator[tuple[Batch, Iterator[tuple[Tensor, Tensor]]]]:
+    """Each batch with its logits (m, V) and targets (m,), a chunk at a time."""
+    # Without an output layer to call, the model gives logits at all positions: fewer at a time.
+    last = head_is_last(model)
+    for batch in batches(model, encoded, tokens if last else min(tokens, 512)):
+        yield batch, _logits(model, batch, last)
 
 
 def _logits(model, batch: Batch, last: bool) -> Iterator[tuple[Tensor, Tensor]]:

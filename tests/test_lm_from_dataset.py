@@ -1,9 +1,12 @@
 """Every format that TRL's trainers take, as probes."""
 
+import numpy as np
 import pytest
-from tiny import tiny_tokenizer
+from tiny import WORDS, tiny, tiny_tokenizer
 
-from lmdyn.lm.data import ProbeSet
+from lmdyn.lm.data import Format, ProbeSet
+from lmdyn.lm.generate import generate
+from lmdyn.lm.score import score
 
 PAIRS = [
     {"prompt": "where is it", "chosen": " it is there", "rejected": " no"},
@@ -114,3 +117,105 @@ def test_a_template_is_needed_and_must_go_on_where_it_stopped(tokenizer):
         ProbeSet.from_dataset(rows, tokenizer)
     with pytest.raises(ValueError, match="no row to probe"):
         ProbeSet.from_dataset([])
+
+
+# --- the model's own answers -----------------------------------------------------------------
+
+# Greedy, the tiny models end some of these themselves.
+ENDING = {"llama": ["a", "may", "the"], "gpt_neox": ["from", "have", "the"], "qwen2": ["to", "the"]}
+ASKED = [{"prompt": word, "chosen": "no"} for word in WORDS[:16]]
+
+
+def own(probes):
+    return {i: row["chosen_initial"] for i, row in enumerate(probes) if "chosen_initial" in row}
+
+
+@pytest.mark.parametrize("family", ENDING)
+def test_a_greedy_answer_of_its_own_is_the_likeliest_token_all_along(family):
+    model, tokenizer = tiny(family)
+    rows = [{"prompt": word, "chosen": "no"} for word in ENDING[family]]
+    options = {"model": model.train(), "max_new_tokens": 40, "temperature": 0}
+    with pytest.warns(UserWarning, match="1 did not end within 40 tokens"):
+        probes = ProbeSet.from_dataset(rows, tokenizer, **options)
+    assert model.training
+    assert probes.types[:2] == ("chosen", "chosen_initial")
+    assert list(own(probes)) == list(range(len(rows) - 1))
+    found = score(model, tokenizer, probes.only("chosen_initial"))
+    assert np.isnan(found.logp[-1, 0])
+    # EOS included: it is the likeliest token there too, so the model has ended the answer itself.
+    np.testing.assert_allclose(found.logp[:-1], found.argmax_logp[:-1], rtol=1e-12)
+
+
+def test_its_samples_are_those_of_generate_with_the_same_seed():
+    model, tokenizer = tiny("llama")
+    prompts = [row["prompt"] for row in ASKED]
+    texts, ended = generate(model, tokenizer, prompts, 40, sample=True, seed=5, return_ended=True)
+    settings = {"tokenizer": tokenizer, "model": model, "max_new_tokens": 40}
+    with pytest.warns(UserWarning, match=f"{ended.count(False)} did not end within 40 tokens"):
+        probes = ProbeSet.from_dataset(ASKED, seed=5, **settings)
+    assert own(probes) == {i: text for i, text in enumerate(texts) if ended[i]}
+    for row, given in zip(probes, ASKED, strict=True):
+        assert {key: row[key] for key in given} == given
+    with pytest.warns(UserWarning, match="rows go without"):
+        assert own(ProbeSet.from_dataset(ASKED, seed=6, **settings)) != own(probes)
+
+
+def test_answers_that_were_cut_off_or_are_empty_are_left_out_and_counted(monkeypatch):
+    said = ["yes", "and so on and", "", "no"], [True, False, True, True]
+    monkeypatch.setattr("lmdyn.lm._own_samples.generate", lambda *a, **k: said)
+    model, tokenizer = tiny("llama")
+    message = (
+        "2 of 4 rows go without 'chosen_initial': 1 did not end within 64 tokens, "
+        "1 said nothing; change max_new_tokens"
+    )
+    with pytest.warns(UserWarning, match=message):
+        probes = ProbeSet.from_dataset(ASKED[:4], tokenizer, model=model)
+    assert own(probes) == {0: "yes", 3: "no"}
+
+
+def test_a_conversation_is_answered_where_the_template_hands_over(tokenizer):
+    model, _ = tiny("llama")
+    rows = [{"messages": [say("user", row["prompt"]), say("assistant", "no")]} for row in ASKED]
+    with pytest.warns(UserWarning, match="rows go without"):
+        probes = ProbeSet.from_dataset(rows, tokenizer, model=model, max_new_tokens=40)
+    prompts = [f"<user> {row['prompt']} <eos>\n<assistant> " for row in ASKED]
+    assert [row["prompt"] for row in probes] == prompts
+    texts, ended = generate(model, tokenizer, prompts, 40, sample=True, return_ended=True)
+    whole = {i: text for i, text in enumerate(texts) if ended[i] and text.strip()}
+    assert whole and own(probes) == whole
+
+
+def test_an_answer_that_is_there_stays_and_none_is_made_that_nobody_wants(monkeypatch):
+    monkeypatch.setattr("lmdyn.lm._own_samples.generate", None)  # nobody is asked
+    model, tokenizer = tiny("llama")
+    rows = [{**row, "chosen_initial": "yes"} for row in PAIRS]
+    assert set(own(ProbeSet.from_dataset(rows, tokenizer, model=model)).values()) == {"yes"}
+    types = ("chosen", "rejected")
+    assert ProbeSet.from_dataset(PAIRS, tokenizer, types=types, model=model).types == types
+
+
+@pytest.mark.parametrize(("longest", "n"), [(257, 107), (100, 79)])
+def test_a_prompt_that_leaves_no_room_for_an_answer_goes_without(monkeypatch, longest, n):
+    asked = []
+    monkeypatch.setattr(
+        "lmdyn.lm._own_samples.generate",
+        lambda model, tokenizer, prompts, *a, **k: asked.append(prompts) or (["yes"], [True]),
+    )
+    model, tokenizer = tiny("gpt2")  # reads 128 tokens
+    rows = [{"prompt": "the " * length, "chosen": "no"} for length in (n, n + 1)]
+    settings = {"max_new_tokens": 20, "format": Format(max_length=longest, max_prompt=50)}
+    with pytest.warns(UserWarning, match="1 had a prompt that leaves no room for 20"):
+        probes = ProbeSet.from_dataset(rows, tokenizer, model=model, **settings)
+    assert asked == [[rows[0]["prompt"]]] and own(probes) == {0: "yes"}
+
+
+def test_a_model_that_cannot_answer_is_named():
+    model, tokenizer = tiny("gpt2")
+    with pytest.raises(ValueError, match=r"none of 3 .*3 did not end within 1 tokens.*leave model"):
+        ProbeSet.from_dataset(PAIRS, tokenizer, model=model, max_new_tokens=1)
+    with pytest.raises(ValueError, match=r"none of 3 .*3 had a prompt that leaves no room for 128"):
+        ProbeSet.from_dataset(PAIRS, tokenizer, model=model, max_new_tokens=128)
+    with pytest.raises(ValueError, match="pass the tokenizer too"):
+        ProbeSet.from_dataset(PAIRS, model=model)
+    with pytest.raises(ValueError, match=r"temperature must be 0 \(greedy\) or above, got -1"):
+        ProbeSet.from_dataset(PAIRS, tokenizer, model=model, temperature=-1)

@@ -77,6 +77,9 @@ class ProbeSet:
         types: Sequence[str] | None = None,
         format: Format | None = None,
         seed: int = 0,
+        model=None,
+        max_new_tokens: int = 64,
+        temperature: float = 1.0,
     ) -> "ProbeSet":
         """Probes out of the data of one's own run, in the formats that TRL's trainers take.
 
@@ -84,8 +87,9 @@ class ProbeSet:
         ``chosen`` and ``rejected`` that begin with the prompt; or ``messages``. Text passes as it
         is, a conversation through the tokenizer's chat template. Three types that cost nothing
         are added: the chosen response to another prompt (``irr_train``), the words of ``chosen``
-        shuffled (``random_permute``), and random words (``random_nonhum``). `sample_rejected`
-        adds answers of the model's own.
+        shuffled (``random_permute``), and random words (``random_nonhum``). With ``model``, so is
+        its own answer to each prompt (``chosen_initial``), as it is before the run; a row whose
+        answer is empty, or did not end by itself, goes without. `rephrase` adds rephrases.
 
         Args:
             dataset: rows, such as a `datasets.Dataset`; of a stream, the first ones are taken.
@@ -94,10 +98,16 @@ class ProbeSet:
             types: the response types to keep; all that there are, if not given.
             format: how the texts become tokens.
             seed: of what is drawn.
+            model: answers the prompts itself; a Hugging Face causal language model.
+            max_new_tokens: of its answers.
+            temperature: of its answers; 1 draws from π itself, 0 takes the likeliest token.
 
         Raises:
             ValueError: a row in no known format, a conversation without a chat template, an empty
-                prompt or response; it names the row.
+                prompt or response (it names the row); not one answer of the model's can be kept.
+
+        Warns:
+            UserWarning: rows go without an answer of the model's, how many and why.
 
         Example:
             >>> pairs = [
@@ -108,8 +118,12 @@ class ProbeSet:
             ('chosen', 'rejected', 'irr_train', 'random_permute', 'random_nonhum')
         """
         from lmdyn.lm._from_dataset import probe_rows
+        from lmdyn.lm._own_samples import OWN, with_own_samples
 
         rows = probe_rows(dataset, tokenizer, limit, seed, types)
+        if model is not None and (types is None or OWN in types):
+            settings = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed}
+            rows = with_own_samples(model, tokenizer, rows, format or Format(), **settings)
         return as_probes(rows, types, format, drop_empty=True)
 
     def split(self, name: str) -> "ProbeSet":

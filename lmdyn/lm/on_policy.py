@@ -73,6 +73,7 @@ def finetune_on_policy(
     epochs: int = 1,
     max_new_tokens: int = 64,
     temperature: float = 1.0,
+    sample_batch_size: int = 16,
     seed: int = 0,
     out: str | Path | None = None,
     resume: bool = False,
@@ -95,6 +96,7 @@ def finetune_on_policy(
         epochs: passes over the pairs of a round.
         max_new_tokens: of a sample.
         temperature: of the sampling.
+        sample_batch_size: prompts to sample for at a time; ``batch_size`` is that of the updates.
         seed: of the samples and of the order of the rows, both new in each round.
         out: a folder with a folder for each round: its pairs, and what `finetune` keeps there.
         resume: go on with the rounds in ``out``.
@@ -116,8 +118,15 @@ def finetune_on_policy(
         draw = int(np.random.default_rng((seed, number)).integers(2**31))
         pairs = _kept(folder, probes) if resume else None
         if pairs is None:
-            how = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": draw}
-            pairs = sample_rejected(model, tokenizer, probes, **how)
+            pairs = sample_rejected(
+                model,
+                tokenizer,
+                probes,
+                max_new_tokens=max_new_tokens,
+                temperature=temperature,
+                seed=draw,
+                batch_size=sample_batch_size,
+            )
             _keep(folder, pairs)
         part = finetune(
             model,

@@ -22,7 +22,7 @@ from lmdyn.lm.data import as_probes, load_probes
 from lmdyn.lm.models import load
 from lmdyn.lm.on_policy import finetune_on_policy
 from lmdyn.lm.recipe import Recipe, catalogue, read
-from lmdyn.lm.run import checkpoint_activations, load_rows, run, stage_rows
+from lmdyn.lm.run import checkpoint_activations, load_probe_rows, load_rows, run, stage_rows
 from lmdyn.lm.train import finetune
 from lmdyn.lm.trajectory import STATS, Trajectory
 
@@ -431,8 +431,25 @@ def test_a_dry_run_knows_a_model_by_its_configuration(tmp_path):
     assert "16 updates of 4 rows (64 examples of 8 rows), scored 2 times" in plan[4]
     assert "DPO(beta=0.1" in plan[5] and "12 updates" in plan[5]
     assert plan[6].startswith("memory    about 1") and "optimizer 1.62" in plan[6]
-    assert plan[8].startswith("time      about ")
+    assert plan[8].startswith("time      about ") and " GFLOP/s that a matrix product" in plan[8]
     assert "a token is taken for 4 characters. Nothing was trained." in plan[9]
+
+
+def test_a_dry_run_tells_the_operations_of_all_stages():
+    recipe = quick("tiny-dpo")
+    model, tokenizer = estimate.empty(recipe.model, recipe.dtype)
+    rows, probes = (
+        load_rows(recipe.data),
+        estimate.lengths(tokenizer, load_probe_rows(recipe)),
+    )
+    shape = estimate.shape(model)
+    work = sum(
+        estimate.operations(
+            stage, shape, estimate.lengths(tokenizer, stage_rows(stage, rows)), probes, recipe
+        )
+        for stage in recipe.stages
+    )
+    assert f": {work:.2e} operations at 50% of the " in dry_run(recipe)
 
 
 def test_a_dry_run_refuses_nothing(tmp_path, monkeypatch):

@@ -100,8 +100,9 @@ def _duration(recipe: Recipe, work: float, known: _Known) -> str:
     rate = _rate(recipe, known.device)
     sampling = ", sampling not counted" if any(s.rounds for s in recipe.stages) else ""
     return (
-        f"about {_time(work / (rate * estimate.SHARE))}{sampling}: at {estimate.SHARE:.0%} of the "
-        f"{rate / 1e9:,.0f} GFLOP/s that a matrix product reaches on this {known.device.type}"
+        f"about {_time(work / (rate * estimate.SHARE))}{sampling}: {work:.2e} operations at "
+        f"{estimate.SHARE:.0%} of the {rate / 1e9:,.0f} GFLOP/s that a matrix product reaches on "
+        f"this {known.device.type}"
     )
 
 

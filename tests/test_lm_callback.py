@@ -1,5 +1,6 @@
 """The probes inside transformers' Trainer and TRL's: what they log, and what they disturb."""
 
+import sys
 import warnings
 
 import numpy as np
@@ -225,3 +226,12 @@ def test_settings_out_of_range_are_refused():
         ProbeCallback(ROWS, every=0)
     with pytest.raises(ValueError, match="budget must be a share"):
         ProbeCallback(ROWS, budget=2)
+
+
+def test_another_trl_is_warned_of_and_the_training_goes_on(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "trl", sys)
+    monkeypatch.setattr("lmdyn.lm._versions.version", lambda name: "0.29.1")
+    probe = ProbeCallback(ROWS, every=2, budget=None)
+    with pytest.warns(UserWarning, match=r"trl 0\.29\.1 is out of range.*trl>=1\.16,<2"):
+        trainer(tmp_path, probe, steps=2).train()
+    assert list(probe.trajectory.steps) == [0, 2]

@@ -1,10 +1,16 @@
+import importlib
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
 
+import pytest
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+
 import lmdyn
 import lmdyn.lm
+from lmdyn.lm import _versions
 
 ROOT = Path(__file__).parent.parent
 
@@ -31,6 +37,21 @@ def test_lm_without_transformers_says_what_to_install():
     code = "import sys; sys.modules['transformers'] = None; import lmdyn.lm"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert run.returncode and "pip install 'lmdyn[lm]'" in run.stderr.splitlines()[-1]
+
+
+def test_another_transformers_is_refused_with_the_range(monkeypatch):
+    monkeypatch.setattr(_versions, "version", lambda name: "4.57.1")
+    assert "transformers 4.57.1 is out of range" in _versions.out_of_range("transformers")
+    with pytest.raises(ImportError, match=r"pip install 'transformers>=5\.4'"):
+        importlib.reload(lmdyn.lm)
+
+
+def test_ranges_of_versions_are_those_that_pip_reads():
+    with open(ROOT / "pyproject.toml", "rb") as file:
+        extras = tomllib.load(file)["project"]["optional-dependencies"]
+    declared = [Requirement(line) for line in extras["lm"] + extras["test"]]
+    found = {r.name: r.specifier for r in declared if r.name in _versions.RANGES}
+    assert found == {name: SpecifierSet(of) for name, of in _versions.RANGES.items()}
 
 
 def test_files_beside_the_code_are_installed_with_it():

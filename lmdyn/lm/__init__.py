@@ -9,6 +9,11 @@ try:
 except ImportError as error:
     raise ImportError(f"lmdyn.lm needs transformers ({error}): pip install 'lmdyn[lm]'") from error
 
+from lmdyn.lm._versions import out_of_range
+
+if problem := out_of_range("transformers"):
+    raise ImportError(problem)
+
 from lmdyn.lm._proxies import lbk, sign_delta
 from lmdyn.lm._tokens import Format
 from lmdyn.lm.callback import ProbeCallback

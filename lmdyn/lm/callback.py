@@ -14,6 +14,7 @@ from transformers.trainer_callback import CallbackHandler
 
 from lmdyn.lm._environment import environment
 from lmdyn.lm._plan import check_count
+from lmdyn.lm._versions import out_of_range
 from lmdyn.lm._watch import Alert, squeeze
 from lmdyn.lm.data import ProbeSet, as_probes
 from lmdyn.lm.score import score
@@ -30,7 +31,8 @@ class ProbeCallback(TrainerCallback):
     ``lmdyn/argmax_gain``, the probability that the likeliest token has gained since the start,
     as a mean over the tokens of ``rejected``; ``lmdyn/valley``, the share of rejected tokens
     below the squeeze line; and ``lmdyn/alert``, 0 or 1. An alert says why and what to do, as a
-    warning. A probing that fails warns, once, and the training goes on without probes.
+    warning. A probing that fails warns, once, and the training goes on without probes. It is
+    tested with transformers 5 and with TRL 1.16; another TRL is warned of, once.
 
     Args:
         probes: a `ProbeSet` (see `ProbeSet.from_dataset`), or rows.
@@ -78,6 +80,8 @@ class ProbeCallback(TrainerCallback):
         return self._recorder.trajectory(self._meta)
 
     def on_train_begin(self, args, state, control, **kwargs):
+        if "trl" in sys.modules and (problem := out_of_range("trl")):
+            warnings.warn(problem, stacklevel=2)
         self._recorder = Recorder(self.probes)
         self._kept, self._pace = np.arange(len(self.probes)), self.every
         self._start, self._first_step, self._top = None, state.global_step, None

@@ -13,7 +13,7 @@ from typing import ClassVar
 from tqdm import tqdm
 
 from lmdyn.lm import world
-from lmdyn.lm._endpoint import INSTRUCTION, EndpointJudge
+from lmdyn.lm._endpoint_judge import INSTRUCTION, EndpointJudge
 from lmdyn.lm._judgements import Judgements
 from lmdyn.lm._verdict import (
     VERDICTS,

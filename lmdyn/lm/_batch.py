@@ -65,12 +65,14 @@ def pack(
     tokens: int = TOKENS,
     shared: bool = True,
     device: torch.device | str | None = None,
+    slack: float = SLACK,
 ) -> Iterator[Batch]:
     """Batches of sequences of similar length, within a budget of B·L tokens.
 
     ``shared=True`` holds a prompt once and its responses after it, each of which sees the prompt
     and itself; a long row is split and repeats its prompt. ``shared=False`` holds one prompt and
-    one response in each sequence.
+    one response in each sequence. A row that would pad a full batch to more than ``slack`` times
+    its tokens begins another one.
     """
     if tokens < 1:
         raise ValueError(f"tokens must be at least 1, got {tokens}")
@@ -81,7 +83,7 @@ def pack(
     start, held = 0, 0
     for end, row in enumerate(rows):
         size = (end + 1 - start) * len(row)  # of the batch, padded, if it took this row too
-        if end > start and (size > tokens or (held >= FULL and size > SLACK * (held + len(row)))):
+        if end > start and (size > tokens or (held >= FULL and size > slack * (held + len(row)))):
             yield _collate(rows[start:end], shared, device)
             start, held = end, 0
         held += len(row)

@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 
 from lmdyn.lm._files import new_folder, replacing
+from lmdyn.lm._sharded import is_sharded, like, whole, whole_weights
 from lmdyn.lm.models import no_progress_bar
 from lmdyn.lm.trajectory import Recorder, Trajectory
 
@@ -31,13 +32,14 @@ class RunFolder:
         path: the folder; made if it is not there.
         settings: all that the course of the run depends on, as JSON can hold it.
         resume: go on with the run in the folder, if there is one.
+        writes: whether this process is the one that writes.
 
     Raises:
         ValueError: the folder holds a run already, or, on resuming, another one.
     """
 
-    def __init__(self, path: str | Path, settings: dict, resume: bool):
-        self.path = Path(path)
+    def __init__(self, path: str | Path, settings: dict, resume: bool, writes: bool = True):
+        self.path, self.writes = Path(path), writes
         self._settings = json.loads(json.dumps(settings))
         file = self.path / "settings.json"
         if not file.is_file():
@@ -71,21 +73,30 @@ class RunFolder:
 
     def begin(self) -> None:
         """Write the settings, and remove what a kill has left beside the last checkpoint."""
+        if not self.writes:
+            return
         self._remove_others(self.checkpoint)
         with replacing(self.path / "settings.json") as temporary:
             text = json.dumps(self._settings, indent=2, ensure_ascii=False)
             temporary.write_text(text + "\n", encoding="utf-8")
 
     def save(self, update: int, model, tokenizer, optimizer, trajectory: Trajectory) -> None:
-        """Write a checkpoint; without an optimizer, the last one."""
+        """Write a checkpoint; without an optimizer, the last one.
+
+        Where processes share out the weights, all must call this.
+        """
+        weights = whole_weights(model, self.writes) if is_sharded(model) else None
+        state = None if optimizer is None else whole(optimizer.state_dict(), self.writes)
+        if not self.writes:
+            return
         trajectory.save(self.path / "trajectory")
         new = self.path / f"checkpoint-{update:06d}"
         with new_folder(new) as folder:
             with no_progress_bar():
-                model.save_pretrained(folder)
+                model.save_pretrained(folder, state_dict=weights)
             tokenizer.save_pretrained(folder)
-            if optimizer is not None:
-                torch.save(optimizer.state_dict(), folder / "optimizer.pt")
+            if state is not None:
+                torch.save(state, folder / "optimizer.pt")
         self._remove_others(new)
 
     def restore(self, model, optimizer, recorder: Recorder) -> dict:
@@ -93,10 +104,17 @@ class RunFolder:
         folder = self.checkpoint
         with no_progress_bar():  # what save_pretrained renames, only from_pretrained names back
             saved = type(model).from_pretrained(folder, dtype=model.dtype, use_safetensors=True)
-        model.load_state_dict(saved.state_dict())
-        state = folder / "optimizer.pt"
-        if state.is_file():
-            optimizer.load_state_dict(torch.load(state, map_location="cpu", weights_only=True))
+        there = model.state_dict()
+        model.load_state_dict(
+            {name: like(t, there[name]) for name, t in saved.state_dict().items()}
+        )
+        file = folder / "optimizer.pt"
+        if file.is_file():
+            state = torch.load(file, map_location="cpu", weights_only=True)
+            learned = [p for group in optimizer.param_groups for p in group["params"]]
+            for number, values in state["state"].items():
+                values |= {name: like(x, learned[number]) for name, x in values.items()}
+            optimizer.load_state_dict(state)
         trajectory = Trajectory.load(self.path / "trajectory")
         recorder.restore(trajectory, self.update)
         return trajectory.meta
@@ -118,7 +136,7 @@ def fingerprint_model(model) -> str:
     digest = hashlib.sha256()
     for name, tensor in model.state_dict().items():
         stride = max(1, tensor.numel() // _SAMPLED)
-        some = tensor.detach().flatten()[::stride].double().cpu().numpy()
+        some = whole(tensor.detach()).flatten()[::stride].double().cpu().numpy()
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode() + some.tobytes())
     return digest.hexdigest()[:16]
 

@@ -1,13 +1,18 @@
 """log π(y|x) with its gradient: what every loss is a function of."""
 
+import math
 import sys
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from lmdyn.lm._batch import SLACK
 from lmdyn.lm._pack import Batch, can_share, check_fits, head, hidden, pack
+from lmdyn.lm._processes import together
+from lmdyn.lm._sharded import as_forward, is_sharded
 from lmdyn.lm._tokens import Encoded
 
 CHUNK = 128  # positions whose softmax is there at a time
@@ -52,12 +57,21 @@ class LogProbs(nn.Module):
 
     def forward(self, rows: Sequence[int]) -> dict[str, Tensor]:
         """Response name → (B,) the summed log-probs of these rows, nats."""
+        return as_forward(self.model, self._log_probs, rows)
+
+    def _log_probs(self, rows: Sequence[int]) -> dict[str, Tensor]:
         device = self.model.device
         some = [self.encoded[i] for i in rows]
         found = {}
-        # One batch, or a few where the rows differ so much in length that padding would cost more.
-        for batch in pack(some, tokens=sys.maxsize, shared=self.shared, device=device):
-            with torch.autocast(device.type, torch.bfloat16, enabled=self.bf16):
+        # One batch, or a few where the rows differ so much in length that padding would cost more:
+        # one where processes share out the weights, as each must pass as often as the others.
+        slack = math.inf if is_sharded(self.model) else SLACK
+        packed = {"tokens": sys.maxsize, "shared": self.shared, "device": device, "slack": slack}
+        for batch in pack(some, **packed):
+            # Each weight is used once: a cache would only hold copies of all of them.
+            with torch.autocast(
+                device.type, torch.bfloat16, enabled=self.bf16, cache_enabled=False
+            ):
                 logits = self.head(hidden(self.model, batch))
             if logits.dtype != torch.float64:
                 logits = logits.float()
@@ -85,10 +99,14 @@ class LogProbs(nn.Module):
         return found
 
     @torch.no_grad()
-    def all(self, batch_size: int) -> dict[str, Tensor]:
-        """Response name → (N,), of all rows, without a gradient."""
-        n = len(self.encoded)
-        parts = [
-            self(range(start, min(start + batch_size, n))) for start in range(0, n, batch_size)
-        ]
-        return {name: torch.cat([part[name] for part in parts]) for name in self.keys}
+    def all(self, batch_size: int, rank: int = 0, n: int = 1) -> dict[str, Tensor]:
+        """Response name → (N,), of all rows, without a gradient; n processes share them out."""
+
+        def some(rows: np.ndarray) -> dict[str, np.ndarray]:
+            starts = range(0, len(rows), batch_size)
+            parts = [self(rows[i : i + batch_size].tolist()) for i in starts]
+            return {name: torch.cat([p[name] for p in parts]).cpu().numpy() for name in self.keys}
+
+        size = len(self.encoded)
+        found = together(np.arange(size), some, size, rank, n)
+        return {key: torch.from_numpy(x).to(self.model.device) for key, x in found.items()}

@@ -14,6 +14,8 @@ from transformers.trainer_callback import CallbackHandler
 
 from lmdyn.lm._environment import environment
 from lmdyn.lm._plan import check_count
+from lmdyn.lm._processes import together
+from lmdyn.lm._sharded import as_forward
 from lmdyn.lm._versions import out_of_range
 from lmdyn.lm._watch import Alert, squeeze
 from lmdyn.lm.data import ProbeSet, as_probes
@@ -156,17 +158,13 @@ class ProbeCallback(TrainerCallback):
 
     def _measure(self, args, state, kwargs) -> dict[str, float]:
         """Score the prompts, each process its share, and record what all have found."""
-        rank, n = _ranks(args)
-        mine = self._kept[rank::n]
-        try:
-            part = mine, self._score(args, kwargs, mine)
-        except Exception as error:  # the others must hear of it, or they would wait for ever
-            part = error
-        parts = _gathered(part, n)
-        for part in parts:
-            if isinstance(part, Exception):
-                raise part
-        self._record(parts, args, state)
+        found = together(
+            self._kept,
+            lambda rows: self._score(args, kwargs, rows),
+            len(self.probes),
+            *_ranks(args),
+        )
+        self._record(found, args, state)
         return self._logs(state.global_step)
 
     def _score(self, args, kwargs, rows: np.ndarray) -> dict[str, np.ndarray]:
@@ -177,9 +175,11 @@ class ProbeCallback(TrainerCallback):
         device = model.device.type
         with torch.autocast(device, half or torch.bfloat16, enabled=half is not None):
             probes = self.probes[rows.tolist()]
-            scores = score(model, tokenizer, probes, per_token=True, progress=False)
+            scores = as_forward(
+                model, score, model, tokenizer, probes, per_token=True, progress=False
+            )
         found = {name: getattr(scores, name) for name in (*STATS, "n_tokens")}
-        found["vocab_size"] = scores.vocab_size
+        found["vocab_size"] = np.full(len(rows), float(scores.vocab_size))
         tokens = [row.get("rejected") for row in scores.tokens]
         found["top"] = np.array([np.exp(t.argmax_logp).mean() if t else np.nan for t in tokens])
         found["valley"] = np.array(
@@ -187,21 +187,15 @@ class ProbeCallback(TrainerCallback):
         )
         return found
 
-    def _record(self, parts, args, state) -> None:
-        """Put what the processes found in its place; NaN for prompts that were left out."""
-        shape = len(self.probes), len(self.probes.types)
-        whole = {name: np.full(shape, np.nan) for name in (*STATS, "n_tokens")}
-        whole |= {name: np.full(shape[0], np.nan) for name in ("top", "valley")}
-        for rows, found in parts:
-            for name, values in whole.items():
-                values[rows] = found[name]
+    def _record(self, whole: dict[str, np.ndarray], args, state) -> None:
+        """Keep what the processes have found; NaN for prompts that were left out."""
         if self._recorder.moments:  # of all prompts, as at the start
             whole["n_tokens"] = self._recorder.n_tokens
         if self._top is None:
             self._top = whole["top"]
         self._now = whole
         per_update = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-        scores = SimpleNamespace(**whole, vocab_size=parts[0][1]["vocab_size"])
+        scores = SimpleNamespace(**whole | {"vocab_size": int(np.nanmax(whole["vocab_size"]))})
         self._recorder.probe(state.global_step, state.global_step * per_update, scores)
 
     def _logs(self, step: int) -> dict[str, float]:
@@ -244,14 +238,6 @@ def _ranks(args) -> tuple[int, int]:
     if args.world_size == 1 or args.fsdp or args.deepspeed:  # sharded weights: all in step
         return 0, 1
     return args.process_index, args.world_size
-
-
-def _gathered(part, n: int) -> list:
-    if n == 1:
-        return [part]
-    parts = [None] * n
-    torch.distributed.all_gather_object(parts, part)
-    return parts
 
 
 def _log(logs: dict[str, float], args, state, control) -> None:

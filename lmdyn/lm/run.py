@@ -7,7 +7,6 @@
 A stage of several rounds has a folder for each, and its trajectory over all of them beside.
 """
 
-import os
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -16,6 +15,7 @@ from pathlib import Path
 from lmdyn.lm._files import replacing
 from lmdyn.lm._guards import check_different
 from lmdyn.lm._log_probs import LogProbs
+from lmdyn.lm._sharded import is_asked_for
 from lmdyn.lm._tokens import begin_alike, encode
 from lmdyn.lm.data import ProbeSet, as_probes, load_probes, with_all
 from lmdyn.lm.models import load
@@ -37,8 +37,11 @@ def run(
 ) -> list[Trajectory]:
     """Train as a recipe says.
 
-    In several processes (``accelerate launch -m lmdyn run …``) each has the whole model and some
-    rows of every update; the first one writes and tells.
+    In several processes (``accelerate launch -m lmdyn run …``) each takes some rows of every
+    update, and some of the probes; the first one writes and tells. Each has the whole model, or,
+    with ``accelerate launch --use_fsdp``, a part of every layer's weights, gradients and optimizer
+    states: then all score all the probes, in step. Of accelerate's other FSDP settings none is
+    read.
 
     Args:
         recipe: from `lmdyn.lm.recipe.read`.
@@ -64,10 +67,12 @@ def run(
         [Trajectory(2 probings of 4 prompts × 13 types, 1 updates)]
     """
     state = _processes(recipe)
+    device = recipe.device
+    if state.num_processes > 1:  # a whole model may not fit where a part of it is to go
+        device = "cpu" if is_asked_for() else state.device
     out = Path(out)
     _begin(out, recipe, resume, state)
     rows, probes = load_rows(recipe.data), recipe.probes and load_probe_rows(recipe)
-    device = recipe.device if state.num_processes == 1 else state.device
     model, tokenizer = load(recipe.model, device, recipe.dtype)
     if recipe.gradient_checkpointing:
         checkpoint_activations(model)
@@ -186,12 +191,6 @@ def _processes(recipe: Recipe):
     state = PartialState(cpu=recipe.device == "cpu")
     if state.num_processes == 1:
         return state
-    for name in ("FSDP", "DEEPSPEED"):
-        if os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() == "true":
-            raise ValueError(
-                f"accelerate is set to {name}, which splits the model: lmdyn needs it whole in "
-                "each process, so launch with --multi_gpu"
-            )
     for number, stage in enumerate(recipe.stages):
         if stage.rounds:
             raise ValueError(

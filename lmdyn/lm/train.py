@@ -6,9 +6,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import clip_grad_norm_
 from tqdm import tqdm
 
 from lmdyn import losses
@@ -23,10 +27,12 @@ from lmdyn.lm._guards import (
 from lmdyn.lm._log_probs import LogProbs
 from lmdyn.lm._pack import evaluating
 from lmdyn.lm._plan import OPTIMIZERS, Plan, check_count
+from lmdyn.lm._processes import together
+from lmdyn.lm._sharded import as_forward, is_asked_for, is_sharded, shard, whole
 from lmdyn.lm._tokens import encode
 from lmdyn.lm.data import ProbeSet, as_probes, with_all
 from lmdyn.lm.score import score
-from lmdyn.lm.trajectory import Recorder, Trajectory
+from lmdyn.lm.trajectory import STATS, Recorder, Trajectory
 
 
 def finetune(
@@ -120,7 +126,7 @@ def finetune(
         >>> change = run.mean("rejected")[-1] - run.mean("rejected")[0]  # nats
     """
     try:
-        from accelerate import Accelerator
+        from accelerate import PartialState
     except ImportError:
         raise ImportError("finetune needs the package accelerate: pip install accelerate") from None
     loss = losses.get(loss) if isinstance(loss, str) else loss
@@ -154,13 +160,18 @@ def finetune(
         raise ValueError(f"{loss} reads no rejected response: leave spare_valleys out")
     check_count("save_every", save_every, 1, optional=True)
     save_every = save_every or probe_every or plan.per_epoch
-    weights = [p for p in model.parameters() if p.requires_grad]
-    if not weights:
+    if not any(p.requires_grad for p in model.parameters()):
         raise ValueError("no weight of the model requires a gradient: there is nothing to learn")
 
-    accelerator = Accelerator(device_placement=False)
-    if accelerator.num_processes > 1:
-        model.to(accelerator.device)
+    processes = PartialState()
+    rank, world = processes.process_index, processes.num_processes
+    if world > 1 and is_asked_for():
+        shard(model, processes.device)
+    elif world > 1:
+        model.to(processes.device)
+    weights = [p for p in model.parameters() if p.requires_grad]
+    # Who shares out the weights passes through them in step, so all do all the probing.
+    share = (0, 1) if is_sharded(model) else (rank, world)
     encoded = encode(tokenizer, rows)
     check_different(encoded, keys, loss)
     spare = ["rejected"] if spare_valleys else []
@@ -178,7 +189,7 @@ def finetune(
     size = sum(p.numel() for p in model.parameters())
     meta = {
         "settings": settings,
-        "model": f"{type(model).__name__}, {size} parameters, {model.dtype}",
+        "model": f"{type(model).__name__.removeprefix('FSDP')}, {size} parameters, {model.dtype}",
         "truncated": sum(len(e.truncated) for e in encoded),
         **environment(model.device),
         "resumed": [],
@@ -188,13 +199,12 @@ def finetune(
     if loss.needs_ref:
         reader = log_probs if ref is None else LogProbs(ref, encoded, keys, log_probs.bf16)
         with evaluating(reader):
-            reference = reader.all(batch_size)
+            reference = reader.all(batch_size, *(share if ref is None else (rank, world)))
     step = OPTIMIZERS[optimizer](weights, lr=lr, weight_decay=weight_decay)
     recorder = Recorder(probes)
-    folder = None if out is None else RunFolder(out, settings, resume)
-    accelerator.wait_for_everyone()  # until each process has read what the first writes over
-    writes = folder is not None and accelerator.is_main_process
-    if writes:
+    folder = None if out is None else RunFolder(out, settings, resume, rank == 0)
+    processes.wait_for_everyone()  # until each process has read what the first writes over
+    if folder is not None:
         folder.begin()
     start = 0 if folder is None else folder.update
     if start:
@@ -202,11 +212,13 @@ def finetune(
         if start == plan.updates:
             return recorder.trajectory(meta)
         meta["resumed"] = [*meta["resumed"], start]
-    parallel, step = accelerator.prepare(log_probs, step)
+    parallel = log_probs
+    if world > 1 and not is_sharded(model):
+        parallel = DistributedDataParallel(log_probs)
 
     began, spent = time.perf_counter(), meta["seconds"]
     names = [f"logp_{key}" for key in keys.values()]
-    hidden = True if not accelerator.is_main_process else None if progress is None else not progress
+    hidden = True if rank else None if progress is None else not progress
     bar = tqdm(
         total=plan.updates,
         initial=start,
@@ -218,20 +230,19 @@ def finetune(
     with _borrowed(model), bar:
         for update in range(start, plan.updates + 1):
             if probes is not None and plan.is_probed(update) and not recorder.probed(update):
-                scores = _score(model, tokenizer, probes, update)
+                scores = _score(model, tokenizer, probes, update, *share)
                 recorder.probe(update, plan.examples(update), scores)
             if update == plan.updates:
                 break
 
-            torch.manual_seed(plan.randomness(update, accelerator.process_index))
+            torch.manual_seed(plan.randomness(update, rank))
             model.train()
-            found = _gradient(
-                accelerator, parallel, plan.batches(update), loss, reference, log_probs.lengths
-            )
-            norm = accelerator.clip_grad_norm_(weights, plan.clip or math.inf)
-            check_finite(update, plan.rows(update), found[0].tolist(), norm.item())
+            batches = plan.batches(update)
+            found = _gradient(parallel, batches, loss, reference, log_probs.lengths, rank, world)
+            norm = whole(clip_grad_norm_(weights, plan.clip or math.inf)).item()
+            check_finite(update, plan.rows(update), found[0].tolist(), norm)
             # The weights that the last update left have now given finite losses: worth keeping.
-            if writes and update > start and update % save_every == 0:
+            if folder and update > start and update % save_every == 0:
                 meta["seconds"] = spent + time.perf_counter() - began
                 folder.save(update, model, tokenizer, step, recorder.trajectory(meta))
 
@@ -241,41 +252,43 @@ def finetune(
             step.zero_grad()
             mean_loss, *logps = found.mean(1).tolist()
             log = dict(zip(names, logps, strict=True))
-            recorder.update(loss=mean_loss, lr=plan.lr_at(update), grad_norm=norm.item(), **log)
+            recorder.update(loss=mean_loss, lr=plan.lr_at(update), grad_norm=norm, **log)
             bar.set_postfix({"loss": mean_loss, **log}, refresh=False)
             bar.update()
     check_weights(weights, plan.updates, plan.rows(plan.updates - 1))
     meta["seconds"] = spent + time.perf_counter() - began
-    if writes:
+    if folder:
         folder.save(update, model, tokenizer, None, recorder.trajectory(meta))
     return recorder.trajectory(meta)
 
 
-def _gradient(accelerator, log_probs, batches, loss, reference, lengths) -> Tensor:
+def _gradient(log_probs, batches, loss, reference, lengths, rank: int, world: int) -> Tensor:
     """Add up the gradient of the mean loss over the rows of an update.
 
     Returns:
         (1 + R, rows): the loss of each row, and the log-prob of each response that it reads.
     """
-    rank, world = accelerator.process_index, accelerator.num_processes
     total, seen, found = sum(len(rows) for rows in batches), 0, None
     for rows in batches:
         mine = rows[rank::world]
         some = mine or rows[:1]  # a process without a row takes part with weight 0
         is_last = seen + len(rows) == total  # when processes share their gradients
-        with nullcontext() if is_last else accelerator.no_sync(log_probs):
+        apart = getattr(log_probs, "no_sync", nullcontext)  # FSDP has no room to wait
+        with nullcontext() if is_last else apart():
             logps = log_probs(some)
             ref = {name: values[some] for name, values in reference.items()}
             values = loss.value(logps, ref, {name: n[some] for name, n in lengths.items()})
             # Gradients are averaged over processes, the loss over all rows.
-            accelerator.backward(values.sum() * (world * bool(mine) / total))
+            (values.sum() * (world * bool(mine) / total)).backward()
         if found is None:
             found = values.new_zeros(1 + len(logps), total)
         if mine:
             columns = slice(seen + rank, seen + len(rows), world)
             found[:, columns] = torch.stack([values, *logps.values()]).detach()
         seen += len(rows)
-    return accelerator.reduce(found, "sum")
+    if world > 1:
+        torch.distributed.all_reduce(found)
+    return found
 
 
 @contextmanager
@@ -290,11 +303,20 @@ def _borrowed(model: nn.Module) -> Iterator[None]:
             model.zero_grad()
 
 
-def _score(model, tokenizer, probes: ProbeSet, update: int):
+def _score(model, tokenizer, probes: ProbeSet, update: int, rank: int, n: int):
+    """The probes' statistics, (N, R) each: n processes share them out, and all get all."""
+
+    def find(rows: np.ndarray) -> dict[str, np.ndarray]:
+        some = probes[rows.tolist()]
+        scores = as_forward(model, score, model, tokenizer, some, progress=False)
+        found = {name: getattr(scores, name) for name in (*STATS, "n_tokens")}
+        return found | {"vocab_size": np.full(len(rows), float(scores.vocab_size))}
+
     try:
-        return score(model, tokenizer, probes, progress=False)
+        found = together(np.arange(len(probes)), find, len(probes), rank, n)
     except ValueError as error:
         if update == 0:
             raise
         # They were fit to be scored before the first update.
         raise FloatingPointError(f"after update {update}: {error}; lower lr") from None
+    return SimpleNamespace(**found | {"vocab_size": int(found["vocab_size"][0])})

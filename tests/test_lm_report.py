@@ -21,7 +21,7 @@ from lmdyn.lm.train import finetune
 from lmdyn.lm.trajectory import STATS, Trajectory
 
 EVIL = "</title><script>alert(1)</script><img src=x onerror=alert(2)>&\"'"
-SQUEEZE = {"chosen": [0, 2, 0, -6], "rejected": [0, -5, -15, -40], "argmax": [0, 2, 4, 8]}
+SQUEEZE = {"chosen": [0, 2, -1, -6], "rejected": [0, -5, -15, -40], "argmax": [0, 2, 4, 8]}
 
 
 def trajectory(means=SQUEEZE, prompts=16, noise=0.5, split=True, updates=30, meta=None):

@@ -29,6 +29,19 @@ def test_no_part_of_the_pattern_is_enough_alone():
     assert squeeze(STEPS, falls, falls, rises) is not None
 
 
+def test_what_was_learned_and_is_lost_again_is_no_squeeze():
+    both = curves(0, 4, 3, 1), curves(0, 2, 0, -2), curves(0, -3, -2, 2)  # SFT that overfits
+    assert squeeze(STEPS, *both) is None
+    both = curves(0, 4, 3, -1), *both[1:]
+    assert squeeze(STEPS, *both).since == 10
+
+
+def test_next_to_nothing_is_no_alert():
+    falls, rises = curves(0, -0.2, noise=0.01), curves(0, 0.2, noise=0.01)
+    assert squeeze([0, 1], falls, falls, rises) is None
+    assert squeeze([0, 1], 2 * falls, 2 * falls, rises) is not None
+
+
 def test_noise_is_no_alert():
     flat = [0, 0, 0, 0]
     called = [

@@ -111,7 +111,7 @@ def rephrase(
         probes = as_probes(rows)
     except ValueError as error:
         raise ValueError(
-            f"{error}; ProbeSet.from_dataset reads the formats of TRL's trainers: pass what it makes"
+            f"{error}; ProbeSet.from_dataset reads the formats of trainers: pass what it makes"
         ) from None
     wanted = [
         (i, name, row[MADE[name][0]].strip())

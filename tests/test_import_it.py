@@ -1,0 +1,61 @@
+"""The page "Import it": its examples run, from top to bottom, and print what is written there."""
+
+import doctest
+import re
+import warnings
+from pathlib import Path
+
+import pytest
+
+import lmdyn
+from lmdyn import _cli, lm
+
+ROOT = Path(__file__).parent.parent
+TEXT = (ROOT / "book" / "import_it.md").read_text(encoding="utf-8")
+CALLS = re.findall(r"^### `(.*)`$", TEXT, re.M)
+
+
+def test_every_example_prints_what_is_written(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # for the folders of the runs
+    names, said = {}, []
+    runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS)
+    for fence in re.finditer(r"```python\n(.*?)```", TEXT, re.S):
+        line = TEXT.count("\n", 0, fence.start(1))
+        block = doctest.DocTestParser().get_doctest(fence[1], names, "", "import_it.md", line)
+        with warnings.catch_warnings():
+            if "Trainer" in fence[1] or "trainer" in fence[1]:
+                warnings.simplefilter("ignore")  # TRL's own
+            runner.run(block, out=said.append, clear_globs=False)
+        names = block.globs
+    assert runner.summarize(verbose=False).attempted > 30
+    assert not said, "".join(said)
+
+
+def test_there_are_ten_calls_each_with_an_example_that_makes_it():
+    assert len(CALLS) == 10
+    sections = re.split(r"^### .*$", TEXT, flags=re.M)[1:]
+    for call, section in zip(CALLS, sections, strict=True):
+        blocks = re.findall(r"```python\n(.*?)```", section, re.S)
+        assert f"{call.removeprefix('lmdyn.')}(" in blocks[-1]
+        assert all(2 <= len(re.findall(r"^(?:>>>|\.\.\.) ", b, re.M)) <= 10 for b in blocks)
+        found = {"lm": lm, "lmdyn": lmdyn}[call.split(".")[0]]
+        for name in call.split(".")[1:]:
+            assert name in getattr(found, "__all__", dir(found))
+            found = getattr(found, name)
+        assert section.count("*Explained in*") == 1 and re.search(r"\*(Returns|Logs)\* ", section)
+
+
+def test_the_table_leads_to_each_call_and_every_link_to_a_page():
+    assert re.findall(r"^\| .* \| \[`(.*)`\]", TEXT, re.M) == CALLS
+    targets = re.findall(r"^\((.*)\)=\n### ", TEXT, re.M)
+    assert re.findall(r"^\|.*\]\(#(.*?)\) \|$", TEXT, re.M) == targets
+    assert set(re.findall(r"\]\(#(.*?)\)", TEXT)) == set(targets)
+    for page in re.findall(r"\]\(([^#)]*)\)", TEXT):
+        assert (ROOT / "book" / page).is_file(), page
+
+
+@pytest.mark.parametrize("command", re.findall(r"^python -m lmdyn (\S+)", TEXT, re.M))
+def test_every_command_is_there(command, capsys):
+    with pytest.raises(SystemExit) as done:
+        _cli.main([command, "--help"])
+    assert done.value.code == 0 and capsys.readouterr().out.startswith("usage:")

@@ -1,9 +1,9 @@
-"""Work on rows that several processes share out, so that each of them ends with all results."""
+"""Work that several processes share out, so that each of them ends with all results."""
 
 from collections.abc import Callable, Mapping
 
 import numpy as np
-import torch
+from torch import distributed
 
 
 def together(
@@ -39,12 +39,20 @@ def together(
         kind = ValueError if isinstance(error, ValueError) else RuntimeError
         said = str(error) if kind is ValueError else f"{type(error).__name__}: {error}"
         part = kind(f"process {rank}, on every {n}th of the rows from {rank} on: {said}")
-    parts = [None] * n
-    torch.distributed.all_gather_object(parts, part)
+    parts = of_all(part)
     for part in parts:
         if isinstance(part, Exception):
             raise part
     return _placed(parts, size)
+
+
+def of_all(value) -> list:
+    """What each process passes, in their order. All must call this."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return [value]
+    values = [None] * distributed.get_world_size()
+    distributed.all_gather_object(values, value)
+    return values
 
 
 def _placed(parts, size: int) -> dict[str, np.ndarray]:

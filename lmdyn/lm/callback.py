@@ -14,8 +14,8 @@ from transformers.trainer_callback import CallbackHandler
 
 from lmdyn.lm._environment import environment
 from lmdyn.lm._plan import check_count
-from lmdyn.lm._processes import together
-from lmdyn.lm._sharded import as_forward
+from lmdyn.lm._processes import of_all, together
+from lmdyn.lm._sharded import as_forward, is_sharded
 from lmdyn.lm._versions import out_of_range
 from lmdyn.lm._watch import Alert, squeeze
 from lmdyn.lm.data import ProbeSet, as_probes
@@ -82,8 +82,9 @@ class ProbeCallback(TrainerCallback):
         return self._recorder.trajectory(self._meta)
 
     def on_train_begin(self, args, state, control, **kwargs):
+        self._tells = state.is_world_process_zero
         if "trl" in sys.modules and (problem := out_of_range("trl")):
-            warnings.warn(problem, stacklevel=2)
+            self._warn(problem)
         self._recorder = Recorder(self.probes)
         self._kept, self._pace = np.arange(len(self.probes)), self.every
         self._start, self._first_step, self._top = None, state.global_step, None
@@ -113,6 +114,9 @@ class ProbeCallback(TrainerCallback):
         try:
             before = Trajectory.load(self._file)
         except (FileNotFoundError, ValueError):
+            before = None
+        before = of_all(before)[0]  # the first process wrote it, perhaps where no other one reads
+        if before is None:
             return
         if before.types == self.probes.types and len(before.split) == len(self.probes):
             self._recorder.restore(before, step)
@@ -120,7 +124,7 @@ class ProbeCallback(TrainerCallback):
     def _fit(self, steps: int) -> None:
         """Choose how many prompts to score, and how often, to stay within the budget."""
         each = (time.perf_counter() - self._start) / steps
-        share = self.budget * self.every * each / max(self.seconds, 1e-9)
+        share = min(of_all(self.budget * self.every * each / max(self.seconds, 1e-9)))
         if share >= 1:
             return
         n = len(self.probes)
@@ -128,16 +132,15 @@ class ProbeCallback(TrainerCallback):
         self._kept = np.unique(np.linspace(0, n - 1, keep).round().astype(int))
         while keep > n * share * self._pace / self.every:
             self._pace += self.every
-        warnings.warn(
+        self._warn(
             f"probing {keep} of {n} prompts every {self._pace} updates, to take at most "
-            f"{self.budget:.0%} of the time: pass a larger budget or every to have more",
-            stacklevel=2,
+            f"{self.budget:.0%} of the time: pass a larger budget or every to have more"
         )
 
     def _probe(self, args, state, control, kwargs) -> None:
         if self._failed or self._recorder.probed(state.global_step):
             return
-        began = time.perf_counter()
+        began, failure = time.perf_counter(), None
         try:
             logs = self._measure(args, state, kwargs)
             self.seconds += time.perf_counter() - began
@@ -146,14 +149,16 @@ class ProbeCallback(TrainerCallback):
                 self._save()
             _log(logs, args, state, control)
         except Exception as error:  # whatever it is, the training is worth more
+            failure = f"{type(error).__name__}: {error}"
+        # All step aside together: the others would wait for the one that has.
+        failures = [failure for failure in of_all(failure) if failure is not None]
+        if failures:
             self._failed = True
-            warnings.warn(
+            self._warn(
                 f"the probes could not be scored after update {state.global_step} "
-                f"({type(error).__name__}: {error}): training goes on without them",
-                stacklevel=2,
+                f"({failures[0]}): training goes on without them"
             )
-            return
-        if self.stop and logs["lmdyn/alert"]:
+        elif self.stop and logs["lmdyn/alert"]:
             control.should_training_stop = True
 
     def _measure(self, args, state, kwargs) -> dict[str, float]:
@@ -162,7 +167,7 @@ class ProbeCallback(TrainerCallback):
             self._kept,
             lambda rows: self._score(args, kwargs, rows),
             len(self.probes),
-            *_ranks(args),
+            *_ranks(args, kwargs["model"]),
         )
         self._record(found, args, state)
         return self._logs(state.global_step)
@@ -215,7 +220,7 @@ class ProbeCallback(TrainerCallback):
         logs["lmdyn/alert"] = float(alert is not None)
         if alert is not None:
             if not self.alerts:
-                warnings.warn(str(alert), stacklevel=2)
+                self._warn(str(alert))
             self.alerts.append(alert)
         return logs
 
@@ -226,16 +231,20 @@ class ProbeCallback(TrainerCallback):
             self.trajectory.save(self._file)
         except OSError as error:
             self._unwritable = True
-            warnings.warn(
+            self._warn(
                 f"the trajectory of the probes could not be written to {self._file} ({error}): "
-                "they are only logged",
-                stacklevel=2,
+                "they are only logged"
             )
 
+    def _warn(self, what: str) -> None:
+        if self._tells:
+            warnings.warn(what, stacklevel=3)
 
-def _ranks(args) -> tuple[int, int]:
+
+def _ranks(args, model) -> tuple[int, int]:
     """This process's number, and over how many the prompts are spread."""
-    if args.world_size == 1 or args.fsdp or args.deepspeed:  # sharded weights: all in step
+    # Who shares out weights passes through them in step with the others: all score all prompts.
+    if args.world_size == 1 or args.fsdp or args.deepspeed or is_sharded(model):
         return 0, 1
     return args.process_index, args.world_size
 

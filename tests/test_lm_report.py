@@ -2,6 +2,9 @@
 
 import json
 import re
+import shutil
+import sys
+import warnings
 from html.parser import HTMLParser
 
 import numpy as np
@@ -433,6 +436,79 @@ def test_models_need_rows_and_rows_a_model(plain, tuned):
         report(folder, rows=tuned[1])
     with pytest.raises(ValueError, match="there is no such file"):
         report(folder, model="tiny", rows="nowhere.jsonl")
+
+
+@pytest.fixture(scope="module")
+def adapted(tuned, tmp_path_factory):
+    """(folder of a trainer that has tuned an adapter, rows, the model with it)."""
+    import peft
+    from transformers import Trainer, TrainingArguments
+
+    from lmdyn.lm.callback import ProbeCallback
+
+    folder, rows = tmp_path_factory.mktemp("lora"), tuned[1]
+    load("tiny", "cpu")[0].save_pretrained(folder / "base")
+    load("tiny")[1].save_pretrained(folder / "base")
+    model, tokenizer = load(folder / "base", "cpu")
+    options = {"r": 4, "target_modules": ["q_proj", "v_proj"], "init_lora_weights": False}
+    torch.manual_seed(0)
+    with warnings.catch_warnings(action="ignore"):  # peft's own
+        model = peft.get_peft_model(model, peft.LoraConfig(**options, task_type="CAUSAL_LM"))
+    lines = [json.loads(line) for line in rows.read_text(encoding="utf-8").splitlines()]
+    ids = tokenizer(lines[0]["prompt"])["input_ids"]
+    args = TrainingArguments(
+        output_dir=str(folder / "run"), max_steps=2, per_device_train_batch_size=1, save_steps=2,
+        report_to=[], disable_tqdm=True, use_cpu=True, label_names=["labels"],
+    )  # fmt: skip
+    data = [{"input_ids": ids, "labels": ids}] * 2
+    made = Trainer(model, args=args, train_dataset=data, processing_class=tokenizer)
+    made.add_callback(ProbeCallback(lines, every=1, budget=None))
+    with warnings.catch_warnings(action="ignore"):  # peft's own
+        made.train()
+    return folder / "run", rows, model
+
+
+def test_an_adapter_is_merged_into_the_model_that_it_names(adapted):
+    folder, rows, model = adapted
+    mass, _, pairs = look_at_models(find_runs(folder), None, rows, "cpu")
+    said = f"After: checkpoint-2, an adapter merged into {folder.parent / 'base'}."
+    assert said in mass.content[0]
+    lines = [json.loads(line) for line in rows.read_text(encoding="utf-8").splitlines()]
+    expected = token_mass(model, load("tiny")[1], lines)
+    names = {row[0]: row[1:] for row in mass.content[-1].rows}
+    of = expected.of("rejected")
+    means = [getattr(expected, f"{part}_prob")[of].mean() for part in ("label", "rival", "rest")]
+    assert list(names["rejected, after"][:3]) == [f"{mean:.3f}" for mean in means]
+    plain = token_mass(*load("tiny", "cpu"), lines)
+    assert abs(plain.label_prob[of].mean() - means[0]) > 1e-3
+    assert "by the model after the run" in pairs.content[0].caption
+
+
+def test_an_adapter_stands_beside_the_model_before(adapted, tmp_path):
+    folder, rows, _ = adapted
+    page = page_of(folder, model="tiny", rows=rows, out=tmp_path / "page.html", device="cpu")
+    shown = page.table("Mean probability over the tokens")
+    assert shown["rejected, before"] != shown["rejected, after"]
+    assert "an adapter merged into tiny" in page.text
+
+
+def test_an_adapter_without_its_model_is_named(adapted, tmp_path, monkeypatch):
+    folder, rows, _ = adapted
+    shutil.copytree(folder, tmp_path / "run")
+    config = tmp_path / "run" / "checkpoint-2" / "adapter_config.json"
+    named = json.loads(config.read_text())
+    for base, reason in ((None, "names no model: pass --model"), ("gone", "does not load")):
+        config.write_text(json.dumps(named | {"base_model_name_or_path": base}))
+        with pytest.raises(ValueError, match=f"checkpoint-2 is an adapter .*{reason}"):
+            report(tmp_path / "run", rows=rows, device="cpu")
+    other = tmp_path / "other"
+    for part in tiny("llama", torch.float32):
+        part.save_pretrained(other)
+    with pytest.raises(ValueError, match="an adapter that does not fit"):
+        report(tmp_path / "run", rows=rows, model=str(other), device="cpu")
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(ImportError, match="pip install peft"):
+        report(tmp_path / "run", rows=rows, device="cpu")
 
 
 # ---- the page ----

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from lmdyn.lm import _report_figures as figures
+from lmdyn.lm._adapter import base_of, is_adapter, load_adapted
 from lmdyn.lm._checkpoint import fingerprint_model
 from lmdyn.lm._report_page import Drawing, Part, Table
 from lmdyn.lm._report_runs import Run
@@ -53,7 +54,11 @@ def look_at_models(
                 "--model gives it. " if name == "before" else "the run left none to load. "
             )
             continue
-        loaded, tokenizer = load(where, device=device)
+        if name == "after" and is_adapter(last):
+            loaded, tokenizer = load_adapted(last, model, device)
+            said += f"After: {last.name}, an adapter merged into {model or base_of(last)}. "
+        else:
+            loaded, tokenizer = load(where, device=device)
         if name == "before":
             said += _whether_it_is_the_one(loaded, runs[0], model)
         if pairs is None and "rejected" in types:
@@ -69,12 +74,11 @@ def look_at_models(
 
 
 def _is_model(folder: Path | None) -> bool:
-    """Whether `load` can read it: not an adapter alone."""
-    return (
-        folder is not None
-        and (folder / "config.json").is_file()
-        and any(folder.glob("*.safetensors"))
-    )
+    """Whether it can be loaded: a whole model, or an adapter of one."""
+    if folder is None:
+        return False
+    whole = (folder / "config.json").is_file() and any(folder.glob("*.safetensors"))
+    return whole or is_adapter(folder)
 
 
 def _splits(probes: ProbeSet) -> set[str]:

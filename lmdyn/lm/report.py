@@ -38,7 +38,8 @@ def report(
         out: the page; report.html in the folder if not given.
         model: the model that the run began with, as `load` takes it: with ``rows``, the page
             tells where single tokens' probability went, what the model answers before and after,
-            and which pairs push good answers down (see `diagnose`).
+            and which pairs push good answers down (see `diagnose`). A checkpoint that is an
+            adapter (LoRA) is merged into it, or into the model that the adapter itself names.
         rows: the rows for that, as `load_probes` takes them. With rows alone, it is about the
             last checkpoint.
         device: of the models.
@@ -50,7 +51,7 @@ def report(
         FileNotFoundError: no such folder, or no run in it.
         ValueError: a file of the run, or rows, that cannot be read; a model without rows; rows
             without a model, where the run left no checkpoint.
-        ImportError: matplotlib is not installed.
+        ImportError: matplotlib is not installed, or, for an adapter, peft.
 
     Example:
         >>> report("runs/dpo", model="tiny", rows="pairs.jsonl")  # doctest: +SKIP

@@ -158,3 +158,14 @@ def test_mass_draws_a_bar_for_each_part_of_each_group_and_a_dot_for_each_run(ax)
     assert dots == [[-1, -3], [1, 3]]
     assert [tick.get_text() for tick in ax.get_yticklabels()] == ["valley", "hill"]
     assert ax.yaxis_inverted()  # the first group on top
+
+
+def test_rates_stand_side_by_side_with_their_intervals(ax):
+    series = {("a", "chosen"): [(0.5, 0.2, 0.7), (0, 0, 0.3)], ("b", "rejected"): [(1, 0.6, 1)] * 2}
+    plots.rates([8, 16], series, ax=ax)
+    (a, _, (bars,)), (b, _, _) = ax.containers
+    np.testing.assert_allclose(a.get_ydata(), [0.5, 0])
+    np.testing.assert_allclose([y for _, y in bars.get_segments()[0]], [0.2, 0.7])
+    assert (np.abs(a.get_xdata() - [0, 1]) < 0.2).all() and (a.get_xdata() < b.get_xdata()).all()
+    assert a.get_color() == COLORS["chosen"]
+    assert [tick.get_text() for tick in ax.get_xticklabels()] == ["8", "16"]

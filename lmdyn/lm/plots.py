@@ -358,3 +358,27 @@ def mass(groups, families, ax=None) -> Axes:
     ax.grid(axis="y", visible=False)
     ax.legend(fontsize=9)
     return ax
+
+
+def rates(x, series, ax=None) -> Axes:
+    """Shares with their intervals, side by side at each of a few places.
+
+    Args:
+        x: (S,), such as sample sizes; they are drawn evenly spaced.
+        series: (name, family) → (S, 3): share, low end, high end; the family gives the colour.
+        ax: Axes to draw on.
+
+    Returns:
+        The Axes.
+    """
+    ax = _axes(ax)
+    places = np.arange(len(x))
+    for number, ((name, family), values) in enumerate(series.items()):
+        share, low, high = np.asarray(values, dtype=float).T
+        at = places + 0.16 * (number - (len(series) - 1) / 2)
+        reach = np.abs([share - low, high - share])
+        marker = "os^D"[number % 4]
+        ax.errorbar(at, share, reach, fmt=marker, ms=5, lw=1.4, color=COLORS[family], label=name)
+    ax.set_xticks(places, [str(value) for value in x])
+    ax.set(xlim=(-0.5, len(x) - 0.5), ylim=(-0.03, 1.03))
+    return ax

@@ -70,6 +70,19 @@ def test_answers_that_end_on_their_own_are_told_from_those_cut_off(monkeypatch):
     assert ended == [False, True, True, True]
 
 
+def test_a_model_may_end_with_other_tokens_than_the_tokenizers_eos():
+    model, tokenizer = tiny("llama")
+    prompts = PROMPTS[:4]
+    texts = generate(model, tokenizer, prompts, 6)
+    first = tokenizer(texts[0], add_special_tokens=False)["input_ids"][1]
+    model.generation_config.eos_token_id = [first]
+    shorter, ended = generate(model, tokenizer, prompts, 6, return_ended=True)
+    assert ended[0] and shorter[0] == tokenizer.decode(
+        tokenizer(texts[0], add_special_tokens=False)["input_ids"][:1]
+    )
+    assert all(long.startswith(short) for long, short in zip(texts, shorter, strict=True))
+
+
 def test_distinct_counts_different_ngrams_over_all_texts():
     assert distinct(["a b c d"]) == 1
     assert distinct(["a b", "a b"], 1) == pytest.approx(2 / 4)

@@ -23,7 +23,9 @@ def generate(
     batch_size: int = 16,
     return_ended: bool = False,
 ) -> list[str] | tuple[list[str], list[bool]]:
-    """Let the model answer each prompt, until EOS or a number of tokens.
+    """Let the model answer each prompt, until it ends or a number of tokens.
+
+    It ends with the tokenizer's EOS, or with what ``model.generation_config`` ends with.
 
     Args:
         model: any causal language model; its mode and the global random state stay as they are.
@@ -38,7 +40,7 @@ def generate(
 
     Returns:
         One text a prompt, without the prompt and without EOS. With ``return_ended``, these texts
-        and a list that says of each whether EOS came within ``max_new_tokens``.
+        and a list that says of each whether the end came within ``max_new_tokens``.
 
     Raises:
         ValueError: no prompts, one text instead of a list, a prompt without a token.
@@ -50,12 +52,14 @@ def generate(
         if not ids:
             raise ValueError(f"prompts[{i}] gives no token: write something there")
     eos = tokenizer.eos_token_id
+    others = model.generation_config.eos_token_id or []  # some models end a turn otherwise
+    ends = {eos, *([others] if isinstance(others, int) else others)}
     config = GenerationConfig(
         max_new_tokens=max_new_tokens,
         do_sample=sample,
         temperature=temperature if sample else None,
         top_k=0 if sample else None,  # from the whole of π
-        eos_token_id=eos,
+        eos_token_id=sorted(ends),
         pad_token_id=eos,
     )
     training = model.training
@@ -75,8 +79,10 @@ def generate(
                     attention_mask=torch.tensor(mask, device=model.device),
                     generation_config=config,
                 )
-                answers += tokenizer.batch_decode(out[:, longest:], skip_special_tokens=True)
-                ended += (out[:, longest:] == eos).any(1).tolist()
+                for ids in out[:, longest:].tolist():
+                    end = next((i for i, token in enumerate(ids) if token in ends), None)
+                    answers.append(tokenizer.decode(ids[:end], skip_special_tokens=True))
+                    ended.append(end is not None)
     finally:
         model.train(training)
     return (answers, ended) if return_ended else answers

@@ -3,13 +3,12 @@
 import dataclasses
 import json
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
 import yaml
+from forked import launched
 from tiny import FAMILIES, tiny, tiny_rows
 from transformers import GPTNeoXConfig, Qwen2Config
 
@@ -309,16 +308,22 @@ def same_up_to_rounding(a, b):
         np.testing.assert_allclose(values, b.log[name], rtol=1e-5, atol=1e-6, err_msg=name)
 
 
-def test_two_processes_give_the_run_of_one(tmp_path):
+LAUNCHERS = {
+    "copies": "torch.distributed.run --standalone --nproc-per-node=2",
+    "shards": "accelerate.commands.launch --use_fsdp --num_processes=2 --num_machines=1 "
+    "--mixed_precision=no --dynamo_backend=no --main_process_port=0",
+}
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_two_processes_give_the_run_of_one(launcher, tmp_path):
     changes = [*QUICK, *AGAIN, "data.limit=7", "defaults.batch_size=3"]
     changes += ["gradient_checkpointing=true"]
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command = [*launcher, "-m", "lmdyn", "run", "tiny-dpo", "--out", str(tmp_path / "two")]
+    command = ["-m", *LAUNCHERS[launcher].split(), "-m", "lmdyn", "run", "tiny-dpo"]
+    command += ["--out", str(tmp_path / "two")]
     for change in changes:
         command += ["--set", change]
-    done = subprocess.run([sys.executable, *command], capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("1-dpo: DPO(") == 1  # one process tells
+    assert launched(command).count("1-dpo: DPO(") == 1  # one process tells
     one = run(read("tiny-dpo", changes), tmp_path / "one")
     for name, expected in zip(("0-sft", "1-dpo"), one, strict=True):
         same_up_to_rounding(Trajectory.load(tmp_path / "two" / name / "trajectory"), expected)

@@ -21,6 +21,7 @@ from transformers.distributed import DistributedConfig
 
 from lmdyn.lm import _processes, _sharded, train
 from lmdyn.lm._checkpoint import RunFolder
+from lmdyn.lm._guards import check_weights
 from lmdyn.lm.callback import ProbeCallback
 from lmdyn.lm.models import load
 from lmdyn.lm.run import checkpoint_activations
@@ -97,6 +98,7 @@ def in_two(rank, folder):
     told["scored, one"] = list(seen)
     for kind, error in (("value", ValueError("not fit")), ("other", KeyError("lost"))):
         told[kind] = failing(rank, error)
+    told["weights"] = spoilt(rank)
 
     for kind in ("ddp", "fsdp"):
         probe, made = probed_training(kind, folder)
@@ -138,6 +140,14 @@ def failing(rank, error):
         _processes.together(np.arange(5), work, 5, rank, 2)
     except Exception as heard:
         return [type(heard).__name__, str(heard)]
+
+
+def spoilt(rank):
+    """What a process hears when the first one's part of the weights is not finite."""
+    try:
+        check_weights([torch.ones(2), torch.tensor([1.0, np.nan if rank == 0 else 1.0])], 1, [3])
+    except FloatingPointError as heard:
+        return str(heard)
 
 
 def stepping_aside(rank, folder):
@@ -236,6 +246,11 @@ def test_an_error_in_one_process_reaches_the_others(two):
     said = "process 1, on every 2th of the rows from 1 on: "
     assert told(two, "value") == [["ValueError", f"{said}not fit"]] * 2
     assert told(two, "other") == [["RuntimeError", f"{said}KeyError: 'lost'"]] * 2
+
+
+def test_weights_that_are_spoilt_in_one_process_stop_all(two):
+    said = "update 1, on rows[3], made weights that are not finite: lower lr"
+    assert told(two, "weights") == [said] * 2
 
 
 @pytest.mark.parametrize("case", CASES)

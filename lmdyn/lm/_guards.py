@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
+from lmdyn.lm._processes import of_all
 from lmdyn.lm._tokens import Encoded
 
 
@@ -45,8 +46,8 @@ def check_finite(update: int, rows: list[int], values: list[float], norm: float)
 
 
 def check_weights(weights: Sequence[Tensor], update: int, rows: list[int]) -> None:
-    """Refuse weights that the last update has spoilt."""
-    if not all(weight.isfinite().all() for weight in weights):
+    """Refuse weights that the last update has spoilt, in whichever process."""
+    if not all(of_all(all(bool(weight.isfinite().all()) for weight in weights))):
         raise FloatingPointError(
             f"update {update}, on {_named(rows)}, made weights that are not finite: lower lr"
         )

@@ -72,6 +72,10 @@ def finetune(
     bit. The paper's setting is ``optimizer="rmsprop"``, ``lr=5e-7``, ``warmup=150``,
     ``batch_size=4``, ``clip=10``.
 
+    Several processes (``accelerate launch``) all call this with the same arguments, and all get
+    the trajectory of one, up to rounding; the first one writes. They share out the rows and the
+    probes, or, with ``--use_fsdp``, the rows and the weights, which stay so afterwards.
+
     Args:
         model: a Hugging Face causal language model; its weights change.
         tokenizer: its tokenizer.

@@ -131,6 +131,30 @@ def test_a_small_budget_scores_fewer_prompts_less_often(tmp_path, monkeypatch):
     assert (kept.sum(1) == 4).all() and (kept == kept[0]).all()
 
 
+def test_the_budget_holds_where_fewer_prompts_are_hardly_faster(tmp_path, monkeypatch):
+    """Each update takes a second, and each probing four, whatever it scores."""
+
+    class Clock(TrainerCallback):
+        now = 0.0
+
+        def on_step_begin(self, *args, **kwargs):
+            self.now += 1
+
+        def score(self, *args, **kwargs):
+            self.now += 4
+            return score(*args, **kwargs)
+
+    clock, probe = Clock(), ProbeCallback(ROWS, every=2, budget=0.05)
+    monkeypatch.setattr("lmdyn.lm.callback.time.perf_counter", lambda: clock.now)
+    monkeypatch.setattr("lmdyn.lm.callback.score", clock.score)
+    with pytest.warns(UserWarning, match="probing 4 of 5 prompts every"):
+        trainer(tmp_path, clock, probe, steps=200).train()
+    n = len(probe.trajectory.steps)
+    assert probe.seconds == 4 * n
+    first_and_last = 2
+    assert 0.03 < 4 * (n - first_and_last) / (clock.now - 4 * first_and_last) <= 0.05
+
+
 def test_an_alert_warns_and_can_stop_the_run(tmp_path, monkeypatch):
     from lmdyn.lm._watch import Alert
 

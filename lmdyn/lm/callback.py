@@ -39,8 +39,9 @@ class ProbeCallback(TrainerCallback):
     Args:
         probes: a `ProbeSet` (see `ProbeSet.from_dataset`), or rows.
         every: updates between two probings; there is one before the first and after the last.
-        budget: the share of the run's time that probing may take. Where all prompts would take
-            more, fewer are scored, evenly spread and always the same. None for no limit.
+        budget: the share of the run's time that probing may take, the first and the last one not
+            counted. Where all prompts would take more, fewer are scored, evenly spread and always
+            the same, and a probing that would exceed it is left out. None for no limit.
         stop: end the training at the first alert.
         out: a folder for the trajectory; ``lmdyn`` in the trainer's ``output_dir`` if not given.
         tokenizer: the trainer's own if not given.
@@ -88,6 +89,7 @@ class ProbeCallback(TrainerCallback):
         self._recorder = Recorder(self.probes)
         self._kept, self._pace = np.arange(len(self.probes)), self.every
         self._start, self._first_step, self._top = None, state.global_step, None
+        self._first = self._last = 0.0
         folder = Path(args.output_dir) / "lmdyn" if self.out is None else Path(self.out)
         self._file = folder / "trajectory"
         self._meta = {
@@ -98,12 +100,12 @@ class ProbeCallback(TrainerCallback):
         if state.global_step:
             self._go_on(state.global_step)
         self._probe(args, state, control, kwargs)
-        self._start = time.perf_counter()
+        self._first, self._start = self.seconds, time.perf_counter()
 
     def on_step_end(self, args, state, control, **kwargs):
         if self.budget is not None and state.global_step == self._first_step + self.every:
             self._fit(state.global_step - self._first_step)
-        if state.global_step % self._pace == 0:
+        if state.global_step % self._pace == 0 and self._is_affordable():
             self._probe(args, state, control, kwargs)
 
     def on_train_end(self, args, state, control, **kwargs):
@@ -130,6 +132,7 @@ class ProbeCallback(TrainerCallback):
         n = len(self.probes)
         keep = max(int(n * share), min(LEAST, n))
         self._kept = np.unique(np.linspace(0, n - 1, keep).round().astype(int))
+        self._last *= keep / n  # what the next one will take, or a little less
         while keep > n * share * self._pace / self.every:
             self._pace += self.every
         self._warn(
@@ -137,13 +140,22 @@ class ProbeCallback(TrainerCallback):
             f"{self.budget:.0%} of the time: pass a larger budget or every to have more"
         )
 
+    def _is_affordable(self) -> bool:
+        """Whether a probing like the last one keeps all of them but the first in the budget."""
+        if self.budget is None:
+            return True
+        spent = self.seconds - self._first + self._last
+        elapsed = time.perf_counter() - self._start + self._last
+        return max(of_all(spent / elapsed)) <= self.budget
+
     def _probe(self, args, state, control, kwargs) -> None:
         if self._failed or self._recorder.probed(state.global_step):
             return
         began, failure = time.perf_counter(), None
         try:
             logs = self._measure(args, state, kwargs)
-            self.seconds += time.perf_counter() - began
+            self._last = time.perf_counter() - began
+            self.seconds += self._last
             logs["lmdyn/seconds"] = self._meta["seconds"] = self.seconds
             if state.is_world_process_zero:
                 self._save()

@@ -20,7 +20,7 @@ from lmdyn.lm._tokens import encode
 from lmdyn.lm.data import as_probes, load_probes
 from lmdyn.lm.models import load
 from lmdyn.lm.on_policy import finetune_on_policy
-from lmdyn.lm.recipe import Recipe, catalogue, read
+from lmdyn.lm.recipe import Data, Recipe, catalogue, read
 from lmdyn.lm.run import checkpoint_activations, load_probe_rows, load_rows, run, stage_rows
 from lmdyn.lm.train import finetune
 from lmdyn.lm.trajectory import STATS, Trajectory
@@ -269,6 +269,17 @@ def test_what_a_later_stage_would_refuse_stops_the_first(tmp_path):
     short = quick("tiny-sft", f"data.source={file}", "data.max_length=20", "data.max_prompt=4")
     with pytest.warns(UserWarning, match="responses were cut"):
         run(short, tmp_path / "run")
+
+
+def test_a_blank_response_in_the_papers_files_costs_its_row_alone(tmp_path, monkeypatch):
+    rows = [{"prompt": "question :", "chosen": "yes", "rejected": said} for said in ("no", " ")]
+    monkeypatch.setattr("lmdyn.lm.data._fetch", lambda source: [dict(row) for row in rows])
+    assert [row["rejected"] for row in load_rows(Data("hh"))] == ["no"]
+    file = tmp_path / "own.jsonl"
+    del rows[1]["rejected"]
+    file.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    with pytest.raises(ValueError, match=r"stages\.1 \(dpo\): rows\[1\] has no 'rejected'"):
+        run(quick("tiny-dpo", f"data.source={file}"), tmp_path / "run")
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -32,7 +32,7 @@ _REFERENCE = (
     "08e3bd25cb7debcf263244046a697e355715bbd9/src/data"
 )
 # source → its folder in the reference's repository, and which side of a long prompt it keeps.
-_HUB = {"hh": ("helpful-base", "end"), "ultrafeedback": ("ultrafeedback", "start")}
+PAPERS = {"hh": ("helpful-base", "end"), "ultrafeedback": ("ultrafeedback", "start")}
 
 
 @dataclass(frozen=True)
@@ -181,9 +181,9 @@ def load_probes(
         rows, where = world.probes(), None
     elif source == "sample":
         rows, where = _read_jsonl(Path(__file__).parent / "sample.jsonl")
-    elif source in _HUB:
+    elif source in PAPERS:
         rows, where = _fetch(source), None
-        form = Format(prompt_keeps=_HUB[source][1])
+        form = Format(prompt_keeps=PAPERS[source][1])
         format, drop_empty = format or form, True
     else:
         rows, where = _read_jsonl(Path(source))
@@ -307,7 +307,7 @@ def _check_row(row, types: Sequence[str] | None, drop_empty: bool, where: str) -
 def _read_jsonl(path: Path) -> tuple[list, list[str]]:
     if not path.is_file():
         raise ValueError(
-            f"{unknown('source', str(path), ['world', 'sample', *_HUB])}, or the path of a JSONL "
+            f"{unknown('source', str(path), ['world', 'sample', *PAPERS])}, or the path of a JSONL "
             "file, and there is no such file"
         )
     rows, where = [], []
@@ -329,7 +329,7 @@ def _fetch(source: str) -> list[dict]:
         import datasets
     except ImportError:
         raise ImportError(f"{source!r} needs the package datasets: pip install datasets") from None
-    folder = _HUB[source][0]
+    folder = PAPERS[source][0]
     files = {split: f"{_REFERENCE}/{folder}/formal_prob_{split}.jsonl" for split in SPLITS}
     try:
         loaded = datasets.load_dataset("json", data_files=files)

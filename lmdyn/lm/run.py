@@ -17,7 +17,7 @@ from lmdyn.lm._guards import check_different
 from lmdyn.lm._log_probs import LogProbs
 from lmdyn.lm._sharded import is_asked_for
 from lmdyn.lm._tokens import begin_alike, encode
-from lmdyn.lm.data import ProbeSet, as_probes, load_probes, with_all
+from lmdyn.lm.data import PAPERS, ProbeSet, as_probes, load_probes, with_all
 from lmdyn.lm.models import load
 from lmdyn.lm.on_policy import finetune_on_policy
 from lmdyn.lm.recipe import Data, Probes, Recipe, Stage, read
@@ -107,8 +107,15 @@ def checkpoint_activations(model) -> None:
 
 
 def load_rows(data: Data) -> ProbeSet:
-    """The rows to learn."""
-    return _cut(load_probes(data.source, split=data.split, limit=data.limit), data)
+    """The rows to learn; of the paper's files those alone that have both responses.
+
+    One rejected response of the paper's HH is blank. A row of anybody else's that lacks one is
+    refused by the stage that reads it.
+    """
+    rows = load_probes(data.source, split=data.split, limit=data.limit)
+    if data.source in PAPERS:
+        rows = rows[[i for i, row in enumerate(rows) if "rejected" in row]]
+    return _cut(rows, data)
 
 
 def load_probe_rows(recipe: Recipe) -> ProbeSet:

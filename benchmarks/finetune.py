@@ -16,10 +16,10 @@ from score import matrix_rate, operations, seconds
 from torch import Tensor
 
 from lmdyn.lm import load_probes
-from lmdyn.lm._tokens import encode
 from lmdyn.lm.data import ProbeSet
 from lmdyn.lm.models import load
 from lmdyn.lm.score import score
+from lmdyn.lm.tokens import encode
 from lmdyn.lm.train import finetune
 
 LR, CLIP = 1e-6, 1.0

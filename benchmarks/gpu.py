@@ -27,11 +27,11 @@ from score import operations
 
 from lmdyn.lm import _estimate as estimate
 from lmdyn.lm import finetune, load, load_probes, predict_change, score, sgd_direction
-from lmdyn.lm._environment import environment
-from lmdyn.lm._files import replacing
-from lmdyn.lm._pack import batches
-from lmdyn.lm._tokens import encode
+from lmdyn.lm.environment import environment
+from lmdyn.lm.files import replacing
+from lmdyn.lm.forward import batches
 from lmdyn.lm.recipe import Data, Recipe, Stage
+from lmdyn.lm.tokens import encode
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 CLOSE = 1e-3  # nats: by how much the device may differ from the CPU in float64

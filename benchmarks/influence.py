@@ -22,10 +22,10 @@ import torch
 from torch import Tensor
 
 from lmdyn.lm import load_probes
-from lmdyn.lm._tokens import Encoded, encode
 from lmdyn.lm.data import ProbeSet
 from lmdyn.lm.influence import influence
 from lmdyn.lm.models import load
+from lmdyn.lm.tokens import Encoded, encode
 
 PART = 2**20  # parameters in one product of gradients, of the loop
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, jacrev, vmap
 
 from lmdyn import digits, entk
-from lmdyn._factors import PASS_EXAMPLES
+from lmdyn.kernel.factors import PASS_EXAMPLES
 
 
 def tutorial(model: nn.Module, x: Tensor) -> Tensor:

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from lmdyn.lm import load, load_probes
-from lmdyn.lm._pack import batches, head, hidden
-from lmdyn.lm._tokens import encode
 from lmdyn.lm.data import ProbeSet
+from lmdyn.lm.forward import batches, head, hidden
 from lmdyn.lm.predict import CHUNK, Change, measure_change, predict_change, sgd_direction
+from lmdyn.lm.tokens import encode
 
 
 @torch.no_grad()

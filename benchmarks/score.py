@@ -17,11 +17,11 @@ import numpy as np
 import torch
 
 from lmdyn.lm import load_probes
-from lmdyn.lm._pack import batches
-from lmdyn.lm._tokens import encode
 from lmdyn.lm.data import ProbeSet
+from lmdyn.lm.forward import batches
 from lmdyn.lm.models import load
 from lmdyn.lm.score import score
+from lmdyn.lm.tokens import encode
 
 
 @torch.no_grad()

@@ -28,8 +28,8 @@ from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
 from lmdyn import lm
 from lmdyn.lm import world
-from lmdyn.lm._environment import environment
-from lmdyn.lm._files import replacing
+from lmdyn.lm.environment import environment
+from lmdyn.lm.files import replacing
 
 HERE = Path(__file__).parent
 PAIR = ("prompt", "chosen", "rejected")

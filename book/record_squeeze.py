@@ -20,8 +20,8 @@ import torch
 
 from lmdyn import lm
 from lmdyn.lm import world
-from lmdyn.lm._environment import environment
-from lmdyn.lm._files import replacing
+from lmdyn.lm.environment import environment
+from lmdyn.lm.files import replacing
 
 HERE = Path(__file__).parent
 COMMON = {"batch_size": 4, "optimizer": "adamw", "clip": 10.0}

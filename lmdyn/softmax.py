@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from lmdyn._check import as_labels, check_logits, check_probs
+from lmdyn.checks import as_labels, check_logits, check_probs
 
 
 def log_softmax_jacobian(logits: Tensor) -> Tensor:

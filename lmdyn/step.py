@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.functional import one_hot
 
-from lmdyn._check import as_labels
-from lmdyn._trace import check_output, forward
+from lmdyn.checks import as_labels
 from lmdyn.kernel import check_inputs, entk, trainable
+from lmdyn.kernel.trace import check_output, forward
 from lmdyn.softmax import log_softmax_jacobian
 
 

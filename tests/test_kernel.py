@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from lmdyn import _factors, entk, entk_vp, kernel
-from lmdyn._factors import Plan
+from lmdyn import entk, entk_vp, kernel
+from lmdyn.kernel import factors
+from lmdyn.kernel.factors import Plan
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
 ALL = models.STRUCTURED + models.GENERIC
@@ -73,7 +74,7 @@ def test_which_path_the_weights_take():
 
 def test_rows_that_belong_to_no_single_example_leave_the_structured_path():
     model, x = build(models.reordered)
-    with torch.enable_grad(), pytest.raises(_factors.NotStructured):
+    with torch.enable_grad(), pytest.raises(factors.NotStructured):
         plan(model, x).factors(x, len(x))
 
 
@@ -85,7 +86,7 @@ def test_rows_that_belong_to_no_single_example_leave_the_structured_path():
 def test_both_forms_of_a_unit_agree(make, outer, monkeypatch):
     model, x = build(make)
     expected = entk(model, x)
-    choose = _factors._choose_form
+    choose = factors._choose_form
 
     def forced(unit, calls, v):
         size = choose(unit, calls, v)
@@ -93,7 +94,7 @@ def test_both_forms_of_a_unit_agree(make, outer, monkeypatch):
         unit.outer = outer and kinds in ({"matrix"}, {"product"}, {"lookup"})
         return size
 
-    monkeypatch.setattr(_factors, "_choose_form", forced)
+    monkeypatch.setattr(factors, "_choose_form", forced)
     torch.testing.assert_close(entk(model, x), expected, **EXACT)
 
 

@@ -156,7 +156,7 @@ def test_the_budget_holds_where_fewer_prompts_are_hardly_faster(tmp_path, monkey
 
 
 def test_an_alert_warns_and_can_stop_the_run(tmp_path, monkeypatch):
-    from lmdyn.lm._watch import Alert
+    from lmdyn.lm.squeeze import Alert
 
     alert = Alert(2, 0, -1.0, -2.0, 3.0)
     monkeypatch.setattr(
@@ -254,7 +254,7 @@ def test_settings_out_of_range_are_refused():
 
 def test_another_trl_is_warned_of_and_the_training_goes_on(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "trl", sys)
-    monkeypatch.setattr("lmdyn.lm._versions.version", lambda name: "0.29.1")
+    monkeypatch.setattr("lmdyn.lm.environment.version", lambda name: "0.29.1")
     probe = ProbeCallback(ROWS, every=2, budget=None)
     with pytest.warns(UserWarning, match=r"trl 0\.29\.1 is out of range.*trl>=1\.16,<2"):
         trainer(tmp_path, probe, steps=2).train()

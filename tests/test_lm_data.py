@@ -10,8 +10,8 @@ from tokenizers.pre_tokenizers import ByteLevel
 from transformers import PreTrainedTokenizerFast
 
 from lmdyn.lm import TYPES, Format, ProbeSet, load_probes
-from lmdyn.lm._tokens import encode
 from lmdyn.lm.data import as_probes
+from lmdyn.lm.tokens import encode
 
 
 def byte_tokenizer():

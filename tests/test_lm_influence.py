@@ -10,10 +10,10 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lmdyn.lm import _inner, _layers
-from lmdyn.lm._tokens import Format, encode
 from lmdyn.lm.data import as_probes
 from lmdyn.lm.influence import influence
 from lmdyn.lm.predict import predict_change, sgd_direction
+from lmdyn.lm.tokens import Format, encode
 from lmdyn.losses import Loss
 
 # float64 on both sides: what is left is the order of summation

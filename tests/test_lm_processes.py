@@ -19,7 +19,7 @@ from transformers import (
 )
 from transformers.distributed import DistributedConfig
 
-from lmdyn.lm import _processes, _sharded, train
+from lmdyn.lm import _sharded, processes, train
 from lmdyn.lm._checkpoint import RunFolder
 from lmdyn.lm._guards import check_weights
 from lmdyn.lm.callback import ProbeCallback
@@ -137,7 +137,7 @@ def failing(rank, error):
         return {"logp": np.zeros(len(rows))}
 
     try:
-        _processes.together(np.arange(5), work, 5, rank, 2)
+        processes.together(np.arange(5), work, 5, rank, 2)
     except Exception as heard:
         return [type(heard).__name__, str(heard)]
 

@@ -15,13 +15,13 @@ from transformers import GPTNeoXConfig, Qwen2Config
 from lmdyn import losses
 from lmdyn.lm import _estimate as estimate
 from lmdyn.lm._dry_run import dry_run
-from lmdyn.lm._pack import hidden, pack
-from lmdyn.lm._tokens import encode
 from lmdyn.lm.data import as_probes, load_probes
+from lmdyn.lm.forward import hidden, pack
 from lmdyn.lm.models import load
 from lmdyn.lm.on_policy import finetune_on_policy
 from lmdyn.lm.recipe import Data, Recipe, catalogue, read
 from lmdyn.lm.run import checkpoint_activations, load_probe_rows, load_rows, run, stage_rows
+from lmdyn.lm.tokens import encode
 from lmdyn.lm.train import finetune
 from lmdyn.lm.trajectory import STATS, Trajectory
 

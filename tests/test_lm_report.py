@@ -16,10 +16,10 @@ from tiny import tiny, tiny_rows
 from lmdyn.lm._report_model import look_at_models
 from lmdyn.lm._report_runs import find_runs
 from lmdyn.lm._report_words import verdict
-from lmdyn.lm._watch import squeeze
 from lmdyn.lm.mass import token_mass
 from lmdyn.lm.models import load
 from lmdyn.lm.report import report
+from lmdyn.lm.squeeze import squeeze
 from lmdyn.lm.train import finetune
 from lmdyn.lm.trajectory import STATS, Trajectory
 

@@ -18,12 +18,12 @@ from transformers import (
 )
 
 from lmdyn import jacobian_norm_sq, squeeze_line
-from lmdyn.lm import _pack
-from lmdyn.lm._pack import batches, can_share, head, head_is_last, hidden, pack
+from lmdyn.lm import forward
 from lmdyn.lm._proxies import FORMS, lbk, sign_delta
-from lmdyn.lm._tokens import Encoded, Format, encode
 from lmdyn.lm.data import as_probes
+from lmdyn.lm.forward import batches, can_share, head, head_is_last, hidden, pack
 from lmdyn.lm.score import _statistics, score
+from lmdyn.lm.tokens import Encoded, Format, encode
 from lmdyn.lm.trajectory import Recorder
 
 STATS = ("logp", "argmax_logp", "prob_sq", "label_prob", "entropy", "squeeze")
@@ -376,9 +376,9 @@ def test_the_check_of_a_model_runs_once_and_is_forgotten_with_it():
     once = len(calls)
     can_share(model, 9), head(model)
     assert once == len(calls) == 3
-    known = len(_pack._CHECKED)
+    known = len(forward._CHECKED)
     del model
-    assert len(_pack._CHECKED) == known - 1
+    assert len(forward._CHECKED) == known - 1
 
 
 def test_bad_input_is_named():

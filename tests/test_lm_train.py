@@ -16,11 +16,11 @@ from torch.nn.functional import logsigmoid
 from transformers import AutoModelForCausalLM
 
 from lmdyn import losses
-from lmdyn.lm._log_probs import LogProbs
-from lmdyn.lm._plan import Plan
-from lmdyn.lm._tokens import Format, encode
 from lmdyn.lm.data import as_probes
+from lmdyn.lm.log_probs import LogProbs
 from lmdyn.lm.score import score
+from lmdyn.lm.settings import Plan
+from lmdyn.lm.tokens import Format, encode
 from lmdyn.lm.train import finetune
 from lmdyn.lm.trajectory import STATS, Trajectory
 

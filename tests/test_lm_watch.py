@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from lmdyn.lm._watch import squeeze
+from lmdyn.lm.squeeze import squeeze
 
 STEPS = [0, 10, 20, 30]
 

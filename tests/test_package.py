@@ -10,7 +10,7 @@ from packaging.specifiers import SpecifierSet
 
 import lmdyn
 import lmdyn.lm
-from lmdyn.lm import _versions
+from lmdyn.lm import environment
 
 ROOT = Path(__file__).parent.parent
 
@@ -40,8 +40,8 @@ def test_lm_without_transformers_says_what_to_install():
 
 
 def test_another_transformers_is_refused_with_the_range(monkeypatch):
-    monkeypatch.setattr(_versions, "version", lambda name: "4.57.1")
-    assert "transformers 4.57.1 is out of range" in _versions.out_of_range("transformers")
+    monkeypatch.setattr(environment, "version", lambda name: "4.57.1")
+    assert "transformers 4.57.1 is out of range" in environment.out_of_range("transformers")
     with pytest.raises(ImportError, match=r"pip install 'transformers>=5\.4'"):
         importlib.reload(lmdyn.lm)
 
@@ -50,8 +50,8 @@ def test_ranges_of_versions_are_those_that_pip_reads():
     with open(ROOT / "pyproject.toml", "rb") as file:
         extras = tomllib.load(file)["project"]["optional-dependencies"]
     declared = [Requirement(line) for line in extras["lm"] + extras["test"]]
-    found = {r.name: r.specifier for r in declared if r.name in _versions.RANGES}
-    assert found == {name: SpecifierSet(of) for name, of in _versions.RANGES.items()}
+    found = {r.name: r.specifier for r in declared if r.name in environment.RANGES}
+    assert found == {name: SpecifierSet(of) for name, of in environment.RANGES.items()}
 
 
 def test_files_beside_the_code_are_installed_with_it():

@@ -9,13 +9,12 @@ try:
 except ImportError as error:
     raise ImportError(f"lmdyn.lm needs transformers ({error}): pip install 'lmdyn[lm]'") from error
 
-from lmdyn.lm._versions import out_of_range
+from lmdyn.lm.environment import out_of_range
 
 if problem := out_of_range("transformers"):
     raise ImportError(problem)
 
 from lmdyn.lm._proxies import lbk, sign_delta
-from lmdyn.lm._tokens import Format
 from lmdyn.lm.callback import ProbeCallback
 from lmdyn.lm.data import TYPES, ProbeSet, load_probes
 from lmdyn.lm.diagnose import Diagnosis, diagnose
@@ -33,6 +32,7 @@ from lmdyn.lm.predict import (
 from lmdyn.lm.report import report
 from lmdyn.lm.score import Scores, score
 from lmdyn.lm.token_kernel import token_influence, token_kernel
+from lmdyn.lm.tokens import Format
 from lmdyn.lm.train import finetune
 from lmdyn.lm.trajectory import Trajectory
 

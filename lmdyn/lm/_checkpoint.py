@@ -17,8 +17,8 @@ from pathlib import Path
 
 import torch
 
-from lmdyn.lm._files import new_folder, replacing
 from lmdyn.lm._sharded import is_sharded, like, whole, whole_weights
+from lmdyn.lm.files import new_folder, replacing
 from lmdyn.lm.models import no_progress_bar
 from lmdyn.lm.trajectory import Recorder, Trajectory
 

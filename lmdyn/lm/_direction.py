@@ -10,10 +10,10 @@ from torch.nn.functional import cross_entropy
 
 from lmdyn import losses
 from lmdyn.lm._jvp import Placed, float_weights, undisturbed
-from lmdyn.lm._pack import batches
-from lmdyn.lm._tokens import encode
 from lmdyn.lm.data import ProbeSet, as_probes, with_all
+from lmdyn.lm.forward import batches
 from lmdyn.lm.score import score
+from lmdyn.lm.tokens import encode
 
 STEP_TOKENS = 1024  # in a batch: its logits are all kept for the backward pass
 

@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from lmdyn.lm import models
-from lmdyn.lm._tokens import Encoded, encode
 from lmdyn.lm.data import ProbeSet
 from lmdyn.lm.recipe import Recipe, Stage
+from lmdyn.lm.tokens import Encoded, encode
 
 STATES = {"adamw": 2, "rmsprop": 1, "sgd": 0}  # numbers an optimizer keeps for each parameter
 SHARE = 0.5  # of the matrix rate that training reaches; small models reach less

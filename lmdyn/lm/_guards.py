@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
-from lmdyn.lm._processes import of_all
-from lmdyn.lm._tokens import Encoded
+from lmdyn.lm.processes import of_all
+from lmdyn.lm.tokens import Encoded
 
 
 def check_same_vocabulary(model, ref) -> None:

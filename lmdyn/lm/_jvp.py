@@ -11,7 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 
-from lmdyn.lm._pack import Batch, evaluating, head, hidden
+from lmdyn.lm.forward import Batch, evaluating, head, hidden
 
 QUERIES = 128  # in a block of attention on the CPU, so that its scores stay in the cache
 

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from lmdyn._factors import NotStructured
-from lmdyn._trace import Call, Trace, record
-from lmdyn.lm import _pack
+from lmdyn.kernel.factors import NotStructured
+from lmdyn.kernel.trace import Call, Trace, record
+from lmdyn.lm import forward
 from lmdyn.lm._inner import Block, Piece, widen
-from lmdyn.lm._pack import Batch
-from lmdyn.lm._tokens import Encoded
+from lmdyn.lm.forward import Batch
+from lmdyn.lm.tokens import Encoded
 
 # Tokens of one forward and backward pass, padding included: what autograd keeps meanwhile is
 # several times what stays.
@@ -57,7 +57,7 @@ class Gradients:
         """All responses, in blocks that hold about ``limit`` bytes, or one pass at least."""
         block, grown = Block(), 0
         tokens = 1 if self.generic else PASS_TOKENS  # generic gradients come one by one anyway
-        for batch in _pack.pack(encoded, tokens=tokens, shared=False, device=self.device):
+        for batch in forward.pack(encoded, tokens=tokens, shared=False, device=self.device):
             if block.responses and block.nbytes + grown > limit:
                 yield block
                 block = Block()
@@ -84,19 +84,19 @@ class Gradients:
 
     def _logps(self, batch: Batch) -> Tensor:
         """(B,): log π(y|x) of each sequence."""
-        if _pack.head_is_last(self.model):
-            logits = _pack.head(self.model)(self._hidden(batch))
+        if forward.head_is_last(self.model):
+            logits = forward.head(self.model)(self._hidden(batch))
         else:
-            logits = _pack.full_logits(self.model, batch)
+            logits = forward.full_logits(self.model, batch)
         if logits.dtype.itemsize < 4:
             logits = logits.float()
         tokens = -cross_entropy(logits, batch.target, reduction="none")
         return tokens.new_zeros(len(batch.responses)).index_add(0, batch.segment, tokens)
 
     def _hidden(self, batch: Batch) -> Tensor:
-        """As `_pack.hidden`, but positions are told: by default the sequences share one row."""
-        base = _pack._unwrap(self.model).base_model
-        inputs = _pack._inputs(self.model, batch)
+        """As `forward.hidden`, but positions are told: by default the sequences share one row."""
+        base = forward._unwrap(self.model).base_model
+        inputs = forward._inputs(self.model, batch)
         if "position_ids" in inspect.signature(base.forward).parameters:
             inputs["position_ids"] = batch.position_ids
         states = base(**inputs).last_hidden_state
@@ -147,10 +147,10 @@ class Gradients:
     def _wrong(self, sample: Sequence[Encoded]) -> set[Tensor]:
         """The structured parameters whose gradients differ from those of plain autograd."""
         together, wrong = Block(), set()
-        (batch,) = _pack.pack(sample, shared=False, device=self.device)
+        (batch,) = forward.pack(sample, shared=False, device=self.device)
         self._add(together, batch)
         for number, (row, _) in enumerate(batch.responses):
-            (alone,) = _pack.pack([sample[row]], shared=False, device=self.device)
+            (alone,) = forward.pack([sample[row]], shared=False, device=self.device)
             with torch.enable_grad():
                 logp = self._logps(alone).sum()
                 grads = torch.autograd.grad(

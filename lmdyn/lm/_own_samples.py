@@ -3,8 +3,8 @@
 import warnings
 from collections.abc import Mapping, Sequence
 
-from lmdyn.lm._tokens import Format
 from lmdyn.lm.generate import generate
+from lmdyn.lm.tokens import Format
 
 OWN = "chosen_initial"
 

@@ -15,8 +15,8 @@ from torch.func import functional_call, jvp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import one_hot
 
-from lmdyn._trace import Call, Shift, _pixels, record
-from lmdyn.lm import _pack
+from lmdyn.kernel.trace import Call, Shift, _pixels, record
+from lmdyn.lm import forward
 from lmdyn.lm._inner import dots
 
 ROWS = 256  # steps taken together
@@ -58,8 +58,8 @@ class Side:
     """
 
     def __init__(self, model, ids: Tensor, positions: Sequence[int], generic: set[Tensor]):
-        self.ids, self.positions, self.head = ids, list(positions), _pack.head(model)
-        self.base = _pack._unwrap(model).base_model
+        self.ids, self.positions, self.head = ids, list(positions), forward.head(model)
+        self.base = forward._unwrap(model).base_model
         self.generic = {n: p for n, p in self.base.named_parameters() if p in generic}
         self.tracked = {p for p in model.parameters() if p.requires_grad} - generic
         with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):  # the others have no batches

@@ -13,7 +13,7 @@ and by Cauchy-Schwarz over tokens and vocabulary, with ρ = Σ_l ‖π_l − e_{
 
 import numpy as np
 
-from lmdyn._check import unknown
+from lmdyn.checks import unknown
 
 FORMS = ("exact", "reference")
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lmdyn.lm._watch import ERRORS, Alert, squeeze
+from lmdyn.lm.squeeze import ERRORS, Alert, squeeze
 from lmdyn.lm.trajectory import Trajectory
 
 ADVICE = (

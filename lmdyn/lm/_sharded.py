@@ -13,7 +13,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forwar
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils._pytree import tree_map_only
 
-from lmdyn.lm._pack import head_is_last
+from lmdyn.lm.forward import head_is_last
 
 
 def is_asked_for() -> bool:

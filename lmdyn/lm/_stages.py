@@ -7,11 +7,11 @@ from dataclasses import asdict, dataclass, field, fields
 import yaml
 
 from lmdyn import losses
-from lmdyn._check import unknown
-from lmdyn.lm._plan import PRECISIONS, Plan, check_count
+from lmdyn.checks import check_count, unknown
 from lmdyn.lm._typed import dot
 from lmdyn.lm.data import SPLITS
 from lmdyn.lm.models import DTYPES
+from lmdyn.lm.settings import PRECISIONS, Plan
 
 
 @dataclass(frozen=True)

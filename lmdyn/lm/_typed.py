@@ -6,7 +6,7 @@ from dataclasses import MISSING, fields, is_dataclass
 from types import NoneType, UnionType
 from typing import get_args, get_origin, get_type_hints
 
-from lmdyn._check import unknown
+from lmdyn.checks import unknown
 
 _WORDS = {
     str: "text",

@@ -12,14 +12,13 @@ import torch
 from transformers import TrainerCallback
 from transformers.trainer_callback import CallbackHandler
 
-from lmdyn.lm._environment import environment
-from lmdyn.lm._plan import check_count
-from lmdyn.lm._processes import of_all, together
+from lmdyn.checks import check_count
 from lmdyn.lm._sharded import as_forward, is_sharded
-from lmdyn.lm._versions import out_of_range
-from lmdyn.lm._watch import Alert, squeeze
 from lmdyn.lm.data import ProbeSet, as_probes
+from lmdyn.lm.environment import environment, out_of_range
+from lmdyn.lm.processes import of_all, together
 from lmdyn.lm.score import score
+from lmdyn.lm.squeeze import Alert, squeeze
 from lmdyn.lm.trajectory import STATS, Recorder, Trajectory
 
 LEAST = 4  # prompts in a probing, whatever the budget

@@ -5,8 +5,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lmdyn._check import unknown
-from lmdyn.lm._tokens import Format
+from lmdyn.checks import unknown
+from lmdyn.lm.tokens import Format
 
 # The response types of the paper's probing data, in the order that every table here follows.
 TYPES = {
@@ -117,8 +117,8 @@ class ProbeSet:
             >>> ProbeSet.from_dataset(pairs).types
             ('chosen', 'rejected', 'irr_train', 'random_permute', 'random_nonhum')
         """
-        from lmdyn.lm._from_dataset import probe_rows
         from lmdyn.lm._own_samples import OWN, with_own_samples
+        from lmdyn.lm.from_dataset import probe_rows
 
         rows = probe_rows(dataset, tokenizer, limit, seed, types)
         if model is not None and (types is None or OWN in types):

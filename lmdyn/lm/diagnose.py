@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from lmdyn import losses
-from lmdyn.lm._files import replacing
 from lmdyn.lm._guards import check_different, check_same_vocabulary
-from lmdyn.lm._log_probs import LogProbs
-from lmdyn.lm._pack import evaluating
-from lmdyn.lm._tokens import encode
 from lmdyn.lm.data import ProbeSet, as_probes, with_all
+from lmdyn.lm.files import replacing
+from lmdyn.lm.forward import evaluating
+from lmdyn.lm.log_probs import LogProbs
 from lmdyn.lm.mass import token_mass
+from lmdyn.lm.tokens import encode
 
 HELD_OUT = 16  # rows that stand for held-out ones where none are given
 FLAGS = {

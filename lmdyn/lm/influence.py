@@ -7,13 +7,13 @@ import torch
 from tqdm.auto import tqdm
 
 from lmdyn import losses
-from lmdyn._factors import NotStructured
-from lmdyn.lm import _pack
+from lmdyn.kernel.factors import NotStructured
+from lmdyn.lm import forward
 from lmdyn.lm._inner import Block, inner_products
 from lmdyn.lm._jvp import undisturbed
 from lmdyn.lm._layers import Gradients
-from lmdyn.lm._tokens import Encoded, Format, encode
 from lmdyn.lm.data import ProbeSet, as_probes, with_all
+from lmdyn.lm.tokens import Encoded, Format, encode
 
 
 def influence(
@@ -82,8 +82,8 @@ def influence(
     updates = with_all(as_probes(updates, format=format), loss.responses, reader, "updates")
     probes = as_probes(probes, types, format)
     ours, theirs = encode(tokenizer, updates), encode(tokenizer, probes)
-    _pack.check_fits(model, ours)
-    _pack.check_fits(model, theirs)
+    forward.check_fits(model, ours)
+    forward.check_fits(model, theirs)
     with undisturbed(model):
         gradients = Gradients(model, _sample([*ours, *theirs]))
         while True:

@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lmdyn._check import unknown
-from lmdyn.lm._files import replacing
-from lmdyn.lm._pack import evaluating
-from lmdyn.lm._tokens import encode
+from lmdyn.checks import unknown
 from lmdyn.lm.data import ProbeSet, as_probes
+from lmdyn.lm.files import replacing
+from lmdyn.lm.forward import evaluating
 from lmdyn.lm.score import CHUNK, batches_with_logits
+from lmdyn.lm.tokens import encode
 
 
 @dataclass(frozen=True, eq=False)

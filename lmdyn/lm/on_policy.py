@@ -8,9 +8,9 @@ import numpy as np
 from torch import nn
 
 from lmdyn import losses
-from lmdyn.lm._files import replacing
-from lmdyn.lm._plan import check_count
+from lmdyn.checks import check_count
 from lmdyn.lm.data import ProbeSet, as_probes, load_probes
+from lmdyn.lm.files import replacing
 from lmdyn.lm.generate import generate
 from lmdyn.lm.train import finetune
 from lmdyn.lm.trajectory import Trajectory

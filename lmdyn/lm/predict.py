@@ -9,12 +9,12 @@ import torch.autograd.forward_ad as fwd
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from lmdyn._check import unknown
+from lmdyn.checks import unknown
 from lmdyn.lm._direction import check_direction, sgd_direction, update_direction
 from lmdyn.lm._jvp import DualAttention, Placed, float_weights, undisturbed
-from lmdyn.lm._pack import TOKENS, Batch, batches
-from lmdyn.lm._tokens import Encoded, encode
 from lmdyn.lm.data import ProbeSet, as_probes
+from lmdyn.lm.forward import TOKENS, Batch, batches
+from lmdyn.lm.tokens import Encoded, encode
 from lmdyn.softmax import log_softmax_jvp
 
 __all__ = ["Change", "measure_change", "predict_change", "sgd_direction", "update_direction"]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from lmdyn._check import unknown
+from lmdyn.checks import unknown
 from lmdyn.lm._endpoint import (
     Endpoint,
     EndpointError,

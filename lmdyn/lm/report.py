@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-from lmdyn.lm._files import replacing
 from lmdyn.lm._report_model import look_at_models
 from lmdyn.lm._report_page import Listing, Part, Section, render
 from lmdyn.lm._report_parts import parts_of
 from lmdyn.lm._report_runs import Run, find_runs
 from lmdyn.lm._report_words import verdict
+from lmdyn.lm.files import replacing
 
 POINTS = 240  # of a curve, over all runs on the page: more makes it large and shows no more
 NO_MODELS = (

@@ -12,15 +12,15 @@ from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from lmdyn.lm._files import replacing
 from lmdyn.lm._guards import check_different
-from lmdyn.lm._log_probs import LogProbs
 from lmdyn.lm._sharded import is_asked_for
-from lmdyn.lm._tokens import begin_alike, encode
 from lmdyn.lm.data import PAPERS, ProbeSet, as_probes, load_probes, with_all
+from lmdyn.lm.files import replacing
+from lmdyn.lm.log_probs import LogProbs
 from lmdyn.lm.models import load
 from lmdyn.lm.on_policy import finetune_on_policy
 from lmdyn.lm.recipe import Data, Probes, Recipe, Stage, read
+from lmdyn.lm.tokens import begin_alike, encode
 from lmdyn.lm.train import finetune
 from lmdyn.lm.trajectory import Trajectory
 

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from lmdyn._check import unknown
-from lmdyn.lm._pack import (
+from lmdyn.checks import unknown
+from lmdyn.lm.data import ProbeSet, as_probes
+from lmdyn.lm.forward import (
     TOKENS,
     Batch,
     batches,
@@ -19,8 +20,7 @@ from lmdyn.lm._pack import (
     head_is_last,
     hidden,
 )
-from lmdyn.lm._tokens import Encoded, encode
-from lmdyn.lm.data import ProbeSet, as_probes
+from lmdyn.lm.tokens import Encoded, encode
 
 CHUNK = 128  # positions whose logits are there at a time
 _SUMS = ("logp", "argmax_logp")

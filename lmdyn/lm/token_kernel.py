@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from lmdyn.lm import _pack
+from lmdyn.lm import forward
 from lmdyn.lm._jvp import undisturbed
 from lmdyn.lm._positions import columns, sides
 from lmdyn.softmax import log_softmax_jvp
@@ -122,7 +122,7 @@ def token_influence(
 
 
 def _head(model) -> nn.Linear:
-    head = _pack.head(model)
+    head = forward.head(model)
     if not isinstance(head, nn.Linear):
         raise ValueError(
             f"the output layer is {type(head).__name__}: the kernel of positions needs a Linear"

@@ -16,22 +16,23 @@ from torch.nn.utils import clip_grad_norm_
 from tqdm import tqdm
 
 from lmdyn import losses
+from lmdyn.checks import check_count
 from lmdyn.lm._checkpoint import RunFolder, fingerprint, fingerprint_model
-from lmdyn.lm._environment import environment
 from lmdyn.lm._guards import (
     check_different,
     check_finite,
     check_same_vocabulary,
     check_weights,
 )
-from lmdyn.lm._log_probs import LogProbs
-from lmdyn.lm._pack import evaluating
-from lmdyn.lm._plan import OPTIMIZERS, Plan, check_count
-from lmdyn.lm._processes import together
 from lmdyn.lm._sharded import as_forward, is_asked_for, is_sharded, shard, whole
-from lmdyn.lm._tokens import encode
 from lmdyn.lm.data import ProbeSet, as_probes, with_all
+from lmdyn.lm.environment import environment
+from lmdyn.lm.forward import evaluating
+from lmdyn.lm.log_probs import LogProbs
+from lmdyn.lm.processes import together
 from lmdyn.lm.score import score
+from lmdyn.lm.settings import OPTIMIZERS, Plan
+from lmdyn.lm.tokens import encode
 from lmdyn.lm.trajectory import STATS, Recorder, Trajectory
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from lmdyn._check import unknown
-from lmdyn.lm._files import replacing
+from lmdyn.checks import unknown
+from lmdyn.lm.files import replacing
 
 # The statistics of `Scores` that a run follows, each (S, N, R).
 STATS = (

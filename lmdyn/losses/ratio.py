@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from lmdyn._loss import Relative, deltas, nonnegative, positive
+from lmdyn.losses.base import Relative, deltas, nonnegative, positive
 
 
 @dataclass(frozen=True)

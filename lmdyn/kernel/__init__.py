@@ -12,9 +12,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
-from lmdyn._check import check_logits
-from lmdyn._factors import PASS_EXAMPLES, Factor, NotStructured, Plan, activation_bytes
-from lmdyn._trace import check_output, forward
+from lmdyn.checks import check_logits
+from lmdyn.kernel.factors import PASS_EXAMPLES, Factor, NotStructured, Plan, activation_bytes
+from lmdyn.kernel.trace import check_output, forward
 
 # Bytes that the factors of a block of examples, or one forward and backward pass, may take.
 CHUNK_BYTES = 2**28

@@ -1,13 +1,16 @@
-"""Where and with what a number was made."""
+"""Where and with what a number was made, and the versions that lmdyn works with."""
 
 import platform
 import shlex
 import sys
 from datetime import UTC, datetime
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
+from packaging.specifiers import SpecifierSet
+
+RANGES = {"transformers": ">=5.4", "trl": ">=1.16,<2"}  # as in pyproject.toml
 
 
 def environment(device: torch.device) -> dict:
@@ -24,3 +27,17 @@ def environment(device: torch.device) -> dict:
         "python": platform.python_version(),
         "versions": {name: version(name) for name in ("lmdyn", "torch", "transformers")},
     }
+
+
+def out_of_range(package: str) -> str | None:
+    """What is wrong with the version of a package and what to do, or None."""
+    try:
+        found = version(package)
+    except PackageNotFoundError:
+        return None
+    if SpecifierSet(RANGES[package]).contains(found, prereleases=True):
+        return None
+    return (
+        f"{package} {found} is out of range: lmdyn works with {package}{RANGES[package]}, so "
+        f"pip install '{package}{RANGES[package]}'"
+    )

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from lmdyn._trace import Call, Trace, by_example, forward, layouts, trace
+from lmdyn.kernel.trace import Call, Trace, by_example, forward, layouts, trace
 
 # Up to this many examples share one forward pass: enough to fill the cores, small enough that
 # their weights in the layout check stay far apart.

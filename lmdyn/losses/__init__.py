@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from lmdyn._check import as_labels, check_probs, unknown
-from lmdyn._loss import Loss
-from lmdyn._losses_free import ORPO, SFT, SimPO, SLiC
-from lmdyn._losses_margin import DPO, EXO, IPO, SPIN, DiscoPOP, Hinge, Robust
-from lmdyn._losses_mixed import CWDPO, CWSFT, DPOP, RPO, CalDPO
-from lmdyn._losses_ratio import BCO, KTO, NCA, SPPO, APODown, APOZero
+from lmdyn.checks import as_labels, check_probs, unknown
+from lmdyn.losses.base import Loss
+from lmdyn.losses.free import ORPO, SFT, SimPO, SLiC
+from lmdyn.losses.margin import DPO, EXO, IPO, SPIN, DiscoPOP, Hinge, Robust
+from lmdyn.losses.mixed import CWDPO, CWSFT, DPOP, RPO, CalDPO
+from lmdyn.losses.ratio import BCO, KTO, NCA, SPPO, APODown, APOZero
 
 _LOSSES: dict[str, type[Loss]] = {
     "sft": SFT,

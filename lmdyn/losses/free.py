@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid, relu
 
-from lmdyn._loss import Loss, nonnegative, positive
+from lmdyn.losses.base import Loss, nonnegative, positive
 
 
 @dataclass(frozen=True)

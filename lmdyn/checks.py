@@ -1,5 +1,6 @@
 """Input checks that everything shares: each error names what is wrong and what to do."""
 
+import math
 from collections.abc import Iterable
 from difflib import get_close_matches
 
@@ -52,6 +53,22 @@ def as_labels(y: int | Tensor, like: Tensor, shape: tuple[int, ...] | None = Non
         raise ValueError(
             f"labels have shape {tuple(y.shape)}, which does not fit {tuple(shape)}"
         ) from None
+
+
+def check_count(name: str, value, least: int, optional: bool = False) -> None:
+    """Refuse anything but an integer of at least ``least``."""
+    if optional and value is None:
+        return
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
+
+
+def check_number(name: str, value, zero: bool = False) -> None:
+    """Refuse anything but a finite number above zero, or with ``zero`` of at least zero."""
+    fine = isinstance(value, int | float) and math.isfinite(value)
+    if not fine or value < 0 or (value == 0 and not zero):
+        least = "of at least 0" if zero else "above 0"
+        raise ValueError(f"{name} must be a finite number {least}, got {value!r}")
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> str:

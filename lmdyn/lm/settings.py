@@ -1,4 +1,4 @@
-"""The plan of a run: which rows each update learns, and with which learning rate."""
+"""The settings of a run, and the plan that follows: the rows and the rate of each update."""
 
 import math
 from dataclasses import dataclass
@@ -7,49 +7,79 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from lmdyn._check import unknown
+from lmdyn.checks import check_count, check_number, unknown
 
 OPTIMIZERS = {"adamw": torch.optim.AdamW, "sgd": torch.optim.SGD, "rmsprop": torch.optim.RMSprop}
 PRECISIONS = ("no", "bf16")
 
 
-@dataclass(frozen=True)
-class Plan:
-    """What every update of a run does, known before it starts: see `finetune` for the settings.
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How `finetune` trains; a stage of a recipe has the same keys.
 
     Attributes:
-        n_rows: how many rows there are to learn.
+        epochs: passes over the rows.
+        lr: learning rate, after the warm-up.
+        batch_size: rows in a forward pass, of all processes together.
+        response: the key of the rows that takes the place of the loss's ``chosen``.
+        spare_valleys: let no gradient through the tokens of ``rejected`` that lie in a valley at
+            that moment, π_y < ‖π‖²: those whose negative gradient would squeeze mass into a few
+            other tokens (see `lmdyn.squeeze_line`). The value of the loss stays as it is.
+        optimizer: "adamw", "sgd" or "rmsprop", with PyTorch's defaults for all that is not here.
+        weight_decay: of the optimizer; decoupled for "adamw", added to the gradient for the rest.
+        accumulate: batches in an update.
+        clip: scale the gradient down to this norm; None for no clipping.
+        warmup: updates over which the learning rate grows linearly.
+        max_steps: stop after so many updates, if the epochs have more.
+        mixed_precision: "no", or "bf16" to compute in bfloat16 with the weights as they are.
+            Weights that are in half precision themselves lose most of a small update.
+        seed: of the order of the rows, and of dropout.
+        probe_every: updates between two probings; an epoch if None.
+        save_every: updates between two checkpoints; ``probe_every`` if None.
     """
 
-    n_rows: int
     epochs: int
     lr: float
     batch_size: int
-    optimizer: str
-    weight_decay: float
-    accumulate: int
-    clip: float | None
-    warmup: int
-    max_steps: int | None
-    mixed_precision: str
-    seed: int
-    probe_every: int | None
+    response: str = "chosen"
+    spare_valleys: bool = False
+    optimizer: str = "adamw"
+    weight_decay: float = 0.0
+    accumulate: int = 1
+    clip: float | None = 1.0
+    warmup: int = 0
+    max_steps: int | None = None
+    mixed_precision: str = "no"
+    seed: int = 0
+    probe_every: int | None = None
+    save_every: int | None = None
 
     def __post_init__(self):
         for name in ("epochs", "batch_size", "accumulate"):
             check_count(name, getattr(self, name), 1)
         for name in ("warmup", "seed"):
             check_count(name, getattr(self, name), 0)
-        for name in ("max_steps", "probe_every"):
+        for name in ("max_steps", "probe_every", "save_every"):
             check_count(name, getattr(self, name), 1, optional=True)
-        _check_number("lr", self.lr)
-        _check_number("weight_decay", self.weight_decay, zero=True)
+        check_number("lr", self.lr)
+        check_number("weight_decay", self.weight_decay, zero=True)
         if self.clip is not None:
-            _check_number("clip", self.clip)
+            check_number("clip", self.clip)
         if self.optimizer not in OPTIMIZERS:
             raise ValueError(unknown("optimizer", self.optimizer, OPTIMIZERS))
         if self.mixed_precision not in PRECISIONS:
             raise ValueError(unknown("mixed_precision", self.mixed_precision, PRECISIONS))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan(Settings):
+    """What every update of a run does, known before it starts.
+
+    Attributes:
+        n_rows: how many rows there are to learn.
+    """
+
+    n_rows: int
 
     @cached_property
     def per_epoch(self) -> int:
@@ -94,18 +124,3 @@ class Plan:
     def randomness(self, update: int, process: int) -> int:
         """The seed of what an update draws (dropout)."""
         return int(np.random.default_rng((self.seed, update, process)).integers(2**63))
-
-
-def check_count(name: str, value, least: int, optional: bool = False) -> None:
-    """Refuse anything but an integer of at least ``least``."""
-    if optional and value is None:
-        return
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
-
-
-def _check_number(name: str, value, zero: bool = False) -> None:
-    fine = isinstance(value, int | float) and math.isfinite(value)
-    if not fine or value < 0 or (value == 0 and not zero):
-        least = "of at least 0" if zero else "above 0"
-        raise ValueError(f"{name} must be a finite number {least}, got {value!r}")

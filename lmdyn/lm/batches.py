@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lmdyn.lm._tokens import Encoded
+from lmdyn.lm.tokens import Encoded
 
 TOKENS = 4096  # the budget of a batch, padding included
 # A batch of so many tokens keeps the machine busy: it takes no row that needs more padding.

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.nn.functional import logsigmoid, relu
 
-from lmdyn._loss import Relative, deltas, positive, within
+from lmdyn.losses.base import Relative, deltas, positive, within
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from lmdyn.lm._batch import SLACK
-from lmdyn.lm._pack import Batch, can_share, check_fits, head, hidden, pack
-from lmdyn.lm._processes import together
 from lmdyn.lm._sharded import as_forward, is_sharded
-from lmdyn.lm._tokens import Encoded
+from lmdyn.lm.batches import SLACK
+from lmdyn.lm.forward import Batch, can_share, check_fits, head, hidden, pack
+from lmdyn.lm.processes import together
+from lmdyn.lm.tokens import Encoded
 
 CHUNK = 128  # positions whose softmax is there at a time
 

@@ -7,8 +7,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from lmdyn.lm._batch import TOKENS, Batch, pack
-from lmdyn.lm._tokens import Encoded
+from lmdyn.lm.batches import TOKENS, Batch, pack
+from lmdyn.lm.tokens import Encoded
 
 
 def batches(model, encoded: Sequence[Encoded], tokens: int = TOKENS) -> Iterator[Batch]:

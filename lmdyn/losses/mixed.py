@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn.functional import logsigmoid, relu
 
-from lmdyn._loss import Loss, Relative, deltas, nonnegative, positive, within
+from lmdyn.losses.base import Loss, Relative, deltas, nonnegative, positive, within
 
 
 @dataclass(frozen=True)

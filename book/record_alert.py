@@ -20,12 +20,12 @@ from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
-import record
 import torch
 import transformers
 from datasets import Dataset, disable_progress_bars
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
+import record
 from lmdyn import lm
 from lmdyn.lm import world
 from lmdyn.lm.environment import environment

@@ -10,7 +10,6 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 import torch
-from test_explorer import driver  # noqa: F401  (a fixture)
 from tiny import tiny, tiny_rows
 
 from lmdyn.lm._report_model import look_at_models
@@ -564,7 +563,7 @@ def test_a_long_run_is_a_small_page_and_comes_whole(tmp_path):
     assert [file.name for file in out.parent.iterdir()] == ["page.html"]
 
 
-def test_a_browser_opens_it_and_asks_for_nothing(driver, evil):  # noqa: F811
+def test_a_browser_opens_it_and_asks_for_nothing(driver, evil):
     path, _ = evil
     ink = "return getComputedStyle(document.querySelector('figure text')).fill"
     seen = set()

@@ -1,4 +1,4 @@
-"""Each figure shows the numbers it was given, on the Axes it was given."""
+"""Each figure shows the numbers it was given, and every response type has a look of its own."""
 
 import matplotlib
 import numpy as np
@@ -8,58 +8,22 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 from lmdyn import plots
-
-BEFORE, AFTER = np.array([0.6, 0.3, 0.1]), np.array([0.7, 0.25, 0.05])
+from lmdyn.lm import TYPES
 
 
 @pytest.fixture
 def ax():
-    figure, ax = plt.subplots()
+    figure, ax = plt.subplots(figsize=(6.4, 4))
     yield ax
     figure.canvas.draw()  # what cannot be drawn fails here
     plt.close(figure)
 
 
-def line(ax, label):
-    return next(found for found in ax.lines if found.get_label() == label)
-
-
-@pytest.mark.parametrize("log", [False, True])
-def test_probabilities(ax, log):
-    assert plots.probabilities(BEFORE, AFTER, 2, line=0.36, log=log, ax=ax) is ax
-    assert line(ax, "after: gains").get_xydata().tolist() == [[0, 0.7]]
-    assert line(ax, "after: falls").get_xydata().tolist() == [[1, 0.25], [2, 0.05]]
-    assert line(ax, "label $y$ of the step").get_xydata().tolist() == [[2, 0.05]]
-    assert line(ax, "squeeze line").get_ydata() == [0.36, 0.36]
-    low, high = ax.get_ylim()
-    assert low < 0.05 and 0.7 < high
-
-
-def test_probabilities_draws_many_labels_as_pixels(ax):
-    probs = np.full(1000, 1e-3)
-    plots.probabilities(probs, probs, 0, ax=ax)
-    assert line(ax, "after: falls").get_rasterized()
-
-
-def test_gain_by_probability(ax):
-    plots.gain_by_probability(BEFORE, np.log(AFTER / BEFORE), 2, line=0.36, log=True, ax=ax)
-    assert line(ax, "gains").get_xdata().tolist() == [0.6]
-    assert line(ax, "falls").get_xdata().tolist() == [0.3]
-    assert line(ax, "label $y$").get_xdata().tolist() == [0.1]
-
-
-def test_share_map(ax):
-    share = np.linspace(0, 1, 12).reshape(3, 4)
-    plots.share_map(np.logspace(-3, -1, 4), np.arange(3.0), share, (share - 0.5,), ax=ax)
-    np.testing.assert_allclose(np.ravel(ax.collections[0].get_array()), share.ravel())
-
-
-def test_curves_and_runs(ax):
-    plots.curves([0, 1], {"first": [1, 2], ("second", "rejected"): [3, 4]}, ax=ax)
-    assert line(ax, "first").get_ydata().tolist() == [1, 2]
-    assert line(ax, "second").get_color() == plots.COLORS["rejected"]
-    plots.runs([0, 1], {("mean", "chosen"): [[1, 2], [3, 6]]}, ax=ax)
-    assert line(ax, "mean").get_ydata().tolist() == [2, 4]
+def test_every_type_has_a_name_a_colour_of_its_family_and_its_own_line():
+    assert [*TYPES, "argmax"] == list(plots.NAMES)
+    looks = [plots.look(name) for name in plots.NAMES]
+    assert len({(color, style) for color, style, _ in looks}) == len(looks)
+    assert len({label for _, _, label in looks}) == len(looks)
 
 
 def test_every_family_has_a_colour_and_a_style():
@@ -68,52 +32,70 @@ def test_every_family_has_a_colour_and_a_style():
     assert len(set(looks)) == len(looks)
 
 
-def test_simplex(ax):
-    plots.simplex_contours(np.eye(3), [1, 2, 3], "value", ax=ax)
-    plots.simplex(("a", "b", "c"), ax=ax)
-    plots.simplex_arrows([1, 0, 0], [-1, 0, 1], label="move", ax=ax)
-    assert [text.get_text() for text in ax.texts[:3]] == ["a", "b", "c"]
-    np.testing.assert_allclose(ax.texts[3].xy, [0.5, np.sqrt(0.75)])  # the tip: the top corner
+def test_curves_draw_a_line_or_the_mean_of_runs(ax):
+    series = {"first": [1, 2], ("second", "rejected"): [3, 4], ("runs", "chosen"): [[1, 2], [3, 6]]}
+    plots.curves([0, 1], series, ax=ax)
+    first, second, mean, *runs = ax.lines
+    assert [curve.get_ydata().tolist() for curve in (first, second)] == [[1, 2], [3, 4]]
+    assert second.get_color() == plots.COLORS["rejected"]
+    assert mean.get_label() == "runs" and mean.get_ydata().tolist() == [2, 4]
+    assert [run.get_ydata().tolist() for run in runs] == [[1, 2], [3, 6]]
 
 
-def test_remainder(ax):
-    lr = np.array([1e-3, 1e-2])
-    plots.remainder(lr, {"model": lr**2, "other": lr}, {"model": lr**2}, ax=ax)
-    assert ax.get_xscale() == ax.get_yscale() == "log"
-    assert len(ax.lines) == 3
+def test_responses_draw_a_line_or_the_mean_of_runs(ax):
+    plots.responses([0, 1], {"chosen": [-3, -1], "rejected": [[-2, -4], [-4, -6]]}, ax=ax)
+    mean = next(line for line in ax.lines if line.get_label() == "rejected $y^-$")
+    assert mean.get_ydata().tolist() == [-3, -5]
+    assert mean.get_color() == plots.COLORS["rejected"]
+    assert len(ax.lines) == 2 + 2  # and each run
 
 
-def test_images():
-    axes = plots.images(np.zeros((2, 1, 4, 4)), ["a", "b"])
-    assert [ax.get_title() for ax in axes] == ["a", "b"]
-    assert axes[0].images[0].get_array().shape == (4, 4)
-    plt.close(axes[0].figure)
+def test_names_at_the_end_do_not_overlap(ax):
+    plots.responses([0, 1], {name: [-9, -1 - 1e-3 * i] for i, name in enumerate(TYPES)}, ax=ax)
+    ax.figure.canvas.draw()
+    boxes = sorted(text.get_window_extent().intervaly.tolist() for text in ax.texts)
+    assert len(boxes) == len(TYPES)
+    middles = [sum(box) / 2 for box in boxes]
+    assert np.diff(middles).min() > 8
+    assert ax.get_window_extent().y0 <= boxes[0][0]
 
 
-def test_label_changes(ax):
-    plots.label_changes([0.2, -0.1], [0.1, -0.2], [[0.1, -0.2], [0.3, 0.0]], ax=ax)
-    assert [bar.get_height() for bar in ax.patches] == [0.2, -0.1]
-    assert line(ax, "predicted").get_ydata().tolist() == [0.1, -0.2]
+@pytest.mark.parametrize(("values", "lowest"), [([[1.0, -2.0]], -2), ([[1.0, 3.0]], 1)])
+def test_table_shows_values_and_names(ax, values, lowest):
+    plots.table(values, ["a"], ["b", "c"], "nats", "{:+.0f}", ax=ax)
+    (image,) = ax.images
+    assert image.get_array().tolist() == values
+    assert image.norm.vmin == lowest
+    assert [text.get_text() for text in ax.texts] == [f"{v:+.0f}" for v in values[0]]
+    assert [tick.get_text() for tick in ax.get_xticklabels()] == ["b", "c"]
 
 
-def test_scatters_with_a_diagonal(ax):
-    plots.predicted_measured([1, 2], [1.1, 2.2], ax=ax)
-    assert ax.lines[0].get_ydata().tolist() == [1.1, 2.2]
-    plots.agreement({"integral": ([1, 2], [3, 4])}, ax=ax)
-    assert line(ax, "integral").get_ydata().tolist() == [3, 4]
+def test_table_leaves_missing_numbers_blank(ax):
+    plots.table([[1.0, np.nan]], ["a"], ["b", "c"], "nats", "{:.0f}", ax=ax)
+    assert [text.get_text() for text in ax.texts] == ["1"]
 
 
-def test_class_matrix(ax):
-    plots.class_matrix(np.eye(3), "row", "column", "value", vmax=0.5, ax=ax)
-    assert ax.images[0].get_array().tolist() == np.eye(3).tolist()
-    assert (ax.get_xlabel(), ax.get_ylabel()) == ("column", "row")
+def test_tables_can_share_their_colours(ax):
+    plots.table([[1.0, -2.0]], ["a"], ["b", "c"], "nats", top=5, ax=ax)
+    (image,) = ax.images
+    assert (image.norm.vmin, image.norm.vmax) == (-5, 5)
 
 
-def test_ranking_keeps_names_apart(ax):
-    values = [[0, 0, 1], [1, 1.001, 2]]
-    plots.ranking([0, 1], values, ["a", "b", "c"], {"a": "chosen"}, ax=ax)
-    heights = sorted(text.xy[1] for text in ax.texts)
-    assert min(np.diff(heights)) >= 0.05 * 2
+def test_mass_draws_a_bar_for_each_part_of_each_group_and_a_dot_for_each_run(ax):
+    groups = {
+        "valley": {"label": [-1.0, -3.0], "rest": [1.0, 3.0]},
+        "hill": {"label": 2, "rest": -2},
+    }
+    plots.mass(groups, ["rejected", "random"], ax=ax)
+    label, rest = ax.containers
+    assert [bar.get_width() for bar in label] == [-2, 2] and [b.get_width() for b in rest] == [
+        2,
+        -2,
+    ]
+    dots = [line.get_xdata().tolist() for line in ax.lines if line.get_marker() == "."]
+    assert dots == [[-1, -3], [1, 3]]
+    assert [tick.get_text() for tick in ax.get_yticklabels()] == ["valley", "hill"]
+    assert ax.yaxis_inverted()  # the first group on top
 
 
 def test_without_axes_a_figure_is_made():
@@ -126,48 +108,3 @@ def test_style_outside_a_notebook():
     with matplotlib.rc_context():
         plots.use_style()
         assert plt.rcParams["figure.facecolor"] == "white"
-
-
-def test_pushes(ax):
-    push = np.array([[-0.2, 0.3, 0.001], [0, 0, -0.4]])
-    assert plots.pushes([BEFORE, AFTER], push, [1, 2], ax=ax) is ax
-    arrows = [(text.xy, text.arrow_patch.get_edgecolor()) for text in ax.texts]
-    tips = [tip for tip, _ in arrows]
-    # The second context begins after a gap; arrows too short to be seen are left out.
-    np.testing.assert_allclose(tips, [(0, 0.6 - 0.2), (1, 0.3 + 0.3), (6, 0.05 - 0.4)])
-    colors = [matplotlib.colors.to_rgba(c) for c in (plots.LOSS, plots.GAIN, plots.LOSS)]
-    assert [color for _, color in arrows] == colors
-    assert [text.get_text() for text in ax.get_xticklabels()] == ["$x^+$", "$x^-$"]
-    assert ax.get_ylim()[0] < -0.35  # the arrow that points below the axis is in view
-
-
-def test_push_field(ax):
-    x, y = np.linspace(-1, 1, 7), np.linspace(-2, 2, 14)
-    push = np.stack(np.broadcast_arrays(0.5 - x, np.full((14, 1), -1.0)))
-    assert plots.push_field(x, y, push, path=[[0, 0], [0.25, -1]], ax=ax) is ax
-    (arrows,) = [c for c in ax.collections if hasattr(c, "U")]
-    np.testing.assert_allclose(arrows.X[:7], x)
-    assert np.sign(arrows.U).reshape(7, 7)[0].tolist() == [1] * 5 + [-1] * 2
-    assert (np.asarray(arrows.V) < 0).all()
-    lines = [c for c in ax.collections if c.get_facecolor().size == 0]
-    (at,) = [c.get_paths()[0].vertices for c in lines]  # only the first push changes its sign
-    np.testing.assert_allclose(at[:, 0], 0.5)
-    assert [found.get_xydata().tolist() for found in ax.lines] == [
-        [[0, 0], [0.25, -1]],
-        [[0.25, -1]],
-    ]
-
-
-def test_push_field_marks_where_both_rest(ax):
-    x = y = np.linspace(-1, 1, 9)
-    push = np.stack([(x < 0) * np.ones((9, 1)), (x < 0) * -np.ones((9, 1))])
-    plots.push_field(x, y, push, ax=ax)
-    resting = [
-        path
-        for c in ax.collections
-        if not hasattr(c, "U")
-        for path in c.get_paths()
-        if len(path.vertices)
-    ]
-    (region,) = resting
-    assert region.contains_point((0.5, 0.5)) and not region.contains_point((-0.5, 0.5))

@@ -14,7 +14,6 @@ from lmdyn.lm.environment import out_of_range
 if problem := out_of_range("transformers"):
     raise ImportError(problem)
 
-from lmdyn.lm._proxies import lbk, sign_delta
 from lmdyn.lm.callback import ProbeCallback
 from lmdyn.lm.data import TYPES, ProbeSet, load_probes
 from lmdyn.lm.diagnose import Diagnosis, diagnose
@@ -50,7 +49,6 @@ __all__ = [
     "finetune",
     "finetune_on_policy",
     "influence",
-    "lbk",
     "load",
     "load_probes",
     "measure_change",
@@ -59,7 +57,6 @@ __all__ = [
     "sample_rejected",
     "score",
     "sgd_direction",
-    "sign_delta",
     "token_influence",
     "token_kernel",
     "token_mass",

@@ -16,7 +16,6 @@ except ImportError:
     raise ImportError("a report draws with matplotlib: pip install matplotlib") from None
 
 from lmdyn import plots
-from lmdyn.lm import plots as lm_plots
 
 INK = "#1c2430"
 # Each colour of the figures and the variable of the page that takes its place.
@@ -62,7 +61,7 @@ def log_probs(
             ax.axhline(0, color=plots.NEUTRAL, lw=0.8)
             for mark in marks:
                 ax.axvline(mark, color=plots.NEUTRAL, lw=1, ls=":")
-            lm_plots.responses(trajectory.steps[which], series, ax, names=ax is axes[-1])
+            plots.responses(trajectory.steps[which], series, ax, names=ax is axes[-1])
             ax.set(xlabel="updates", title=names[split])
         axes[0].set_ylabel("change of log π, nats")
 
@@ -103,10 +102,10 @@ def log(curves: Mapping[str, tuple[np.ndarray, np.ndarray]], points: int) -> tup
 
 
 def moved(groups: Mapping[str, Mapping[str, float]]) -> tuple[str, str]:
-    """Where probability went, by token part, as `lmdyn.lm.plots.mass` draws it."""
+    """Where probability went, by token part, as `lmdyn.plots.mass` draws it."""
 
     def draw(figure: Figure) -> None:
-        ax = lm_plots.mass(groups, ("rejected", "argmax", "random"), figure.subplots())
+        ax = plots.mass(groups, ("rejected", "argmax", "random"), figure.subplots())
         ax.set_xlabel("gain of probability, mean over tokens")
 
     return svg(draw, (8.6, 1.3 + 0.8 * len(groups)))

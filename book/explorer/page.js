@@ -1,4 +1,4 @@
-// The squeeze explorer without a kernel. The first half mirrors lmdyn/explorer.py and
+// The squeeze explorer without a kernel. The first half mirrors book/explorer/steps.py and
 // lmdyn/softmax.py number by number (a test compares them); the second half shows the numbers.
 (function (config, tree) {
   "use strict";

@@ -1,12 +1,12 @@
-"""The squeeze explorer as ipywidgets. Shows what `lmdyn.explorer` computes, computes nothing."""
+"""The squeeze explorer as ipywidgets. Shows what `explorer.steps` computes, computes nothing."""
 
 import io
 
 import ipywidgets as widgets
 from matplotlib.figure import Figure
 
-from lmdyn import plots
-from lmdyn.explorer import PRESET_NAMES, PRESETS, SLIDERS, Setting, explore
+import figures
+from explorer.steps import PRESET_NAMES, PRESETS, SLIDERS, Exploration, Setting, explore
 
 NAMES = {
     "p_y_before": "label y, before",
@@ -28,8 +28,8 @@ class SqueezeExplorer(widgets.VBox):
 
     Attributes:
         controls: name → the slider or switch.
-        readouts: name of `lmdyn.explorer.Exploration.numbers` → the label that shows it.
-        result: the `lmdyn.explorer.Exploration` on show.
+        readouts: name of `Exploration.numbers` → the label that shows it.
+        result: the `Exploration` on show.
     """
 
     def __init__(self):
@@ -98,6 +98,11 @@ class SqueezeExplorer(widgets.VBox):
         self.figure.value = _draw(self.result, at["log"])
 
 
+def widget() -> SqueezeExplorer:
+    """The explorer for a live notebook: the same controls and numbers, computed by lmdyn."""
+    return SqueezeExplorer()
+
+
 def _slider(kind, name, description):
     low, high, step = vars(SLIDERS[name]).values()
     return kind(
@@ -112,10 +117,10 @@ def _slider(kind, name, description):
     )
 
 
-def _draw(result, log) -> bytes:
+def _draw(result: Exploration, log: bool) -> bytes:
     figure = Figure(figsize=(7.2, 3.4), layout="none")  # fixed margins: twice as fast
     ax = figure.add_axes((0.1, 0.15, 0.88, 0.74))
-    plots.probabilities(
+    figures.probabilities(
         result.before, result.after, result.y, line=result.exact_line, log=log, ax=ax
     )
     ax.legend(loc="lower left", bbox_to_anchor=(-0.02, 1), ncols=5, fontsize=9, frameon=False)

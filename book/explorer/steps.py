@@ -1,14 +1,10 @@
-"""The squeeze explorer: where does the mass go when one label is pushed?
+"""What the explorer computes: a family of distributions, exact steps on one label, where mass went.
 
-One family of distributions and one set of numbers for what the paper calls the squeezing effect,
-shown in two ways: `page` where no kernel runs, `widget` in a live notebook.
 Probabilities are unitless; everything is computed in float64.
 """
 
-import json
 import math
 from dataclasses import dataclass
-from importlib import resources
 from numbers import Integral
 
 import torch
@@ -225,85 +221,6 @@ def explore(
     for _ in range(steps):
         after = softmax_step(after, y, lr)
     return Exploration(before, after, y, lr, steps)
-
-
-class _Page:
-    """A fragment of HTML that a notebook shows as it is."""
-
-    def __init__(self, html: str):
-        self._html = html
-
-    def _repr_html_(self) -> str:
-        return self._html
-
-    def __repr__(self) -> str:
-        return "The squeeze explorer: open this notebook where HTML outputs are shown."
-
-
-def page() -> _Page:
-    """The explorer as one self-contained fragment of HTML, with no kernel and no network.
-
-    Everything lives in a shadow tree, so that neither styles nor ids meet those of the page
-    around it, and any number of explorers can share a page. The numbers on the page carry their
-    full double precision in ``data-value`` attributes.
-
-    Returns:
-        An object that a notebook displays.
-
-    Example:
-        >>> page()
-        The squeeze explorer: open this notebook where HTML outputs are shown.
-    """
-    config = {
-        "n_labels": N_LABELS,
-        "sliders": {name: vars(slider) for name, slider in SLIDERS.items()},
-        "presets": [
-            {"key": key, "name": PRESET_NAMES[key], "position": _position(setting)}
-            for key, setting in PRESETS.items()
-        ],
-    }
-    tree = f"<style>{_asset('explorer.css')}</style>{_asset('explorer.html')}"
-    return _Page(
-        f"<style>{_asset('explorer_theme.css')}</style>\n"
-        '<div class="lmdyn-explorer"><p>The squeeze explorer needs JavaScript. In a live notebook, '
-        "<code>lmdyn.explorer.widget()</code> does without.</p></div>\n"
-        f"<script>\n({_asset('explorer.js')})({_script(config)}, {_script(tree)});\n</script>"
-    )
-
-
-def widget():
-    """The explorer for a live notebook: the same controls and numbers, computed by this library.
-
-    Returns:
-        An ``ipywidgets.VBox`` with ``controls`` and ``readouts`` by name.
-
-    Raises:
-        ImportError: ipywidgets or matplotlib is not installed.
-    """
-    from lmdyn._explorer_widget import SqueezeExplorer
-
-    return SqueezeExplorer()
-
-
-def _position(setting: Setting) -> dict[str, float]:
-    """Where the controls stand for this setting."""
-    return {
-        "peakiness": setting.peakiness,
-        "y": setting.y,
-        "log10_p_y": round(math.log10(setting.p_y), 2),
-        "step_size": abs(setting.lr),
-        "direction": int(math.copysign(1, setting.lr)),
-        "steps": setting.steps,
-    }
-
-
-def _asset(name: str) -> str:
-    return resources.files("lmdyn").joinpath(name).read_text("utf-8").strip()
-
-
-def _script(value) -> str:
-    """JSON that cannot end the script element it stands in."""
-    return json.dumps(value, ensure_ascii=False).replace("</", "<\\/")
 
 
 def _is_int(value) -> bool:

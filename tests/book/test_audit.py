@@ -1,6 +1,6 @@
 import pytest
 
-from lmdyn.claims import ClaimTable, guarantee, trend
+from audit import ClaimTable, guarantee, trend
 
 ROW = ("it falls", "yes", "$|x| < 1$", "reproduced")
 

@@ -1,233 +1,20 @@
+"""The explorer's page in a browser: every number that JavaScript shows is Python's."""
+
 import itertools
 import json
 import math
-import os
 import random
-import re
-import shutil
-from html.parser import HTMLParser
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from lmdyn import explorer, plots, softmax_step, squeeze_line
-from lmdyn.explorer import PRESETS, SLIDERS, distribution, explore
+from explorer import PRESETS, SLIDERS, explore, page
+
+pytestmark = pytest.mark.slow
 
 # Differences of probabilities carry the rounding of the probabilities, about 1e-16 each.
 REL, ABS_OF_DIFFERENCE = 1e-9, 1e-14
-# Below, doubles lose digits on their way to zero.
-ABS_OF_PROBABILITY = 1e-300
-
-
-def slider_values(name):
-    slider = SLIDERS[name]
-    n = round((slider.high - slider.low) / slider.step)
-    return [round(slider.low + i * slider.step, 2) for i in range(n + 1)]
-
-
-any_setting = st.fixed_dictionaries(
-    {
-        "peakiness": st.sampled_from(slider_values("peakiness")),
-        "y": st.integers(0, 49),
-        "p_y": st.sampled_from(slider_values("log10_p_y")).map(lambda x: 10**x),
-        "lr": st.sampled_from(slider_values("step_size")).flatmap(
-            lambda size: st.sampled_from([-size, size])
-        ),
-        "steps": st.integers(0, 50),
-    }
-)
-
-
-# ---- the family and the numbers ----
-
-
-@settings(deadline=None)
-@given(
-    peakiness=st.floats(0, 5),
-    p_y=st.floats(1e-9, 1 - 1e-9),
-    v_and_y=st.integers(2, 200).flatmap(lambda v: st.tuples(st.just(v), st.integers(0, v - 1))),
-)
-def test_distribution_gives_y_its_probability_and_orders_the_others(peakiness, p_y, v_and_y):
-    v, y = v_and_y
-    probs = distribution(peakiness, y, p_y, n_labels=v)
-    assert probs.shape == (v,) and probs.dtype == torch.float64
-    assert probs.sum().item() == pytest.approx(1, rel=1e-12)
-    assert probs[y].item() == p_y
-    others = torch.cat([probs[:y], probs[y + 1 :]])
-    assert (others > 0).all() and (others.diff() <= 0).all()
-
-
-def test_peakiness_runs_from_flat_to_peaky():
-    tops = [distribution(peakiness, 30, 0.02)[0].item() for peakiness in slider_values("peakiness")]
-    assert tops == sorted(tops)
-    assert tops[0] == pytest.approx(0.98 / 49) and tops[-1] > 0.8
-
-
-@settings(deadline=None, max_examples=25)
-@given(any_setting)
-def test_explore_repeats_the_exact_step(setting):
-    result = explore(**setting)
-    after = before = distribution(setting["peakiness"], setting["y"], setting["p_y"])
-    for _ in range(setting["steps"]):
-        after = softmax_step(after, setting["y"], setting["lr"])
-    torch.testing.assert_close(result.after, after, rtol=0, atol=0)
-
-    change = (after - before).tolist()
-    others = [i for i in range(50) if i != setting["y"]]
-    top = max(others, key=lambda i: before[i].item())
-    numbers = result.numbers()
-    assert numbers["top"] == top
-    assert numbers["moved"] == pytest.approx(sum(map(abs, change)) / 2, abs=ABS_OF_DIFFERENCE)
-    assert numbers["gaining"] == sum(change[i] > 0 for i in others)
-    assert numbers["line"] == squeeze_line(before, setting["y"]).item()
-    assert numbers["exact_line"] == squeeze_line(before, setting["y"], setting["lr"]).item()
-    if setting["steps"] == 0:
-        assert numbers["moved"] == 0 and math.isnan(numbers["share"])
-    elif numbers["moved"] > 0:
-        assert numbers["share"] == pytest.approx(max(0, change[top]) / numbers["moved"])
-
-
-def test_presets_are_the_four_regimes():
-    valley, peak, flat, positive = (
-        explore(**vars(PRESETS[k])) for k in ("valley", "peak", "flat", "positive")
-    )
-    assert valley.gaining == 1 and valley.share == pytest.approx(1)
-    assert valley.moved > 100 * valley.before[valley.y].item()
-    assert peak.gaining == flat.gaining == 49
-    assert peak.share > 10 * flat.share
-    assert positive.after[positive.y] > positive.before[positive.y]
-    assert positive.after[positive.top] < positive.before[positive.top]
-
-
-@pytest.mark.parametrize(
-    ("change", "opening"),
-    [
-        ({}, "Squeezed: label 30 loses"),
-        ({"peakiness": 1}, "Partly squeezed: label 30 loses"),
-        ({"peakiness": 0}, "Not squeezed: label 30 loses"),
-        ({"lr": 4}, "Learned: label 30 gains"),
-        ({"steps": 0}, "No step"),
-    ],
-)
-def test_verdict_names_what_happened(change, opening):
-    verdict = explore(**vars(PRESETS["valley"]) | change).verdict()
-    assert verdict.startswith(opening) and verdict.count(". ") == 0
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"y": 50}, r"y must be an integer in 0 … 49, got 50"),
-        ({"y": -1}, r"y must be an integer in 0 … 49"),
-        ({"y": 1.5}, r"y must be an integer"),
-        ({"p_y": 0.0}, r"p_y must lie strictly between 0 and 1, got 0.0"),
-        ({"p_y": 1.0}, r"p_y must lie strictly between 0 and 1"),
-        ({"p_y": math.nan}, r"p_y must lie strictly between 0 and 1"),
-        ({"peakiness": -0.1}, r"peakiness must be finite and not negative"),
-        ({"peakiness": math.inf}, r"peakiness must be finite"),
-        ({"steps": -1}, r"steps must be an integer of at least 0, got -1"),
-        ({"steps": 1.5}, r"steps must be an integer"),
-        ({"lr": math.inf}, r"lr must be finite"),
-        ({"n_labels": 1}, r"n_labels must be an integer of at least 2"),
-    ],
-)
-def test_bad_input_is_named(change, message):
-    with pytest.raises(ValueError, match=message):
-        explore(**vars(PRESETS["valley"]) | change)
-
-
-# ---- the fragment, without a browser ----
-
-
-class Outline(HTMLParser):
-    def __init__(self, html):
-        super().__init__()
-        self.tags, self.ids, self.links = [], [], []
-        self.feed(html)
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append(tag)
-        for name, value in attrs:
-            if name == "id":
-                self.ids.append(value)
-            if name in ("src", "href"):
-                self.links.append(value)
-
-
-def test_fragment_is_self_contained():
-    html = explorer.page()._repr_html_()
-    assert not re.search(
-        r"https?:|//\w|@import|\bimport\b|\brequire\b|\bfetch\b|url\(", strip(html)
-    )
-    outline = Outline(html)
-    assert outline.tags == ["style", "div", "p", "code", "script"]
-    assert outline.links == []
-
-
-def strip(html):
-    """Without comments, which may say anything."""
-    return re.sub(r"/\*.*?\*/|^ *//[^\n]*$", "", html, flags=re.DOTALL | re.MULTILINE)
-
-
-def test_two_fragments_share_no_id_and_are_the_same_each_time():
-    one, two = explorer.page()._repr_html_(), explorer.page()._repr_html_()
-    ids = Outline(one + two).ids
-    assert len(ids) == len(set(ids))
-    assert one == two  # a notebook that is executed again does not change
-
-
-def test_colours_are_those_of_the_figures():
-    html = explorer.page()._repr_html_()
-    assert f"--lmdyn-gain: {plots.GAIN};" in html and f"--lmdyn-loss: {plots.LOSS};" in html
-
-
-# ---- the widget ----
-
-
-def test_widget_shows_the_numbers_of_the_exact_step():
-    shown = explorer.widget()
-    controls = shown.controls
-    start = bytes(shown.figure.value)
-    for name, value in {
-        "peakiness": 0.7,
-        "y": 3,
-        "p_y": 0.05,
-        "direction": 1,
-        "step_size": 2.5,
-        "steps": 3,
-    }.items():
-        controls[name].value = value
-        at = {k: controls[k].value for k in ("peakiness", "y", "p_y", "steps")}
-        result = explore(lr=controls["direction"].value * controls["step_size"].value, **at)
-        for key, number in result.numbers().items():
-            assert float(shown.readouts[key].value) == pytest.approx(number, rel=1e-5)
-        assert result.verdict() in shown.verdict.value
-    figure = bytes(shown.figure.value)
-    assert figure != start and b"<svg" in figure
-    after = distribution(0.7, 3, 0.05)
-    for _ in range(3):
-        after = softmax_step(after, 3, 2.5)
-    assert float(shown.readouts["p_y_after"].value) == pytest.approx(after[3].item(), rel=1e-5)
-
-
-def test_widget_presets_and_axis():
-    shown = explorer.widget()
-    for button, setting in zip(shown.children[0].children, PRESETS.values(), strict=True):
-        button.click()
-        assert shown.result.numbers() == explore(**vars(setting)).numbers()
-    linear = bytes(shown.figure.value)
-    shown.controls["log"].value = True
-    assert bytes(shown.figure.value) != linear
-
-
-# ---- the fragment in a browser ----
-
-FLAGS = (
-    "--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run "
-    "--disable-background-networking --disable-component-update --disable-sync"
-).split()
+ABS_OF_PROBABILITY = 1e-300  # below, doubles lose digits on their way to zero
 PAGE = """<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Explorers</title>
 <style>
   * {{ font-size: 40px; letter-spacing: 3px; }} td {{ background: lime; }} body {{ width: 800px; }}
@@ -266,34 +53,12 @@ const read = (root) => ({
 """
 
 
-@pytest.fixture(scope="module")
-def driver(tmp_path_factory):
-    from selenium import webdriver
-
-    names = ("chromium", "chromium-browser", "google-chrome")
-    browser = next(filter(None, map(shutil.which, names)), None)
-    service = shutil.which("chromedriver")
-    if not (browser and service):
-        reason = f"no {'chromedriver' if browser else 'Chromium'} on the PATH"
-        if os.environ.get("LMDYN_REQUIRE_BROWSER") == "1":
-            pytest.fail(f"{reason}, and LMDYN_REQUIRE_BROWSER=1 asks for it")
-        pytest.skip(reason)
-    options = webdriver.ChromeOptions()
-    options.binary_location = browser
-    for flag in [*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"]:
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = webdriver.Chrome(options, webdriver.ChromeService(service))
-    yield driver
-    driver.quit()
-
-
 @pytest.fixture
 def run(driver, tmp_path):
     """Open a fresh page with two explorers; run JavaScript there. Nothing may go wrong on it."""
     from selenium.webdriver.support.wait import WebDriverWait
 
-    html = explorer.page()._repr_html_()
+    html = page()._repr_html_()
     path = tmp_path / "page.html"
     path.write_text(PAGE.format(one=html, two=html), encoding="utf-8")
     driver.get(path.as_uri())
@@ -442,7 +207,7 @@ def test_page_starts_where_scripts_are_put_in_later(run):
           old.replaceWith(script);
         }
         document.querySelector('main').replaceChildren(output);""",
-        explorer.page()._repr_html_(),
+        page()._repr_html_(),
     )
     shown = run("return roots.map((root) => root.getElementById('verdict').textContent)")
     assert shown == [explore(**vars(PRESETS["valley"])).verdict()]

@@ -1,7 +1,7 @@
 """Input checks that everything shares: each error names what is wrong and what to do."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 
 import torch
@@ -69,6 +69,31 @@ def check_number(name: str, value, zero: bool = False) -> None:
     if not fine or value < 0 or (value == 0 and not zero):
         least = "of at least 0" if zero else "above 0"
         raise ValueError(f"{name} must be a finite number {least}, got {value!r}")
+
+
+def check_same_vocabulary(model, ref) -> None:
+    """Refuse a reference model that reads other tokens."""
+    ours, theirs = (len(m.get_input_embeddings().weight) for m in (model, ref))
+    if ours != theirs:
+        raise ValueError(
+            f"ref knows {theirs} tokens and the model {ours}: the reference must read the same "
+            "tokens, as the model before training does"
+        )
+
+
+def check_different(encoded: Sequence, keys: Mapping[str, str], loss) -> None:
+    """Refuse pairs that a loss would push up and down at once.
+
+    ``encoded`` are rows as tokens, and ``keys`` maps what the loss reads to its type in the rows.
+    """
+    if not {"chosen", "rejected"} <= set(keys):
+        return
+    for i, row in enumerate(encoded):
+        if row.responses[keys["chosen"]] == row.responses[keys["rejected"]]:
+            raise ValueError(
+                f"rows[{i}]: {keys['chosen']} and {keys['rejected']} are the same tokens, so "
+                f"{type(loss).__name__} has nothing to tell apart: leave the row out"
+            )
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> str:

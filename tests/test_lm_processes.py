@@ -19,9 +19,8 @@ from transformers import (
 )
 from transformers.distributed import DistributedConfig
 
-from lmdyn.lm import _sharded, processes, train
-from lmdyn.lm._checkpoint import RunFolder
-from lmdyn.lm._guards import check_weights
+from lmdyn.lm import processes, recorder, train
+from lmdyn.lm.checkpoint import RunFolder
 from lmdyn.lm.callback import ProbeCallback
 from lmdyn.lm.models import load
 from lmdyn.lm.run import checkpoint_activations
@@ -98,7 +97,6 @@ def in_two(rank, folder):
     told["scored, one"] = list(seen)
     for kind, error in (("value", ValueError("not fit")), ("other", KeyError("lost"))):
         told[kind] = failing(rank, error)
-    told["weights"] = spoilt(rank)
 
     for kind in ("ddp", "fsdp"):
         probe, made = probed_training(kind, folder)
@@ -118,13 +116,13 @@ def in_two(rank, folder):
 
 def watch_score():
     """A list that gets how many prompts `finetune` scores, each time."""
-    seen, score = [], train.score
+    seen, score = [], recorder.score
 
     def watched(model, tokenizer, probes, **options):
         seen.append(len(probes))
         return score(model, tokenizer, probes, **options)
 
-    train.score = watched
+    recorder.score = watched
     return seen
 
 
@@ -288,9 +286,9 @@ def test_processes_step_aside_together(two):
 def test_deepspeed_is_refused_by_name(monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
     with pytest.raises(ValueError, match=r"DeepSpeed, .*launch with --multi_gpu, or"):
-        _sharded.is_asked_for()
+        processes.fsdp_is_asked_for()
 
 
 def test_a_model_without_layers_is_not_sharded():
     with pytest.raises(ValueError, match="Linear does not tell its layers"):
-        _sharded.shard(torch.nn.Linear(2, 2), torch.device("cpu"))
+        processes.shard(torch.nn.Linear(2, 2), torch.device("cpu"))

@@ -6,9 +6,9 @@ import numpy as np
 
 from lmdyn.lm import _report_figures as figures
 from lmdyn.lm._adapter import base_of, is_adapter, load_adapted
-from lmdyn.lm._checkpoint import fingerprint_model
 from lmdyn.lm._report_page import Drawing, Part, Table
 from lmdyn.lm._report_runs import Run
+from lmdyn.lm.checkpoint import fingerprint_model
 from lmdyn.lm.data import ProbeSet, load_probes
 from lmdyn.lm.diagnose import FLAGS, diagnose
 from lmdyn.lm.generate import generate, repeated

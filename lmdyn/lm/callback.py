@@ -5,32 +5,29 @@ import time
 import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import torch
-from transformers import TrainerCallback
-from transformers.trainer_callback import CallbackHandler
+import transformers
 
 from lmdyn.checks import check_count
-from lmdyn.lm._sharded import as_forward, is_sharded
 from lmdyn.lm.data import ProbeSet, as_probes
 from lmdyn.lm.environment import environment, out_of_range
-from lmdyn.lm.processes import of_all, together
-from lmdyn.lm.score import score
+from lmdyn.lm.processes import is_sharded, of_all
+from lmdyn.lm.recorder import Recorder
 from lmdyn.lm.squeeze import Alert, squeeze
-from lmdyn.lm.trajectory import STATS, Recorder, Trajectory
+from lmdyn.lm.trajectory import Trajectory
 
 LEAST = 4  # prompts in a probing, whatever the budget
 
 
-class ProbeCallback(TrainerCallback):
+class ProbeCallback(transformers.TrainerCallback):
     """Score probes while a `transformers.Trainer`, or one of TRL's, trains.
 
-    It logs, through the trainer's own logging, the mean log-prob of each response type as
-    ``lmdyn/<type>`` (nats); ``lmdyn/argmax``, of the likeliest tokens along ``chosen``;
-    ``lmdyn/argmax_gain``, the probability that the likeliest token has gained since the start,
-    as a mean over the tokens of ``rejected``; ``lmdyn/valley``, the share of rejected tokens
+    It logs, to the trainer's ``state.log_history`` and its reporters, the mean log-prob of each
+    response type as ``lmdyn/<type>`` (nats); ``lmdyn/argmax``, of the likeliest tokens along
+    ``chosen``; ``lmdyn/argmax_gain``, the probability that the likeliest token has gained since the
+    start, as a mean over the tokens of ``rejected``; ``lmdyn/valley``, the share of rejected tokens
     below the squeeze line; and ``lmdyn/alert``, 0 or 1. An alert says why and what to do, as a
     warning. A probing that fails warns, once, and the training goes on without probes. It is
     tested with transformers 5 and with TRL 1.16; another TRL is warned of, once.
@@ -38,6 +35,8 @@ class ProbeCallback(TrainerCallback):
     Args:
         probes: a `ProbeSet` (see `ProbeSet.from_dataset`), or rows.
         every: updates between two probings; there is one before the first and after the last.
+        trainer: the one that it is added to, for its reporters (TensorBoard and the like): a
+            callback alone reaches ``state.log_history`` and no more.
         budget: the share of the run's time that probing may take, the first and the last one not
             counted. Where all prompts would take more, fewer are scored, evenly spread and always
             the same, and a probing that would exceed it is left out. None for no limit.
@@ -53,7 +52,7 @@ class ProbeCallback(TrainerCallback):
         ValueError: rows that cannot be read, settings out of range.
 
     Example:
-        >>> trainer.add_callback(ProbeCallback(probes, every=50))  # doctest: +SKIP
+        >>> trainer.add_callback(ProbeCallback(probes, 50, trainer=trainer))  # doctest: +SKIP
         >>> trainer.train()  # doctest: +SKIP
     """
 
@@ -62,6 +61,7 @@ class ProbeCallback(TrainerCallback):
         probes: ProbeSet | Iterable[Mapping[str, str]],
         every: int = 50,
         *,
+        trainer: "transformers.Trainer | None" = None,
         budget: float | None = 0.05,
         stop: bool = False,
         out: str | Path | None = None,
@@ -71,7 +71,7 @@ class ProbeCallback(TrainerCallback):
         if budget is not None and not 0 < budget <= 1:
             raise ValueError(f"budget must be a share of the run's time, 0 to 1, got {budget}")
         self.probes, self.every, self.budget = as_probes(probes), every, budget
-        self.stop, self.out, self.tokenizer = stop, out, tokenizer
+        self.trainer, self.stop, self.out, self.tokenizer = trainer, stop, out, tokenizer
         self.alerts: list[Alert] = []
         self.seconds = 0.0
         self._failed = self._unwritable = False
@@ -85,9 +85,12 @@ class ProbeCallback(TrainerCallback):
         self._tells = state.is_world_process_zero
         if "trl" in sys.modules and (problem := out_of_range("trl")):
             self._warn(problem)
+        if args.report_to and self.trainer is None:
+            reporters = ", ".join(args.report_to)
+            self._warn(f"pass trainer=trainer for {reporters} to get the logs of ProbeCallback")
         self._recorder = Recorder(self.probes)
-        self._kept, self._pace = np.arange(len(self.probes)), self.every
-        self._start, self._first_step, self._top = None, state.global_step, None
+        self._rows, self._pace = np.arange(len(self.probes)), self.every
+        self._first_step, self._top = state.global_step, None
         self._first = self._last = 0.0
         folder = Path(args.output_dir) / "lmdyn" if self.out is None else Path(self.out)
         self._file = folder / "trajectory"
@@ -103,7 +106,7 @@ class ProbeCallback(TrainerCallback):
 
     def on_step_end(self, args, state, control, **kwargs):
         if self.budget is not None and state.global_step == self._first_step + self.every:
-            self._fit(state.global_step - self._first_step)
+            self._fit()
         if state.global_step % self._pace == 0 and self._is_affordable():
             self._probe(args, state, control, kwargs)
 
@@ -117,20 +120,18 @@ class ProbeCallback(TrainerCallback):
         except (FileNotFoundError, ValueError):
             before = None
         before = of_all(before)[0]  # the first process wrote it, perhaps where no other one reads
-        if before is None:
-            return
-        if before.types == self.probes.types and len(before.split) == len(self.probes):
+        if before and before.types == self.probes.types and len(before.split) == len(self.probes):
             self._recorder.restore(before, step)
 
-    def _fit(self, steps: int) -> None:
+    def _fit(self) -> None:
         """Choose how many prompts to score, and how often, to stay within the budget."""
-        each = (time.perf_counter() - self._start) / steps
-        share = min(of_all(self.budget * self.every * each / max(self.seconds, 1e-9)))
+        elapsed = time.perf_counter() - self._start  # of ``every`` updates
+        share = min(of_all(self.budget * elapsed / max(self.seconds, 1e-9)))
         if share >= 1:
             return
         n = len(self.probes)
         keep = max(int(n * share), min(LEAST, n))
-        self._kept = np.unique(np.linspace(0, n - 1, keep).round().astype(int))
+        self._rows = np.unique(np.linspace(0, n - 1, keep).round().astype(int))
         self._last *= keep / n  # what the next one will take, or a little less
         while keep > n * share * self._pace / self.every:
             self._pace += self.every
@@ -156,9 +157,8 @@ class ProbeCallback(TrainerCallback):
             self._last = time.perf_counter() - began
             self.seconds += self._last
             logs["lmdyn/seconds"] = self._meta["seconds"] = self.seconds
-            if state.is_world_process_zero:
-                self._save()
-            _log(logs, args, state, control)
+            self._save()
+            self._log(logs, state, control)
         except Exception as error:  # whatever it is, the training is worth more
             failure = f"{type(error).__name__}: {error}"
         # All step aside together: the others would wait for the one that has.
@@ -173,61 +173,29 @@ class ProbeCallback(TrainerCallback):
             control.should_training_stop = True
 
     def _measure(self, args, state, kwargs) -> dict[str, float]:
-        """Score the prompts, each process its share, and record what all have found."""
-        found = together(
-            self._kept,
-            lambda rows: self._score(args, kwargs, rows),
-            len(self.probes),
-            *_ranks(args, kwargs["model"]),
-        )
-        self._record(found, args, state)
-        return self._logs(state.global_step)
-
-    def _score(self, args, kwargs, rows: np.ndarray) -> dict[str, np.ndarray]:
-        """The statistics of these prompts: those of `Scores`, and two of the rejected tokens."""
-        model = kwargs["model"]
+        """Score the prompts, each process its share, and give what goes to the trainer's log."""
+        model, step = kwargs["model"], state.global_step
         tokenizer = self.tokenizer or kwargs.get("processing_class")
+        # All ranks score all prompts where the weights are sharded: each needs the others' part.
+        alone = bool(args.fsdp or args.deepspeed or is_sharded(model))
+        rank, n = (0, 1) if alone else (args.process_index, args.world_size)
         half = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
-        device = model.device.type
-        with torch.autocast(device, half or torch.bfloat16, enabled=half is not None):
-            probes = self.probes[rows.tolist()]
-            scores = as_forward(
-                model, score, model, tokenizer, probes, per_token=True, progress=False
-            )
-        found = {name: getattr(scores, name) for name in (*STATS, "n_tokens")}
-        found["vocab_size"] = np.full(len(rows), float(scores.vocab_size))
-        tokens = [row.get("rejected") for row in scores.tokens]
-        found["top"] = np.array([np.exp(t.argmax_logp).mean() if t else np.nan for t in tokens])
-        found["valley"] = np.array(
-            [(t.prob_sq > t.label_prob).mean() if t else np.nan for t in tokens]
-        )
-        return found
-
-    def _record(self, whole: dict[str, np.ndarray], args, state) -> None:
-        """Keep what the processes have found; NaN for prompts that were left out."""
-        if self._recorder.moments:  # of all prompts, as at the start
-            whole["n_tokens"] = self._recorder.n_tokens
-        if self._top is None:
-            self._top = whole["top"]
-        self._now = whole
         per_update = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-        scores = SimpleNamespace(**whole | {"vocab_size": int(np.nanmax(whole["vocab_size"]))})
-        self._recorder.probe(state.global_step, state.global_step * per_update, scores)
-
-    def _logs(self, step: int) -> dict[str, float]:
-        """What goes to the trainer's log."""
+        with torch.autocast(args.device.type, half or torch.bfloat16, enabled=half is not None):
+            pushed = self._recorder.probe(
+                model, tokenizer, step, step * per_update, self._rows, rank, n
+            )
         done = self.trajectory
-        logs = {name: float(curve[-1]) for name, curve in done.mean().items()}
-        logs = {f"lmdyn/{name}": value for name, value in logs.items() if np.isfinite(value)}
+        logs = {f"lmdyn/{name}": float(curve[-1]) for name, curve in done.mean().items()}
+        logs = {name: value for name, value in logs.items() if np.isfinite(value)}
+        self._top = pushed["top"] if self._top is None else self._top
         alert = None
         if {"chosen", "rejected"} <= set(done.types):
+            logs["lmdyn/valley"] = float(np.nanmean(pushed["valley"]))
+            logs["lmdyn/argmax_gain"] = float(np.nanmean(pushed["top"] - self._top))
             chosen, rejected = (done.types.index(name) for name in ("chosen", "rejected"))
-            logs["lmdyn/valley"] = float(np.nanmean(self._now["valley"]))
-            logs["lmdyn/argmax_gain"] = float(np.nanmean(self._now["top"] - self._top))
-            logp = done.logp
-            alert = squeeze(
-                done.steps, logp[..., chosen], logp[..., rejected], done.argmax_logp[..., chosen]
-            )
+            curves = done.logp[..., chosen], done.logp[..., rejected], done.argmax_logp[..., chosen]
+            alert = squeeze(done.steps, *curves)
         logs["lmdyn/alert"] = float(alert is not None)
         if alert is not None:
             if not self.alerts:
@@ -235,8 +203,18 @@ class ProbeCallback(TrainerCallback):
             self.alerts.append(alert)
         return logs
 
+    def _log(self, logs: dict[str, float], state, control) -> None:
+        if self.trainer is None:
+            epoch = {} if state.epoch is None else {"epoch": state.epoch}
+            state.log_history.append({**logs, **epoch, "step": state.global_step})
+            return
+        due = control.should_log  # the trainer's own log, which it now would take as done
+        # That of the base class: TRL's trainers would add their own metrics, and begin them anew.
+        transformers.Trainer.log(self.trainer, logs)
+        control.should_log = due
+
     def _save(self) -> None:
-        if self._unwritable:
+        if self._unwritable or not self._tells:
             return
         try:
             self.trajectory.save(self._file)
@@ -250,27 +228,3 @@ class ProbeCallback(TrainerCallback):
     def _warn(self, what: str) -> None:
         if self._tells:
             warnings.warn(what, stacklevel=3)
-
-
-def _ranks(args, model) -> tuple[int, int]:
-    """This process's number, and over how many the prompts are spread."""
-    # Who shares out weights passes through them in step with the others: all score all prompts.
-    if args.world_size == 1 or args.fsdp or args.deepspeed or is_sharded(model):
-        return 0, 1
-    return args.process_index, args.world_size
-
-
-def _log(logs: dict[str, float], args, state, control) -> None:
-    """Log as the trainer does. It does not pass itself to callbacks: its handler calls us."""
-    if state.epoch is not None:
-        logs["epoch"] = state.epoch
-    state.log_history.append({**logs, "step": state.global_step})
-    frame = sys._getframe(1)
-    while frame is not None:
-        handler = frame.f_locals.get("self")
-        if isinstance(handler, CallbackHandler):
-            due = control.should_log  # of the trainer's own log, which on_log takes as done
-            handler.on_log(args, state, control, logs)
-            control.should_log = due
-            return
-        frame = frame.f_back

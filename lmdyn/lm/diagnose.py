@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from lmdyn import losses
-from lmdyn.lm._guards import check_different, check_same_vocabulary
+from lmdyn.checks import check_different, check_same_vocabulary
 from lmdyn.lm.data import ProbeSet, as_probes, with_all
 from lmdyn.lm.files import replacing
 from lmdyn.lm.forward import evaluating

@@ -9,10 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from lmdyn.lm._sharded import as_forward, is_sharded
 from lmdyn.lm.batches import SLACK
 from lmdyn.lm.forward import Batch, can_share, check_fits, head, hidden, pack
-from lmdyn.lm.processes import together
+from lmdyn.lm.processes import as_forward, is_sharded, together
 from lmdyn.lm.tokens import Encoded
 
 CHUNK = 128  # positions whose softmax is there at a time

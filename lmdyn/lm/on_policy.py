@@ -59,8 +59,7 @@ def sample_rejected(
             "every sampled answer is empty or equal to chosen, and no row has a rejected one to "
             "keep: raise temperature or max_new_tokens"
         )
-    types = dict.fromkeys([*probes.types, "rejected"])
-    return as_probes(pairs, list(types), probes.format)
+    return as_probes(pairs, _types(probes), probes.format)
 
 
 def finetune_on_policy(
@@ -91,7 +90,7 @@ def finetune_on_policy(
         model: as for `finetune`; its weights change.
         tokenizer: its tokenizer.
         rows: dicts with ``prompt`` and ``chosen``; see `sample_rejected` for ``rejected``.
-        loss: a name that `lmdyn.losses.get` knows, or a `lmdyn.losses.Loss`.
+        loss: as for `finetune`.
         rounds: how many times to sample.
         epochs: passes over the pairs of a round.
         max_new_tokens: of a sample.
@@ -111,36 +110,25 @@ def finetune_on_policy(
     """
     check_count("rounds", rounds, 1)
     check_count("seed", seed, 0)
-    probes = as_probes(rows)
-    parts = []
+    probes, parts = as_probes(rows), []
+    sampling = {"max_new_tokens": max_new_tokens, "temperature": temperature}
+    sampling["batch_size"] = sample_batch_size
     for number in range(rounds):
         folder = None if out is None else Path(out) / f"round-{number}"
         draw = int(np.random.default_rng((seed, number)).integers(2**31))
-        pairs = _kept(folder, probes) if resume else None
-        if pairs is None:
-            pairs = sample_rejected(
-                model,
-                tokenizer,
-                probes,
-                max_new_tokens=max_new_tokens,
-                temperature=temperature,
-                seed=draw,
-                batch_size=sample_batch_size,
-            )
+        if resume and folder and (folder / "pairs.jsonl").is_file():
+            pairs = load_probes(folder / "pairs.jsonl", _types(probes), format=probes.format)
+        else:
+            pairs = sample_rejected(model, tokenizer, probes, seed=draw, **sampling)
             _keep(folder, pairs)
-        part = finetune(
-            model,
-            tokenizer,
-            pairs,
-            loss,
-            epochs=epochs,
-            seed=draw,
-            out=folder,
-            resume=resume,
-            **settings,
-        )
-        parts.append(part)
+        options = {"epochs": epochs, "seed": draw, "out": folder, "resume": resume} | settings
+        parts.append(finetune(model, tokenizer, pairs, loss, **options))
     return Trajectory.join(parts)
+
+
+def _types(probes: ProbeSet) -> list[str]:
+    """The types of the rows once each has a rejected response."""
+    return list(dict.fromkeys([*probes.types, "rejected"]))
 
 
 def _keep(folder: Path | None, pairs: ProbeSet) -> None:
@@ -150,10 +138,3 @@ def _keep(folder: Path | None, pairs: ProbeSet) -> None:
     with replacing(folder / "pairs.jsonl") as temporary:
         lines = [json.dumps(dict(row), ensure_ascii=False) + "\n" for row in pairs]
         temporary.write_text("".join(lines), encoding="utf-8")
-
-
-def _kept(folder: Path | None, probes: ProbeSet) -> ProbeSet | None:
-    file = None if folder is None else folder / "pairs.jsonl"
-    if file is None or not file.is_file():
-        return None
-    return load_probes(file, list(dict.fromkeys([*probes.types, "rejected"])), format=probes.format)

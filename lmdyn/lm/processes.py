@@ -1,9 +1,101 @@
-"""Work that several processes share out, so that each of them ends with all results."""
+"""Several processes (``accelerate launch``): they share out rows, or weights, and all get all.
 
+With copies of the weights (DDP) each process works on its rows. Where the weights themselves are
+shared out (FSDP2), all processes pass through the layers in step, on the same rows.
+"""
+
+import os
 from collections.abc import Callable, Mapping
 
 import numpy as np
-from torch import distributed
+from accelerate import Accelerator
+from accelerate.utils import GradientAccumulationPlugin, disable_fsdp_ram_efficient_loading
+from torch import Tensor, distributed, nn
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor
+
+from lmdyn.lm.forward import head_is_last
+
+
+def accelerator() -> Accelerator:
+    """This process among the others.
+
+    accelerate has one precision and one accumulation for the whole life of the process. They are
+    not read: every run has its own, in its settings.
+
+    Raises:
+        ValueError: DeepSpeed is asked for.
+    """
+    if _is_asked_for("DEEPSPEED"):
+        raise ValueError(
+            "accelerate is set to DeepSpeed, which lmdyn does not train with: launch with "
+            "--multi_gpu, or with --use_fsdp to share out the weights"
+        )
+    process = Accelerator(gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1))
+    process.scaler = None
+    return process
+
+
+def _is_asked_for(what: str) -> bool:
+    """Whether ``accelerate launch`` was told to use this."""
+    return os.environ.get(f"ACCELERATE_USE_{what}", "false").lower() == "true"
+
+
+def place(model: nn.Module, process: Accelerator) -> None:
+    """Bring the model, or this process's part of it, to its device; one process moves nothing.
+
+    `Accelerator.prepare` shards on GPUs alone, so that no test could hold two processes against
+    one on a CPU: here every layer is sharded, in the precision that it has, on either.
+
+    Raises:
+        ValueError: the model is to be sharded and does not tell its layers.
+    """
+    if process.num_processes == 1 or is_sharded(model):
+        return
+    if not _is_asked_for("FSDP"):
+        model.to(process.device)
+        return
+    names = getattr(model, "_no_split_modules", None)
+    layers = [module for module in model.modules() if type(module).__name__ in (names or ())]
+    if not layers:
+        raise ValueError(
+            f"{type(model).__name__} does not tell its layers (_no_split_modules), which FSDP "
+            "needs: launch with --multi_gpu"
+        )
+    disable_fsdp_ram_efficient_loading()  # each process will load all weights of a checkpoint
+    head_is_last(model)  # found out, once, while it is whole
+    mesh = distributed.init_device_mesh(process.device.type, (process.num_processes,))
+    for module in (*layers, model):
+        fully_shard(module, mesh=mesh, reshard_after_forward=True)
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether processes share out the weights."""
+    return isinstance(model, FSDPModule)
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """The tensor, of which each process may have a part. All processes must call this."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def as_forward(model: nn.Module, function: Callable, *args, **kwargs):
+    """Call a function that uses the model's parts, as if it were the model's forward pass.
+
+    Where that begins, FSDP gathers the weights outside the layers, such as those of the head.
+    """
+    if not is_sharded(model):
+        return function(*args, **kwargs)
+    model.passes = lambda: function(*args, **kwargs)
+    try:
+        register_fsdp_forward_method(model, "passes")
+        return model.passes()
+    except BaseException:
+        for module in filter(is_sharded, model.modules()):
+            module.reshard()  # as the end of the pass would have done
+        raise
+    finally:
+        del model.passes
 
 
 def together(
@@ -16,12 +108,12 @@ def together(
     """Have every process work on some of the rows, and give each what all have found.
 
     Args:
-        rows: the numbers of the rows; the process ``rank`` takes every n-th.
+        rows: the numbers of the rows, the same in all processes; each takes every n-th.
         work: some row numbers → floating arrays with one entry each. Not called without a row, if
             there are several processes.
         size: rows in the arrays that are returned.
         rank: this process's number, from 0.
-        n: how many processes take part. All must call this, with the same rows.
+        n: how many processes take part. All must call this.
 
     Returns:
         What `work` names → (size, …), NaN for other rows than these.
@@ -30,20 +122,20 @@ def together(
         ValueError: `work` has raised one in some process.
         RuntimeError: `work` has raised something else in another process.
     """
-    mine = rows[rank::n]
+    mine, found, kind, reason = rows[rank::n], {}, None, ""
     if n == 1:
-        return _placed([(mine, work(mine))], size)
+        return _placed([(rows, work(rows))], size)
     try:
-        part = mine, work(mine) if len(mine) else {}
+        found = work(mine) if len(mine) else {}
     except Exception as error:  # the others must hear of it, or they would wait for ever
         kind = ValueError if isinstance(error, ValueError) else RuntimeError
         said = str(error) if kind is ValueError else f"{type(error).__name__}: {error}"
-        part = kind(f"process {rank}, on every {n}th of the rows from {rank} on: {said}")
-    parts = of_all(part)
-    for part in parts:
-        if isinstance(part, Exception):
-            raise part
-    return _placed(parts, size)
+        reason = f"process {rank}, on every {n}th of the rows from {rank} on: {said}"
+    parts = of_all((mine, found, kind, reason))
+    for *_, kind, reason in parts:
+        if kind:
+            raise kind(reason)
+    return _placed([part[:2] for part in parts], size)
 
 
 def of_all(value) -> list:
@@ -56,10 +148,10 @@ def of_all(value) -> list:
 
 
 def _placed(parts, size: int) -> dict[str, np.ndarray]:
-    whole = {}
+    full = {}
     for rows, found in parts:
         for name, values in found.items():
-            if name not in whole:
-                whole[name] = np.full((size, *values.shape[1:]), np.nan, values.dtype)
-            whole[name][rows] = values
-    return whole
+            if name not in full:
+                full[name] = np.full((size, *values.shape[1:]), np.nan, values.dtype)
+            full[name][rows] = values
+    return full

@@ -12,8 +12,7 @@ from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from lmdyn.lm._guards import check_different
-from lmdyn.lm._sharded import is_asked_for
+from lmdyn.checks import check_different
 from lmdyn.lm.data import PAPERS, ProbeSet, as_probes, load_probes, with_all
 from lmdyn.lm.files import replacing
 from lmdyn.lm.log_probs import LogProbs
@@ -69,7 +68,7 @@ def run(
     state = _processes(recipe)
     device = recipe.device
     if state.num_processes > 1:  # a whole model may not fit where a part of it is to go
-        device = "cpu" if is_asked_for() else state.device
+        device = "cpu"
     out = Path(out)
     _begin(out, recipe, resume, state)
     rows, probes = load_rows(recipe.data), recipe.probes and load_probe_rows(recipe)

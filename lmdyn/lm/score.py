@@ -25,6 +25,7 @@ from lmdyn.lm.tokens import Encoded, encode
 CHUNK = 128  # positions whose logits are there at a time
 _SUMS = ("logp", "argmax_logp")
 _MEANS = ("prob_sq", "label_prob", "entropy", "squeeze", "prob_norm", "residual_norm")
+STATS = (*_SUMS, *_MEANS)  # what `Scores` has of each response, and a run follows
 _QUIET = 10  # seconds of work that need no progress bar
 
 

@@ -1,7 +1,7 @@
 """The settings of a run, and the plan that follows: the rows and the rate of each update."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 
 import numpy as np
@@ -23,8 +23,8 @@ class Settings:
         batch_size: rows in a forward pass, of all processes together.
         response: the key of the rows that takes the place of the loss's ``chosen``.
         spare_valleys: let no gradient through the tokens of ``rejected`` that lie in a valley at
-            that moment, π_y < ‖π‖²: those whose negative gradient would squeeze mass into a few
-            other tokens (see `lmdyn.squeeze_line`). The value of the loss stays as it is.
+            that moment, π_y < ‖π‖²: there a negative gradient squeezes mass into a few other tokens
+            (see `lmdyn.squeeze_line`). The value of the loss stays as it is.
         optimizer: "adamw", "sgd" or "rmsprop", with PyTorch's defaults for all that is not here.
         weight_decay: of the optimizer; decoupled for "adamw", added to the gradient for the rest.
         accumulate: batches in an update.
@@ -81,6 +81,23 @@ class Plan(Settings):
 
     n_rows: int
 
+    @classmethod
+    def of(cls, n_rows: int, **settings) -> "Plan":
+        """The plan for so many rows under these `Settings`.
+
+        Raises:
+            ValueError: settings out of range, or unknown (with the nearest name).
+        """
+        known = [field.name for field in fields(Settings)]
+        for name in settings:
+            if name not in known:
+                raise ValueError(unknown("setting", name, known))
+        return cls(n_rows=n_rows, **settings)
+
+    def recorded(self) -> dict:
+        """All that the course of a run depends on, as JSON can hold it."""
+        return {name: value for name, value in asdict(self).items() if name != "save_every"}
+
     @cached_property
     def per_epoch(self) -> int:
         """Updates in an epoch; the last may learn fewer rows."""
@@ -116,6 +133,10 @@ class Plan(Settings):
     def is_probed(self, update: int) -> bool:
         """Whether the probes are scored after ``update`` updates."""
         return update % (self.probe_every or self.per_epoch) == 0 or update == self.updates
+
+    def is_saved(self, update: int) -> bool:
+        """Whether a checkpoint is due after ``update`` updates."""
+        return update % (self.save_every or self.probe_every or self.per_epoch) == 0
 
     def lr_at(self, update: int) -> float:
         """Linear over the first ``warmup`` updates, then constant."""

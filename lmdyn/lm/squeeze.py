@@ -38,16 +38,12 @@ class Alert:
 
 
 def squeeze(steps, chosen, rejected, argmax) -> Alert | None:
-    """Whether the last of S probings shows a squeeze.
+    """Whether the last of S probings shows a squeeze: DPO off-policy, section 4.2 of the paper.
 
     Counted since the probing at which the mean of ``chosen`` stood highest: its log-probs and
     those of ``rejected`` have fallen and those of the argmax have risen, each by more than 1.64
     standard errors of the mean over the prompts (paired). And ``chosen`` stands at least 0.25 nats
-    below where it started. This is the pattern of DPO off-policy in section 4.2 of the paper.
-
-    The last condition is there for SFT, where ``chosen`` rises. On held-out prompts it may turn
-    and fall once the model overfits, as do ``rejected``, and the argmax rises: all but a squeeze,
-    since nothing is pushed. It also keeps quiet where all move together, but by next to nothing.
+    below where it started: SFT that overfits turns all three alike, and pushes nothing.
     The chapter "Probe your own run" has what this rule finds in runs that it was not made on.
 
     Args:
@@ -55,9 +51,6 @@ def squeeze(steps, chosen, rejected, argmax) -> Alert | None:
         chosen: (S, N) log-probs of N prompts, nats; NaN for prompts left out.
         rejected: (S, N), as all below.
         argmax: along ``chosen``.
-
-    Returns:
-        An `Alert`, or None.
     """
     chosen, rejected, argmax = (np.asarray(x, dtype=np.float64) for x in (chosen, rejected, argmax))
     there = ~np.isnan(chosen + rejected + argmax).any(0)

@@ -3,7 +3,7 @@
 import json
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -11,18 +11,8 @@ import numpy as np
 
 from lmdyn.checks import unknown
 from lmdyn.lm.files import replacing
+from lmdyn.lm.score import STATS
 
-# The statistics of `Scores` that a run follows, each (S, N, R).
-STATS = (
-    "logp",
-    "argmax_logp",
-    "prob_sq",
-    "label_prob",
-    "entropy",
-    "squeeze",
-    "prob_norm",
-    "residual_norm",
-)
 _ARRAYS = ("steps", "examples_seen", "types", "split", "vocab_size", "n_tokens", *STATS)
 
 
@@ -30,22 +20,15 @@ _ARRAYS = ("steps", "examples_seen", "types", "split", "vocab_size", "n_tokens",
 class Trajectory:
     """The learning dynamics of one run: N prompts with R response types, scored S times.
 
-    Every statistic is a float32 array, in memory as in the file, so that a trajectory saved and
-    loaded is the same to the last bit. NaN stands where a row lacks a type.
+    It has the statistics of `Scores`: ``logp``, ``argmax_logp``, ``prob_sq``, ``label_prob``,
+    ``entropy``, ``squeeze``, ``prob_norm`` and ``residual_norm``, (S, N, R) each and in float32,
+    in memory as in the file, so that a trajectory saved and loaded is the same to the last bit. NaN
+    stands where a row lacks a type.
 
     Attributes:
         steps: (S,) updates made before each probing; the first is 0, before training.
         examples_seen: (S,) rows learned by then, repetitions counted.
         types: the R response types.
-        logp: (S, N, R) log π(y|x), summed over the tokens, nats.
-        argmax_logp: (S, N, R) Σ_l max_v log π(v | x, y_<l), nats: along ``chosen`` it is the
-            paper's y*.
-        prob_sq: (S, N, R) mean ‖π‖² over the tokens.
-        label_prob: (S, N, R) mean π_y over the tokens.
-        entropy: (S, N, R) mean entropy over the tokens, nats.
-        squeeze: (S, N, R) mean ‖π‖² − π_y over the tokens; positive in a valley.
-        prob_norm: (S, N, R) mean ‖π‖ over the tokens.
-        residual_norm: (S, N, R) mean ‖π − e_y‖ over the tokens.
         vocab_size: V, the entries of π; 0 where nothing is probed.
         n_tokens: (N, R) tokens of each response, EOS included.
         split: (N,) "train" or "test" for each prompt, "" where the data do not tell.
@@ -200,34 +183,35 @@ class Trajectory:
         first, *later = parts
         if not later:
             return first
-        updates = np.cumsum([part.updates for part in parts])
-        for i, (one, next_one) in enumerate(pairwise(parts)):
-            same = one.types == next_one.types and np.array_equal(
-                one.n_tokens, next_one.n_tokens, equal_nan=True
-            )
-            # Not bit for bit: some devices sum in another order each time.
-            close = same and np.allclose(
-                one.logp[-1:], next_one.logp[:1], rtol=0, atol=1e-2, equal_nan=True
-            )
-            if not close:
+        for i, (one, other) in enumerate(pairwise(parts)):
+            if not one._leads_to(other):
                 raise ValueError(
                     f"parts[{i + 1}] does not go on from parts[{i}]: the log-probs of its first "
                     "probing differ from the last ones before"
                 )
-        whole = {name: getattr(first, name) for name in ("types", "vocab_size", "n_tokens")}
-        for name in STATS:
-            tails = [getattr(part, name)[1:] for part in later]
-            whole[name] = np.concatenate([getattr(first, name), *tails])
+        updates = np.cumsum([0, *(part.updates for part in parts)])
         seen = np.cumsum([0, *(part.examples_seen[-1] for part in parts if len(part.steps))])
-        for name, offsets in (("steps", [0, *updates]), ("examples_seen", seen)):
-            tails = [
-                getattr(part, name)[1:] + n for part, n in zip(later, offsets[1:], strict=False)
-            ]
+        before = {"steps": updates, "examples_seen": seen} | dict.fromkeys(STATS)
+        whole = {}
+        for name, offsets in before.items():
+            tails = [getattr(part, name)[1:] for part in later]
+            if offsets is not None:
+                tails = [tail + n for tail, n in zip(tails, offsets[1:], strict=False)]
             whole[name] = np.concatenate([getattr(first, name), *tails])
         log = {name: np.concatenate([part.log[name] for part in parts]) for name in first.log}
         seconds = sum(part.meta.get("seconds", 0.0) for part in parts)
-        meta = {**first.meta, "seconds": seconds, "joined": updates[:-1].tolist()}
-        return cls(**whole, split=first.split, log=log, meta=meta)
+        meta = {**first.meta, "seconds": seconds, "joined": updates[1:-1].tolist()}
+        return replace(first, **whole, log=log, meta=meta)
+
+    def _leads_to(self, other: "Trajectory") -> bool:
+        """Whether the other one begins with what this one ended with."""
+        same = self.types == other.types and np.array_equal(
+            self.n_tokens, other.n_tokens, equal_nan=True
+        )
+        # Not bit for bit: some devices sum in another order each time.
+        return same and np.allclose(
+            self.logp[-1:], other.logp[:1], rtol=0, atol=1e-2, equal_nan=True
+        )
 
     def _names(self, stat: str) -> list[str]:
         argmax = ["argmax"] if stat == "logp" and "chosen" in self.types else []
@@ -248,69 +232,6 @@ class Trajectory:
             return ""
         at = int(curve.argmax() if rise >= fall else curve.argmin())
         return f"{'peak' if rise >= fall else 'trough'} {curve[at]:.2f} at {self.examples_seen[at]}"
-
-
-class Recorder:
-    """Collects what becomes a `Trajectory`.
-
-    Args:
-        probes: a `ProbeSet`, or None if nothing is probed.
-    """
-
-    def __init__(self, probes=None):
-        rows = () if probes is None else probes.rows
-        self.types = () if probes is None else probes.types
-        self.split = np.array([row.get("split", "") for row in rows], dtype="U5")
-        self.moments: list[tuple[int, int, dict[str, np.ndarray]]] = []
-        self.updates: list[dict[str, np.float32]] = []
-        self.vocab_size = 0
-        self.n_tokens = np.full((len(rows), len(self.types)), np.nan, dtype=np.float32)
-
-    def probe(self, step: int, examples: int, scores) -> None:
-        """Add the scores of all probes after ``step`` updates on ``examples`` rows."""
-        self.vocab_size = scores.vocab_size
-        self.n_tokens = np.asarray(scores.n_tokens, dtype=np.float32)
-        found = {stat: np.asarray(getattr(scores, stat), dtype=np.float32) for stat in STATS}
-        self.moments.append((step, examples, found))
-
-    def probed(self, step: int) -> bool:
-        """Whether the probes were scored after ``step`` updates."""
-        return any(step == moment[0] for moment in self.moments)
-
-    def update(self, **values: float) -> None:
-        """Add the log of one update."""
-        self.updates.append({name: np.float32(value) for name, value in values.items()})
-
-    def restore(self, trajectory: Trajectory, step: int) -> None:
-        """Go on from the first ``step`` updates of what was recorded before."""
-        self.vocab_size, self.n_tokens = trajectory.vocab_size, trajectory.n_tokens
-        self.moments = [
-            (int(s), int(e), {stat: getattr(trajectory, stat)[i] for stat in STATS})
-            for i, (s, e) in enumerate(zip(trajectory.steps, trajectory.examples_seen, strict=True))
-            if s <= step
-        ]
-        log = trajectory.log
-        self.updates = [{name: log[name][u] for name in log} for u in range(step)]
-
-    def trajectory(self, meta: dict) -> Trajectory:
-        """Everything so far."""
-        shape = (len(self.moments), *self.n_tokens.shape)
-        stats = {
-            stat: np.array([m[2][stat] for m in self.moments], dtype=np.float32).reshape(shape)
-            for stat in STATS
-        }
-        names = self.updates[0] if self.updates else ()
-        return Trajectory(
-            steps=np.array([m[0] for m in self.moments], dtype=np.int64),
-            examples_seen=np.array([m[1] for m in self.moments], dtype=np.int64),
-            types=self.types,
-            vocab_size=self.vocab_size,
-            n_tokens=self.n_tokens,
-            split=self.split,
-            log={name: np.array([u[name] for u in self.updates]) for name in names},
-            meta=meta,
-            **stats,
-        )
 
 
 def _names(path: str | Path) -> tuple[Path, Path]:

@@ -8,6 +8,9 @@
 Every file and folder is written under another name, then renamed. The trajectory comes before
 the checkpoint that needs it and the old checkpoint goes after the new one has come, so that a
 kill between any two of these leaves one that fits: what the trajectory has beyond it is cut.
+
+`Accelerator.save_state` would not do: what it writes of copied weights has the names of DDP, which
+`from_pretrained` does not know, and a run of two processes could not go on in one.
 """
 
 import hashlib
@@ -16,23 +19,21 @@ import shutil
 from pathlib import Path
 
 import torch
+from torch.distributed.checkpoint import state_dict as states
 
-from lmdyn.lm._sharded import is_sharded, like, whole, whole_weights
 from lmdyn.lm.files import new_folder, replacing
 from lmdyn.lm.models import no_progress_bar
-from lmdyn.lm.trajectory import Recorder, Trajectory
+from lmdyn.lm.processes import whole
+from lmdyn.lm.recorder import Recorder
+from lmdyn.lm.trajectory import Trajectory
 
 _SAMPLED = 1024  # numbers of each tensor that a fingerprint reads
+_SAVED = states.StateDictOptions(full_state_dict=True, cpu_offload=True)  # by the first process
+_LOADED = states.StateDictOptions(full_state_dict=True)
 
 
 class RunFolder:
-    """The files of one run.
-
-    Args:
-        path: the folder; made if it is not there.
-        settings: all that the course of the run depends on, as JSON can hold it.
-        resume: go on with the run in the folder, if there is one.
-        writes: whether this process is the one that writes.
+    """The files of one run, of which ``settings`` are all that its course depends on.
 
     Raises:
         ValueError: the folder holds a run already, or, on resuming, another one.
@@ -66,30 +67,29 @@ class RunFolder:
         found = [p for p in self.path.glob("checkpoint-*") if p.suffix != ".tmp"]
         return max(found, key=_update, default=None)
 
-    @property
-    def update(self) -> int:
-        """How many updates the last checkpoint has made; 0 if there is none."""
-        return 0 if self.checkpoint is None else _update(self.checkpoint)
+    def begin(self) -> int:
+        """Write the settings, and remove what a kill has left beside the last checkpoint.
 
-    def begin(self) -> None:
-        """Write the settings, and remove what a kill has left beside the last checkpoint."""
-        if not self.writes:
-            return
-        self._remove_others(self.checkpoint)
-        with replacing(self.path / "settings.json") as temporary:
-            text = json.dumps(self._settings, indent=2, ensure_ascii=False)
-            temporary.write_text(text + "\n", encoding="utf-8")
+        Returns:
+            How many updates that checkpoint has made; 0 if there is none.
+        """
+        last = self.checkpoint
+        if self.writes:
+            self._remove_others(last)
+            with replacing(self.path / "settings.json") as temporary:
+                text = json.dumps(self._settings, indent=2, ensure_ascii=False)
+                temporary.write_text(text + "\n", encoding="utf-8")
+        return 0 if last is None else _update(last)
 
     def save(self, update: int, model, tokenizer, optimizer, trajectory: Trajectory) -> None:
-        """Write a checkpoint; without an optimizer, the last one.
-
-        Where processes share out the weights, all must call this.
-        """
-        weights = whole_weights(model, self.writes) if is_sharded(model) else None
-        state = None if optimizer is None else whole(optimizer.state_dict(), self.writes)
+        """Write a checkpoint; without an optimizer, the last one. All processes must call this."""
+        weights = states.get_model_state_dict(model, options=_SAVED)
+        state = optimizer and states.get_optimizer_state_dict(model, optimizer, options=_SAVED)
         if not self.writes:
             return
         trajectory.save(self.path / "trajectory")
+        for tied in model.all_tied_weights_keys:  # gathered twice, they would no longer be one
+            weights.pop(tied, None)
         new = self.path / f"checkpoint-{update:06d}"
         with new_folder(new) as folder:
             with no_progress_bar():
@@ -104,19 +104,13 @@ class RunFolder:
         folder = self.checkpoint
         with no_progress_bar():  # what save_pretrained renames, only from_pretrained names back
             saved = type(model).from_pretrained(folder, dtype=model.dtype, use_safetensors=True)
-        there = model.state_dict()
-        model.load_state_dict(
-            {name: like(t, there[name]) for name, t in saved.state_dict().items()}
-        )
+        states.set_model_state_dict(model, saved.state_dict(), options=_LOADED)
         file = folder / "optimizer.pt"
         if file.is_file():
             state = torch.load(file, map_location="cpu", weights_only=True)
-            learned = [p for group in optimizer.param_groups for p in group["params"]]
-            for number, values in state["state"].items():
-                values |= {name: like(x, learned[number]) for name, x in values.items()}
-            optimizer.load_state_dict(state)
+            states.set_optimizer_state_dict(model, optimizer, state, options=_LOADED)
         trajectory = Trajectory.load(self.path / "trajectory")
-        recorder.restore(trajectory, self.update)
+        recorder.restore(trajectory, _update(folder))
         return trajectory.meta
 
     def _remove_others(self, checkpoint: Path | None) -> None:

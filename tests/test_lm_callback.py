@@ -8,10 +8,11 @@ import pytest
 import torch
 from datasets import Dataset, disable_progress_bars
 from tiny import tiny, tiny_rows
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from lmdyn.lm.callback import ProbeCallback
 from lmdyn.lm.score import score
+from lmdyn.lm.squeeze import Alert
 from lmdyn.lm.trajectory import Trajectory
 
 disable_progress_bars()
@@ -22,19 +23,11 @@ def trainer(folder, *callbacks, steps=6, lr=1e-2, **options):
     model, tokenizer = tiny("llama", torch.float32)
     texts = [f"{row['prompt']} {row['chosen']} <eos>" for row in ROWS]
     data = [{"input_ids": ids, "labels": ids} for ids in tokenizer(texts)["input_ids"]]
-    args = TrainingArguments(
-        output_dir=str(folder),
-        max_steps=steps,
-        per_device_train_batch_size=1,
-        learning_rate=lr,
-        logging_steps=2,
-        save_strategy="no",
-        report_to=[],
-        disable_tqdm=True,
-        use_cpu=True,
-        **options,
-    )
+    options = {"max_steps": steps, "learning_rate": lr, "logging_steps": 2} | options
+    options |= {"per_device_train_batch_size": 1, "save_strategy": "no", "disable_tqdm": True}
+    args = TrainingArguments(output_dir=str(folder), use_cpu=True, **{"report_to": []} | options)
     made = Trainer(model, args=args, train_dataset=data, processing_class=tokenizer)
+    made.remove_callback(PrinterCallback)
     for callback in callbacks:
         made.add_callback(callback)
     return made
@@ -77,12 +70,27 @@ def _tokens(made):
     return score(made.model, made.processing_class, ROWS, per_token=True).tokens
 
 
-def test_reporters_get_it_and_the_trainer_still_logs_its_own(tmp_path):
-    seen = Seen()
-    made = trainer(tmp_path, seen, ProbeCallback(ROWS, every=2, budget=None))
+def test_reporters_of_the_trainer_get_it_and_it_still_logs_its_own(tmp_path):
+    seen, alone = Seen(), Seen()
+    made = trainer(tmp_path / "a", seen)
+    made.add_callback(ProbeCallback(ROWS, every=2, budget=None, trainer=made))
     made.train()
     assert [step for step, logs in seen.logs if "lmdyn/chosen" in logs] == [0, 2, 4, 6]
     assert [step for step, logs in seen.logs if "loss" in logs] == [2, 4, 6]
+    other = trainer(tmp_path / "b", alone, ProbeCallback(ROWS, every=2, budget=None))
+    other.train()
+    assert not any("lmdyn/chosen" in logs for _, logs in alone.logs)
+    for one, two in zip(made.state.log_history, other.state.log_history, strict=True):
+        times = {"lmdyn/seconds", "train_runtime"}
+        same = [key for key in one if key not in times and "per_second" not in key]
+        assert list(one) == list(two) and [one[key] for key in same] == [two[key] for key in same]
+
+
+def test_reporters_that_would_not_get_it_are_named(tmp_path, monkeypatch):
+    made = trainer(tmp_path, ProbeCallback(ROWS, every=2, budget=None), steps=1)
+    made.args.report_to = ["tensorboard"]
+    with pytest.warns(UserWarning, match="pass trainer=trainer for tensorboard to get the logs"):
+        made.train()
 
 
 def test_the_training_is_the_same_with_and_without(tmp_path):
@@ -102,7 +110,7 @@ def test_a_failing_probe_warns_once_and_steps_aside(tmp_path, monkeypatch):
         calls.append(1)
         raise RuntimeError("out of everything")
 
-    monkeypatch.setattr("lmdyn.lm.callback.score", broken)
+    monkeypatch.setattr("lmdyn.lm.recorder.score", broken)
     made = trainer(tmp_path, ProbeCallback(ROWS, every=1))
     with pytest.warns(UserWarning, match="RuntimeError: out of everything.*goes on without them"):
         made.train()
@@ -146,7 +154,7 @@ def test_the_budget_holds_where_fewer_prompts_are_hardly_faster(tmp_path, monkey
 
     clock, probe = Clock(), ProbeCallback(ROWS, every=2, budget=0.05)
     monkeypatch.setattr("lmdyn.lm.callback.time.perf_counter", lambda: clock.now)
-    monkeypatch.setattr("lmdyn.lm.callback.score", clock.score)
+    monkeypatch.setattr("lmdyn.lm.recorder.score", clock.score)
     with pytest.warns(UserWarning, match="probing 4 of 5 prompts every"):
         trainer(tmp_path, clock, probe, steps=200).train()
     n = len(probe.trajectory.steps)
@@ -156,8 +164,6 @@ def test_the_budget_holds_where_fewer_prompts_are_hardly_faster(tmp_path, monkey
 
 
 def test_an_alert_warns_and_can_stop_the_run(tmp_path, monkeypatch):
-    from lmdyn.lm.squeeze import Alert
-
     alert = Alert(2, 0, -1.0, -2.0, 3.0)
     monkeypatch.setattr(
         "lmdyn.lm.callback.squeeze", lambda steps, *a: alert if len(steps) > 1 else None
@@ -213,7 +219,7 @@ def test_it_runs_in_the_trainers_of_trl(tmp_path, kind, lora):
         "dpo": (trl.DPOConfig, trl.DPOTrainer),
         "sft": (trl.SFTConfig, trl.SFTTrainer),
     }[kind]
-    probe = ProbeCallback(ROWS, every=2, budget=None)
+    seen = Seen()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # TRL's own
         args = config(
@@ -221,6 +227,7 @@ def test_it_runs_in_the_trainers_of_trl(tmp_path, kind, lora):
             max_steps=4,
             per_device_train_batch_size=2,
             learning_rate=1e-2 if lora else 1e-3,
+            logging_steps=4,
             report_to=[],
             disable_tqdm=True,
             save_strategy="no",
@@ -235,11 +242,16 @@ def test_it_runs_in_the_trainers_of_trl(tmp_path, kind, lora):
             processing_class=tokenizer,
             peft_config=adapter,
         )
+        probe = ProbeCallback(ROWS, every=2, budget=None, trainer=made)
+        made.add_callback(seen)
         made.add_callback(probe)
         made.train()
         after = score(made.model, tokenizer, ROWS)
     assert list(logged(made, "lmdyn/chosen")) == [0, 2, 4]
     np.testing.assert_allclose(logged(made, "lmdyn/chosen")[4], after.mean("chosen"), rtol=1e-5)
+    assert [step for step, logs in seen.logs if "lmdyn/chosen" in logs] == [0, 2, 4]
+    own = "rewards/margins" if kind == "dpo" else "mean_token_accuracy"
+    assert list(logged(made, own)) == [4]  # over all updates, as without the callback
     change = probe.trajectory.mean("chosen")
     if kind == "sft":
         assert change[-1] > change[0]

@@ -5,12 +5,13 @@ from copy import deepcopy
 import numpy as np
 import pytest
 import torch
+from stopped import stopped
 from tiny import tiny, tiny_rows
 
 from lmdyn.lm.generate import generate
 from lmdyn.lm.on_policy import finetune_on_policy, sample_rejected
+from lmdyn.lm.score import STATS
 from lmdyn.lm.train import finetune
-from lmdyn.lm.trajectory import STATS
 
 ROWS = tiny_rows()
 SETTINGS = {"lr": 1e-2, "batch_size": 2, "max_new_tokens": 6}
@@ -82,10 +83,8 @@ def test_a_reference_can_stay():
 def test_a_stopped_run_goes_on_with_the_pairs_that_it_had(tmp_path, monkeypatch):
     whole, model = run(out=tmp_path / "whole")
     out = tmp_path / "stopped"
-    with monkeypatch.context() as patch:
-        patch.setattr("lmdyn.lm._checkpoint.RunFolder.save", fail_in_the_second_round(out))
-        with pytest.raises(KeyboardInterrupt):
-            run(out=out)
+    with stopped(at=4), pytest.raises(KeyboardInterrupt):  # in the second round
+        run(out=out)
     with monkeypatch.context() as patch:  # both rounds have their pairs
         patch.setattr("lmdyn.lm.on_policy.generate", None)
         resumed, again = run(out=out, resume=True)
@@ -93,19 +92,6 @@ def test_a_stopped_run_goes_on_with_the_pairs_that_it_had(tmp_path, monkeypatch)
     same_weights(model, again)
     with pytest.raises(ValueError, match="holds a run already"):
         run(out=out)
-
-
-def fail_in_the_second_round(out):
-    from lmdyn.lm._checkpoint import RunFolder
-
-    save = RunFolder.save
-
-    def failing(self, *args):
-        if self.path == out / "round-1":
-            raise KeyboardInterrupt
-        save(self, *args)
-
-    return failing
 
 
 def test_settings_that_make_no_sense_are_refused():

@@ -4,12 +4,15 @@ import json
 import os
 import shutil
 import warnings
+from contextlib import suppress
 
 import numpy as np
 import pytest
 import torch
 from forked import forked
+from stopped import stopped
 from tiny import tiny, tiny_rows
+from torch.optim.optimizer import register_optimizer_step_post_hook
 from transformers import (
     LlamaForCausalLM,
     Trainer,
@@ -20,12 +23,12 @@ from transformers import (
 from transformers.distributed import DistributedConfig
 
 from lmdyn.lm import processes, recorder, train
-from lmdyn.lm.checkpoint import RunFolder
 from lmdyn.lm.callback import ProbeCallback
 from lmdyn.lm.models import load
-from lmdyn.lm.run import checkpoint_activations
-from lmdyn.lm.trajectory import STATS, Trajectory
+from lmdyn.lm.score import STATS
+from lmdyn.lm.trajectory import Trajectory
 
+pytestmark = pytest.mark.slow
 ROWS = tiny_rows()
 # 5 rows: an update has a batch of 3 and one of 2, or of 1, of which a process has nothing.
 RUN = {"epochs": 2, "lr": 1e-2, "batch_size": 3, "accumulate": 2, "probe_every": 1}
@@ -38,16 +41,12 @@ CASES = {
 }
 
 
-class Killed(BaseException):
-    """Stops a run at once: nothing catches it."""
-
-
 def finetune(case, out, **options):
     """The case's run with all rows as probes."""
     settings = RUN | CASES[case] | {"out": out, "save_every": 9, "progress": False} | options
     model, tokenizer = tiny(settings.pop("family"))
     if case == "checkpointing":
-        checkpoint_activations(model)
+        model.activation_checkpointing_enable({"use_reentrant": False})
     loss = settings.pop("loss")
     return train.finetune(model, tokenizer, ROWS, loss, probes=ROWS, **settings), model, tokenizer
 
@@ -59,7 +58,7 @@ def two_stages(folder):
     return train.finetune(model, tokenizer, ROWS, "sft", **options)
 
 
-def probed_training(kind, folder):
+def probed_training(kind, folder, probes=ROWS):
     """A trainer with the callback: what the callback has recorded."""
     model, tokenizer = tiny("llama", torch.float32)
     if kind == "fsdp":
@@ -79,7 +78,7 @@ def probed_training(kind, folder):
     )
     data = [{"input_ids": ids, "labels": ids}] * 4
     made = Trainer(model, args=args, train_dataset=data, processing_class=tokenizer)
-    probe = ProbeCallback(ROWS, every=1, budget=None)
+    probe = ProbeCallback(probes, every=1, budget=None, trainer=made)
     made.add_callback(probe)
     made.train()
     return probe, made
@@ -97,14 +96,19 @@ def in_two(rank, folder):
     told["scored, one"] = list(seen)
     for kind, error in (("value", ValueError("not fit")), ("other", KeyError("lost"))):
         told[kind] = failing(rank, error)
+    told["weights"] = spoilt(rank)
 
     for kind in ("ddp", "fsdp"):
         probe, made = probed_training(kind, folder)
         probe.trajectory.save(folder / f"trainer-{kind}-{rank}")
         told[f"logged {kind}"] = sum("lmdyn/chosen" in e for e in made.state.log_history)
+    told["loss"] = losses(made)
+    _, made = probed_training("fsdp", folder, [{"prompt": "the " * 200, "chosen": "no"}])
+    told["loss with failing probes"] = losses(made)
     told["stepped aside"] = stepping_aside(rank, folder)
 
     os.environ["ACCELERATE_USE_FSDP"] = "true"
+    told["no layers"] = without_layers()
     for case in CASES:
         if case != "adamw":
             finetune(case, folder / "fsdp" / case)
@@ -112,6 +116,10 @@ def in_two(rank, folder):
     killed(folder)
     finetune("adamw", folder / "resumed", resume=True)
     (folder / f"told-{rank}.json").write_text(json.dumps(told))
+
+
+def losses(made):
+    return [entry["loss"] for entry in made.state.log_history if "loss" in entry]
 
 
 def watch_score():
@@ -136,55 +144,52 @@ def failing(rank, error):
 
     try:
         processes.together(np.arange(5), work, 5, rank, 2)
-    except Exception as heard:
+    except (ValueError, RuntimeError) as heard:
         return [type(heard).__name__, str(heard)]
 
 
 def spoilt(rank):
-    """What a process hears when the first one's part of the weights is not finite."""
+    """What a process hears when the last update spoils the weights of the first one."""
+
+    def spoil(optimizer, *_):
+        if rank == 0:
+            optimizer.param_groups[0]["params"][0].data.fill_(torch.nan)
+
+    hook = register_optimizer_step_post_hook(spoil)
     try:
-        check_weights([torch.ones(2), torch.tensor([1.0, np.nan if rank == 0 else 1.0])], 1, [3])
+        train.finetune(*tiny("llama"), ROWS[3:4], **RUN | {"probe_every": None, "epochs": 1})
     except FloatingPointError as heard:
+        return str(heard)
+    finally:
+        hook.remove()
+
+
+def without_layers():
+    model, tokenizer = tiny("llama")
+    model._no_split_modules = None
+    try:
+        train.finetune(model, tokenizer, ROWS, epochs=1, lr=1e-2, batch_size=2)
+    except ValueError as heard:
         return str(heard)
 
 
 def stepping_aside(rank, folder):
     """How often each process probes when the log of the first one fails."""
-    probe = ProbeCallback(ROWS, every=1, budget=None)
-    count, measure = [], probe._measure
-
-    def measured(*args):
-        count.append(1)
-        logs = measure(*args)
-        if rank == 0:
-            raise OSError("no log")
-        return logs
-
-    probe._measure = measured
+    no_trainer = object()
+    probe = ProbeCallback(ROWS, every=1, budget=None, trainer=None if rank else no_trainer)
     model, tokenizer = tiny("llama", torch.float32)
     args = TrainingArguments(output_dir=str(folder), report_to=[], use_cpu=True)
     state = TrainerState(is_world_process_zero=rank == 0)
     for event, step in ((probe.on_train_begin, 0), (probe.on_step_end, 1), (probe.on_train_end, 2)):
         state.global_step = step
         event(args, state, TrainerControl(), model=model, processing_class=tokenizer)
-    return len(count)
+    return len(probe.trajectory.steps)
 
 
 def killed(folder):
     """A run that ends after its first checkpoint."""
-    save = RunFolder.save
-
-    def fatal(self, *args):
-        save(self, *args)
-        raise Killed
-
-    RunFolder.save = fatal
-    try:
+    with stopped(at=2), suppress(KeyboardInterrupt):
         finetune("adamw", folder / "resumed", save_every=1)
-    except Killed:
-        pass
-    finally:
-        RunFolder.save = save
     torch.distributed.barrier()
     if torch.distributed.get_rank() == 0:
         shutil.copytree(folder / "resumed", folder / "killed")
@@ -247,7 +252,7 @@ def test_an_error_in_one_process_reaches_the_others(two):
 
 
 def test_weights_that_are_spoilt_in_one_process_stop_all(two):
-    said = "update 1, on rows[3], made weights that are not finite: lower lr"
+    said = "update 1, on rows[0], made weights that are not finite: lower lr"
     assert told(two, "weights") == [said] * 2
 
 
@@ -283,12 +288,16 @@ def test_processes_step_aside_together(two):
     assert told(two, "stepped aside") == [1, 1]
 
 
+def test_a_probing_that_fails_leaves_sharded_weights_as_they_were(two):
+    assert told(two, "loss") == told(two, "loss with failing probes")
+
+
+def test_a_model_without_layers_is_not_sharded(two):
+    for heard in told(two, "no layers"):
+        assert "LlamaForCausalLM does not tell its layers" in heard
+
+
 def test_deepspeed_is_refused_by_name(monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
     with pytest.raises(ValueError, match=r"DeepSpeed, .*launch with --multi_gpu, or"):
-        processes.fsdp_is_asked_for()
-
-
-def test_a_model_without_layers_is_not_sharded():
-    with pytest.raises(ValueError, match="Linear does not tell its layers"):
-        processes.shard(torch.nn.Linear(2, 2), torch.device("cpu"))
+        train.finetune(*tiny("llama"), ROWS, epochs=1, lr=1e-2, batch_size=2)

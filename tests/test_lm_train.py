@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from forked import launched
 from tiny import FAMILIES, tiny, tiny_rows
 from torch.nn.functional import logsigmoid
 from transformers import AutoModelForCausalLM
@@ -18,14 +18,13 @@ from transformers import AutoModelForCausalLM
 from lmdyn import losses
 from lmdyn.lm.data import as_probes
 from lmdyn.lm.log_probs import LogProbs
-from lmdyn.lm.score import score
-from lmdyn.lm.settings import Plan
+from lmdyn.lm.score import STATS, score
+from lmdyn.lm.settings import OPTIMIZERS, Plan
 from lmdyn.lm.tokens import Format, encode
 from lmdyn.lm.train import finetune
-from lmdyn.lm.trajectory import STATS, Trajectory
+from lmdyn.lm.trajectory import Trajectory
 
 ROWS = tiny_rows()
-OPTIMIZERS = {"adamw": torch.optim.AdamW, "sgd": torch.optim.SGD, "rmsprop": torch.optim.RMSprop}
 RUN = {"epochs": 3, "lr": 1e-2, "batch_size": 2}  # 5 rows: 3 updates in an epoch
 
 
@@ -201,11 +200,7 @@ def test_a_pair_of_equal_responses_is_refused():
 
 
 def test_an_epoch_is_a_fresh_order_of_all_rows():
-    options = {"optimizer": "sgd", "weight_decay": 0.0, "clip": None, "warmup": 0}
-    plan = Plan(
-        n_rows=7, epochs=3, lr=1.0, batch_size=2, accumulate=2, max_steps=None, seed=3,
-        mixed_precision="no", probe_every=None, **options,
-    )  # fmt: skip
+    plan = Plan.of(7, epochs=3, lr=1.0, batch_size=2, accumulate=2, seed=3)
     assert (plan.per_epoch, plan.updates) == (2, 6)
     orders = [plan.rows(2 * epoch) + plan.rows(2 * epoch + 1) for epoch in range(3)]
     assert [sorted(order) for order in orders] == [list(range(7))] * 3
@@ -269,10 +264,15 @@ def test_max_steps_ends_early():
 def test_meta_says_how_it_was_made(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["/some/where/record.py", "--rows", "my rows.jsonl"])
     monkeypatch.delitem(sys.modules, "ipykernel", raising=False)
-    trajectory, _ = run(seed=3, max_steps=1)
+    trajectory, _ = run(seed=3, max_steps=1, response="rejected")
     meta = json.loads(json.dumps(trajectory.meta))
-    assert (meta["settings"]["lr"], meta["settings"]["seed"]) == (RUN["lr"], 3)
-    assert meta["settings"]["loss"] == "SFT()"
+    settings = meta["settings"]
+    assert [settings[key] for key in ("lr", "seed", "response")] == [RUN["lr"], 3, "rejected"]
+    assert settings["loss"] == "SFT()"
+    book = Path(__file__).parents[1] / "book"
+    recorded = json.loads((book / "recorded" / "dpo-hh-seed1.json").read_text())
+    assert set(settings) == set(recorded["settings"])  # a run of then could go on today
+    assert set(meta) <= set(recorded)
     assert meta["model"].startswith("LlamaForCausalLM, ")
     assert meta["command"] == "record.py --rows 'my rows.jsonl'"
     assert meta["versions"]["torch"] == torch.__version__
@@ -390,6 +390,7 @@ class Killed(BaseException):
     """Stops the process at once, as far as the code can tell: nothing catches it."""
 
 
+@pytest.mark.slow
 def test_a_kill_before_any_write_loses_nothing(tmp_path, monkeypatch):
     options = {"probes": ROWS[:1], "save_every": 1, "max_steps": 2, "dtype": torch.float32}
     options |= {"family": "gpt2"} | DROPOUT
@@ -440,6 +441,7 @@ from test_lm_train import SAVED, run
 
 torch.set_num_threads(1)
 here = Path(sys.argv[1])
+random.seed(int(sys.argv[2]))
 
 def child(out):
     pid = os.fork()
@@ -448,29 +450,30 @@ def child(out):
         os._exit(0)
     return pid
 
+child(here / "warm"), os.wait()
+began = time.perf_counter()
 assert os.waitpid(child(here / "whole"), 0)[1] == 0
-for least in (1, 3, 6):  # updates on disk before the kill, which comes a little later
-    pid = child(here / "killed")
-    while not any(int(p.name[11:17]) >= least for p in (here / "killed").glob("checkpoint-*")):
-        time.sleep(0.01)
-    time.sleep(random.uniform(0, 0.05))
+takes, kills, number = time.perf_counter() - began, 0, 0
+while kills < 20:
+    pid = child(here / f"killed-{number}")
+    time.sleep(random.uniform(0, takes / 2))
     os.kill(pid, signal.SIGKILL)
-    print(os.waitpid(pid, 0)[1])
-assert os.waitpid(child(here / "killed"), 0)[1] == 0
+    killed = os.waitpid(pid, 0)[1] == signal.SIGKILL
+    kills, number = kills + killed, number + (not killed)  # a run at its end: the next one
+assert os.waitpid(child(here / f"killed-{number}"), 0)[1] == 0
 """
 
 
-def test_a_killed_run_resumed_is_the_run_never_killed(tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-c", KILLED, str(tmp_path)],
-        cwd=Path(__file__).parent, capture_output=True, text=True, timeout=100,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert "9" in done.stdout.split()  # SIGKILL met a run on its way
-    assert files(tmp_path / "killed") == files(tmp_path / "whole")
-    for name in ("trajectory.npz", "checkpoint-000009/model.safetensors"):
-        killed, whole = ((tmp_path / which / name).read_bytes() for which in ("killed", "whole"))
-        assert killed == whole, name
+@pytest.mark.slow
+def test_a_run_killed_at_random_moments_and_resumed_is_the_run_never_killed(tmp_path):
+    """20 times kill -9, over as many runs as that takes."""
+    launched(["-c", KILLED, str(tmp_path), "0"])
+    runs = list(tmp_path.glob("killed-*"))
+    assert runs
+    for out in runs:
+        assert files(out) == files(tmp_path / "whole")
+        for name in ("trajectory.npz", "checkpoint-000009/model.safetensors"):
+            assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
 
 
 # --- accidents ---------------------------------------------------------------------------------
@@ -583,6 +586,7 @@ def test_the_bar_shows_loss_and_log_prob_on_a_terminal_or_on_request(capfd, prog
         ({"clip": 0.0}, "clip must be"),
         ({"weight_decay": -0.1}, "weight_decay must be a finite number of at least 0"),
         ({"rows": []}, "there is no row"),
+        ({"probes_every": 2}, "unknown setting 'probes_every': did you mean 'probe_every'"),
         ({"probe_every": 2}, "probe_every without probes"),
         ({"probes": ROWS, "probe_every": 0}, "probe_every must be an integer of at least 1"),
         ({"save_every": 2}, "save_every needs a folder: pass out"),
@@ -604,12 +608,6 @@ def test_a_model_without_trainable_weights_is_refused():
     model.requires_grad_(False)
     with pytest.raises(ValueError, match="no weight of the model requires a gradient"):
         finetune(model, tokenizer, ROWS, **RUN)
-
-
-def test_without_accelerate_it_says_what_to_install(monkeypatch):
-    monkeypatch.setitem(sys.modules, "accelerate", None)
-    with pytest.raises(ImportError, match="pip install accelerate"):
-        run()
 
 
 @pytest.mark.parametrize("family", FAMILIES)

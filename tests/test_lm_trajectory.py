@@ -1,13 +1,16 @@
+"""What a run recorded: in memory, in its files, in parts, and in a table."""
+
 import os
 import zipfile
 from dataclasses import fields, replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from lmdyn.lm.data import as_probes
-from lmdyn.lm.trajectory import STATS, Recorder, Trajectory
+from lmdyn.lm.recorder import Recorder
+from lmdyn.lm.score import STATS
+from lmdyn.lm.trajectory import Trajectory
 
 ROWS = [
     {"prompt": "a", "chosen": "b", "rejected": "c", "split": "train"},
@@ -17,19 +20,19 @@ ROWS = [
 PROBES = as_probes(ROWS)
 
 
-def scores(seed):
-    """Scores of ROWS: the second has no rejected."""
+def found(seed):
+    """Statistics of ROWS: the second has no rejected."""
     random = np.random.default_rng(seed)
-    found = {name: random.normal(size=(3, 2)) for name in (*STATS, "n_tokens")}
-    for values in found.values():
+    stats = {name: random.normal(size=(3, 2)) for name in (*STATS, "n_tokens")}
+    for values in stats.values():
         values[1, 1] = np.nan
-    return SimpleNamespace(vocab_size=7, **found)
+    return stats
 
 
 def recorded(probings=4, meta=None):
     recorder = Recorder(PROBES)
     for i in range(probings):
-        recorder.probe(2 * i, 8 * i, scores(i))
+        recorder.record(2 * i, 8 * i, found(i), vocab_size=7)
         recorder.update(loss=9.5 - i, lr=0.1)
         recorder.update(loss=9 - i, lr=0.1)
     return recorder.trajectory({"seed": 1} if meta is None else meta)
@@ -67,9 +70,9 @@ def test_what_is_recorded_is_what_was_scored():
     assert trajectory.types == ("chosen", "rejected")
     assert trajectory.split.tolist() == ["train", "train", "test"]
     for stat in STATS:
-        expected = np.stack([getattr(scores(i), stat) for i in range(4)]).astype(np.float32)
+        expected = np.stack([found(i)[stat] for i in range(4)]).astype(np.float32)
         np.testing.assert_array_equal(getattr(trajectory, stat), expected)
-    np.testing.assert_array_equal(trajectory.n_tokens, scores(3).n_tokens.astype(np.float32))
+    np.testing.assert_array_equal(trajectory.n_tokens, found(0)["n_tokens"].astype(np.float32))
     assert trajectory.log["loss"].tolist() == [9.5, 9, 8.5, 8, 7.5, 7, 6.5, 6]
     assert trajectory.updates == 8
 
@@ -129,7 +132,7 @@ def test_going_on_from_an_earlier_moment_gives_the_same(tmp_path):
     assert cut.log["loss"].tolist() == [9.5, 9, 8.5, 8]
     for loss in (7.5, 7):
         recorder.update(loss=loss, lr=0.1)
-    recorder.probe(6, 24, scores(3))
+    recorder.record(6, 24, found(3), vocab_size=7)
     for loss in (6.5, 6):
         recorder.update(loss=loss, lr=0.1)
     same(recorder.trajectory(whole.meta), whole)

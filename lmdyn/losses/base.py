@@ -58,8 +58,8 @@ class Loss:
     """A loss of one or more responses to the same prompt.
 
     A loss is a frozen dataclass whose fields are its hyperparameters, and one formula, `_value`.
-    The name that its class statement gives is all that it takes to be known to `get`, `names` and
-    everything that takes a loss::
+    To be defined with a name is all that it takes to be known to `get`, `names` and everything
+    that takes a loss::
 
         @dataclass(frozen=True)
         class Ratio(Loss, name="ratio"):

@@ -1,4 +1,4 @@
-"""Losses without a reference model: the log-probs themselves."""
+"""Losses without a reference model: the log-probs themselves, or ℓ̄ = log π(y)/n, per token."""
 
 import math
 from dataclasses import dataclass
@@ -29,8 +29,8 @@ class SLiC(Loss, name="slic"):
     """max(0, δ − log π(y+) + log π(y−)) − β log π(y_ref): sequence likelihood calibration.
 
     c+ = −1 and c− = +1 while log π(y+) − log π(y−) < δ, zero from the kink on; −β on y_ref
-    throughout. Zhao et al. 2023, *SLiC-HF: Sequence Likelihood Calibration with Human Feedback*,
-    arXiv 2305.10425, where β is λ. Not in TRL, whose ``hinge`` is `Hinge`. The defaults are ours.
+    throughout. Zhao et al. 2023, arXiv 2305.10425, where β is λ. Not in TRL, whose ``hinge`` is
+    `Hinge`. The defaults are ours.
 
     Args:
         delta: δ, the margin to reach, nats.
@@ -53,13 +53,11 @@ class SLiC(Loss, name="slic"):
 
 @dataclass(frozen=True)
 class SimPO(Loss, name="simpo"):
-    """−log σ(β(ℓ̄+ − ℓ̄−) − γ), ℓ̄ = log π(y)/n: simple preference optimisation.
+    """−log σ(β(ℓ̄+ − ℓ̄−) − γ): simple preference optimisation.
 
-    ℓ̄ is the average log-prob of the n tokens of a response. c+ = −(β/n+) σ(γ − β(ℓ̄+ − ℓ̄−)),
-    c− = (β/n−) σ(γ − β(ℓ̄+ − ℓ̄−)): of a pair, the longer response is moved less. Meng, Xia and
-    Chen 2024, *SimPO: Simple Preference Optimization with a Reference-Free Reward*, arXiv
-    2405.14734, with its values for Llama-3-8B as the defaults. TRL's ``simpo``, in its
-    ``CPOTrainer``, which adds SFT unless ``cpo_alpha=0``.
+    c+ = −(β/n+) σ(γ − β(ℓ̄+ − ℓ̄−)), c− = (β/n−) σ(γ − β(ℓ̄+ − ℓ̄−)): of a pair, the longer response
+    is moved less. Meng, Xia and Chen 2024, arXiv 2405.14734, whose values for Llama-3-8B are the
+    defaults. TRL's ``simpo``, in its ``CPOTrainer``, which adds SFT unless ``cpo_alpha=0``.
 
     Args:
         beta: how fast the push fades with the margin, tokens per nat.
@@ -81,11 +79,9 @@ class SimPO(Loss, name="simpo"):
 class ORPO(Loss, name="orpo"):
     """−ℓ̄+ − λ log σ(o), o = log(p+/(1−p+)) − log(p−/(1−p−)), p = exp ℓ̄: odds ratio optimisation.
 
-    ℓ̄ = log π(y)/n is the average log-prob of the n tokens of a response.
-    c+ = −[1 + λσ(−o)/(1−p+)]/n+, c− = λσ(−o)/((1−p−)n−). Hong, Lee and Thorne 2024, *ORPO:
-    Monolithic Preference Optimization without Reference Model*, arXiv 2403.07691, with its
-    λ = 0.1. TRL's ``ORPOTrainer``, where λ is ``beta`` and the first term is a mean over all the
-    tokens of the batch, those of the prompts included.
+    c+ = −[1 + λσ(−o)/(1−p+)]/n+, c− = λσ(−o)/((1−p−)n−). Hong, Lee and Thorne 2024, arXiv
+    2403.07691, with its λ. TRL's ``ORPOTrainer``, where λ is ``beta`` and the first term is a mean
+    over all the tokens of the batch, those of the prompts included.
 
     Args:
         weight: λ, of the odds ratio.

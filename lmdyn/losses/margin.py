@@ -16,9 +16,8 @@ class DPO(Relative, name="dpo"):
     """−(1−ε) log σ(βh) − ε log σ(−βh): direct preference optimisation.
 
     c+ = −β(σ(−βh) − ε) = −c−. Without label smoothing ε it never stops; with it, at the margin
-    where σ(−βh) = ε. Rafailov et al. 2023, *Direct Preference Optimization: Your Language Model
-    is Secretly a Reward Model*, arXiv 2305.18290; the smoothing is Mitchell's *A note on DPO with
-    noisy preferences & relationship to IPO*. TRL's ``sigmoid``, which has no smoothing any more.
+    where σ(−βh) = ε. Rafailov et al. 2023, arXiv 2305.18290; the smoothing is Mitchell's *A note on
+    DPO with noisy preferences*. TRL's ``sigmoid``, which has no smoothing any more.
 
     Args:
         label_smoothing: ε, the share of pairs taken to be labelled the wrong way round.
@@ -27,8 +26,7 @@ class DPO(Relative, name="dpo"):
     label_smoothing: float = within(0, 0.5, "[)", default=0.0)
 
     def _value(self, given):
-        u = self.beta * given.margin
-        eps = self.label_smoothing
+        u, eps = self.beta * given.margin, self.label_smoothing
         return -(1 - eps) * logsigmoid(u) - eps * logsigmoid(-u)
 
 
@@ -37,9 +35,7 @@ class SPIN(Relative, name="spin"):
     """−log σ(βh): self-play finetuning, the formula of `DPO` on other data.
 
     The rejected response is a sample of the model of the previous round, and ``ref`` is that
-    model: on-policy pairs, sampled anew each round. Chen et al. 2024, *Self-Play Fine-Tuning
-    Converts Weak Language Models to Strong Language Models*, arXiv 2401.01335, where β is λ.
-    Not in TRL.
+    model. Chen et al. 2024, arXiv 2401.01335, where β is λ. Not in TRL.
     """
 
     def _value(self, given):
@@ -51,10 +47,8 @@ class IPO(Relative, name="ipo"):
     """(h − 1/2β)²: identity preference optimisation.
 
     c+ = 2(h − 1/2β) = −c−: it pulls the margin *back* once it is beyond 1/2β. Azar et al. 2023,
-    *A General Theoretical Paradigm to Understand Learning from Human Preferences*, arXiv
-    2310.12036, equation 17, where β is τ. TRL's ``ipo`` is ``average=True``: h is then the
-    difference of the averages Δ/n over the n tokens of a response, and each coefficient is
-    divided by its own n.
+    arXiv 2310.12036, equation 17, where β is τ. TRL's ``ipo`` is ``average=True``: h is then the
+    difference of Δ/n over the n tokens of a response, and each coefficient is divided by its own n.
 
     Args:
         average: take Δ per token.
@@ -78,10 +72,9 @@ class IPO(Relative, name="ipo"):
 class Hinge(Relative, name="hinge"):
     """max(0, 1 − βh): a hinge on the margin.
 
-    c+ = −β = −c− while βh < 1, zero from the kink on. Liu et al. 2023, *Statistical Rejection
-    Sampling Improves Preference Optimization*, arXiv 2309.06657, where β is γ. TRL's ``hinge``,
-    listed there under SLiC: unlike `SLiC` it is relative to a reference, and no term holds on to
-    a target.
+    c+ = −β = −c− while βh < 1, zero from the kink on. Liu et al. 2023, arXiv 2309.06657, where β is
+    γ. TRL's ``hinge``, listed there under SLiC: unlike `SLiC` it is relative to a reference, and no
+    term holds on to a target.
     """
 
     def _value(self, given):
@@ -93,9 +86,8 @@ class Robust(Relative, name="robust"):
     """[−(1−ε) log σ(βh) + ε log σ(−βh)] / (1 − 2ε): DPO debiased for flipped labels.
 
     c+ = −β[(1−ε)σ(−βh) + εσ(βh)] / (1 − 2ε) = −c−: no margin stops it, and the loss has no lower
-    bound. Chowdhury, Kini and Natarajan 2024, *Provably Robust DPO: Aligning Language Models with
-    Noisy Feedback*, arXiv 2403.00409. TRL's ``robust``; the default ε is the one that TRL
-    recommends from the paper.
+    bound. Chowdhury, Kini and Natarajan 2024, arXiv 2403.00409. TRL's ``robust``, with the ε that
+    it recommends.
 
     Args:
         label_smoothing: ε, the share of labels that are flipped.
@@ -104,8 +96,7 @@ class Robust(Relative, name="robust"):
     label_smoothing: float = within(0, 0.5, "[)", default=0.1)
 
     def _value(self, given):
-        u = self.beta * given.margin
-        eps = self.label_smoothing
+        u, eps = self.beta * given.margin, self.label_smoothing
         return (eps * logsigmoid(-u) - (1 - eps) * logsigmoid(u)) / (1 - 2 * eps)
 
 
@@ -115,9 +106,8 @@ class EXO(Relative, name="exo"):
 
     The KL divergence of the model's own preference from the smoothed label (1−ε, ε).
     c+ = βσ(βh)σ(−βh)(βh − log((1−ε)/ε)) = −c−: it stops at βh = log((1−ε)/ε), and hardly moves a
-    pair that it has far the wrong way round. Ji et al. 2024, *Towards Efficient Exact
-    Optimization of Language Model Alignment*, arXiv 2402.00856, equation 16. TRL's ``exo_pair``;
-    the defaults are chosen as in `Robust`.
+    pair that it has far the wrong way round. Ji et al. 2024, arXiv 2402.00856, equation 16. TRL's
+    ``exo_pair``, with the ε that it recommends.
 
     Args:
         label_smoothing: ε.
@@ -138,8 +128,7 @@ class DiscoPOP(Relative, name="discopop"):
 
     c+ = β[m′(log σ(u) + exp(−u)) − (1−m)σ(−u) − m exp(−u)] = −c−, with m′ = m(1−m)/τ: DPO below a
     margin of zero, an exponential above, and around zero a bump that pushes the pair back. Lu et
-    al. 2024, *Discovering Preference Optimization Algorithms with and for Large Language Models*,
-    arXiv 2406.08414, equation 5. TRL's ``discopop``; the defaults are TRL's, τ also the paper's.
+    al. 2024, arXiv 2406.08414, equation 5, with its τ. TRL's ``discopop``.
 
     Args:
         tau: τ, the width of the blend in u.

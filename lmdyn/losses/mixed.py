@@ -12,11 +12,10 @@ from lmdyn.losses.base import Loss, Relative, nonnegative, positive, within
 class RPO(Relative, name="rpo"):
     """−log σ(βh) − α log π(y+)/n+: DPO and SFT together.
 
-    c+ = −βσ(−βh) − α/n+, c− = βσ(−βh), with n+ the number of tokens of y+. Pang et al. 2024,
-    *Iterative Reasoning Preference Optimization*, arXiv 2404.19733, with its α = 1; Liu et al.
-    2024 call the sum regularized preference optimisation (arXiv 2405.16436). TRL's
-    ``["sigmoid", "sft"]`` with weights 1 and α, whose second term is the mean over all the tokens
-    of a batch: there a long response counts for more.
+    c+ = −βσ(−βh) − α/n+, c− = βσ(−βh), with n+ the number of tokens of y+. Pang et al. 2024, arXiv
+    2404.19733, with its α = 1; Liu et al. 2024 call the sum regularized preference optimisation
+    (arXiv 2405.16436). TRL's ``["sigmoid", "sft"]`` with weights 1 and α, whose second term is the
+    mean over all the tokens of a batch: there a long response counts for more.
 
     Args:
         weight: α, of the average negative log-prob of y+.
@@ -35,9 +34,8 @@ class DPOP(Relative, name="dpop"):
     """−log σ(u), u = β(h − λ max(0, −Δ+)): DPO-positive.
 
     c+ = −βσ(−u)(1 + λ[Δ+ < 0]), c− = βσ(−u): while y+ is below the reference, it is pulled up
-    1 + λ times as hard as y− is pushed down. Pal et al. 2024, *Smaug: Fixing Failure Modes of
-    Preference Optimisation with DPO-Positive*, arXiv 2402.13228. Not in TRL. The default
-    λ = 50 is what implementations of the paper use.
+    1 + λ times as hard as y− is pushed down. Pal et al. 2024, arXiv 2402.13228. Not in TRL. The
+    default λ is what implementations of the paper use.
 
     Args:
         penalty: λ.
@@ -55,9 +53,8 @@ class CalDPO(Relative, name="cal_dpo"):
     """−log σ(h) + (Δ+ − 1/2β)² + (Δ− + 1/2β)²: calibrated DPO.
 
     c+ = −σ(−h) + 2(Δ+ − 1/2β), c− = σ(−h) + 2(Δ− + 1/2β): `SPPO` with η = 1/β, and a push of DPO
-    with no β inside. Xiao et al. 2024, *Cal-DPO: Calibrated Direct Preference Optimization for
-    Language Model Alignment*, arXiv 2412.14516, with rewards of ±½; the authors' code takes half
-    of the squares, and β = 0.001. Not in TRL.
+    with no β inside. Xiao et al. 2024, arXiv 2412.14516, with rewards of ±½; the authors' code
+    takes half of the squares, and β = 0.001. Not in TRL.
     """
 
     def _value(self, given):
@@ -71,11 +68,10 @@ class CWDPO(Relative, name="cw_dpo"):
     """−log σ(β(Δ+ − wΔ−)), w = σ((ℓ̄− − floor)/τ): cooling-weighted DPO, its second stage.
 
     c+ = −βσ(−u), c− = wβσ(−u), with u what the outer σ is taken of: the deeper the valley in which
-    y− lies, that is the lower the average log-prob ℓ̄− of its tokens under the model itself, the
-    softer the push. w is a constant for the gradient. Zhang et al. 2025, *Learning Dynamics of
-    VLM Finetuning*, arXiv 2510.11978. This is our reading of its idea, on text: the formula is
-    the one in descriptions of the paper, which we have not checked against the paper itself. Not
-    in TRL. The default floor and τ are ours: w = ½ where a token has on average probability e⁻³.
+    y− lies, that is the lower its average log-prob ℓ̄− under the model itself, the softer the push.
+    w is a constant for the gradient. Zhang et al. 2025, arXiv 2510.11978: our reading of its idea,
+    on text, from descriptions of the paper, not checked against the paper itself. Not in TRL. The
+    default floor and τ are ours: w = ½ where a token has on average probability e⁻³.
 
     Args:
         floor: the average log-prob at which the push is halved, nats per token.
@@ -88,8 +84,7 @@ class CWDPO(Relative, name="cw_dpo"):
     tau: float = positive(1.0)
 
     def _value(self, given):
-        depth = given.mean("rejected").detach() - self.floor
-        w = (depth / self.tau).sigmoid()
+        w = ((given.mean("rejected").detach() - self.floor) / self.tau).sigmoid()
         return -logsigmoid(self.beta * (given.delta("chosen") - w * given.delta("rejected")))
 
 
@@ -98,9 +93,8 @@ class CWSFT(Loss, name="cw_sft"):
     """−log π(y+) + λ max(0, log π(y−) − floor · n−): SFT before `CWDPO`, its first stage.
 
     c+ = −1, c− = λ while the n− tokens of y− have an average log-prob above the floor: a gentle
-    push, which ends where y− is unlikely enough. In the terms of Zhang et al. 2025 (see `CWDPO`),
-    NLL(y+) + λ max(0, C − NLL(y−)), with the same caveat. That C = −floor counts per token, and
-    both defaults, are ours: the floor is the one of `CWDPO`, where the second stage cools.
+    push, which ends where y− is unlikely enough. Source and caveat are those of `CWDPO`, whose
+    floor is the default: there, where the second stage cools.
 
     Args:
         weight: λ.

@@ -15,9 +15,8 @@ class SPPO(Loss, name="sppo"):
     """(Δ+ − η/2)² + (Δ− + η/2)²: self-play preference optimisation.
 
     c+ = 2(Δ+ − η/2), c− = 2(Δ− + η/2): two pulls, y+ to η/2 nats above the reference and y− to
-    η/2 below it, and neither further. Wu et al. 2024, *Self-Play Preference Optimization for
-    Language Model Alignment*, arXiv 2405.00675, with a win probability of 1 for y+ and 0 for y−.
-    TRL's ``sppo_hard`` with η = 1/β; the default is TRL's β = 0.1.
+    η/2 below it, and neither further. Wu et al. 2024, arXiv 2405.00675, with a win probability of 1
+    for y+ and 0 for y−. TRL's ``sppo_hard`` with η = 1/β; the default is its β = 0.1.
 
     Args:
         eta: η, how far apart the two targets are, nats.
@@ -38,8 +37,8 @@ class NCA(Relative, name="nca"):
     """−log σ(βΔ+) − ½ log σ(−βΔ+) − ½ log σ(−βΔ−): noise contrastive alignment, of a pair.
 
     c+ = −β(σ(−βΔ+) − ½σ(βΔ+)), c− = ½βσ(βΔ−): y+ is drawn to σ(βΔ+) = ⅔, a little above the
-    reference, and y− pushed down without end. Chen et al. 2024, *Noise Contrastive Alignment of
-    Language Models with Explicit Rewards*, arXiv 2402.05369. TRL's ``nca_pair``.
+    reference, and y− pushed down without end. Chen et al. 2024, arXiv 2402.05369. TRL's
+    ``nca_pair``.
     """
 
     def _value(self, given):
@@ -51,8 +50,7 @@ class NCA(Relative, name="nca"):
 class BCO(Relative, name="bco"):
     """−log σ(βΔ+) − log σ(−βΔ−): binary classifier optimisation, of a pair.
 
-    c+ = −βσ(−βΔ+), c− = βσ(βΔ−): unlike DPO's, each fades with its own Δ. Jung et
-    al. 2024, *Binary Classifier Optimization for Large Language Model Alignment*, arXiv
+    c+ = −βσ(−βΔ+), c− = βσ(βΔ−): unlike DPO's, each fades with its own Δ. Jung et al. 2024, arXiv
     2404.04656, without its reward shift (a running mean of the rewards), as in TRL's ``bco_pair``
     since 0.29.
     """
@@ -67,8 +65,7 @@ class APOZero(Relative, name="apo_zero"):
     """1 − σ(βΔ+) + σ(βΔ−): anchored preference optimisation, for y+ better than the model.
 
     c+ = −βσ′(βΔ+), c− = βσ′(βΔ−), σ′ = σ(1−σ): y+ up and y− down, both hardest at the reference.
-    D'Oosterlinck et al. 2024, *Anchored Preference Optimization and Contrastive Revisions:
-    Addressing Underspecification in Alignment*, arXiv 2408.06266, equation 7. TRL's ``apo_zero``.
+    D'Oosterlinck et al. 2024, arXiv 2408.06266, equation 7. TRL's ``apo_zero``.
     """
 
     def _value(self, given):
@@ -94,15 +91,12 @@ class APODown(Relative, name="apo_down"):
 class KTO(Relative, name="kto"):
     """λ_D (1 − σ(β(Δ+ − kl))) + λ_U (1 − σ(β(kl − Δ−))): Kahneman-Tversky optimisation.
 
-    c+ = −λ_D βσ′(β(Δ+ − kl)), c− = λ_U βσ′(β(kl − Δ−)), σ′ = σ(1−σ). The two terms are unpaired,
-    one for y+ and one for y−. kl ≥ 0 estimates how far the model is from the reference: the mean
-    of Δ over the batch for answers to other prompts, zero if negative, a constant for the
-    gradient. Here it is the mean over the rows given of Δ of ``irr_train``, the chosen answer to
-    another training prompt, whose coefficient is zero; TRL's ``kto`` takes the answers of the
-    batch, chosen and rejected, each for the next prompt. Ethayarajh et al. 2024, *KTO: Model
-    Alignment as Prospect Theoretic Optimization*, arXiv 2402.01306. The defaults are TRL's.
-
-    A row's loss depends on the other rows through kl.
+    c+ = −λ_D βσ′(β(Δ+ − kl)), c− = λ_U βσ′(β(kl − Δ−)), σ′ = σ(1−σ). The two terms are unpaired.
+    kl ≥ 0 estimates how far the model is from the reference, a constant for the gradient: the mean
+    over the rows given, so that a row's loss depends on the others, of Δ of ``irr_train``, the
+    chosen answer to another training prompt, whose coefficient is zero. TRL's ``kto`` takes the
+    answers of the batch, chosen and rejected, each for the next prompt. Ethayarajh et al. 2024,
+    arXiv 2402.01306. The defaults are TRL's.
 
     Args:
         desirable: λ_D, the weight of y+.
@@ -116,6 +110,5 @@ class KTO(Relative, name="kto"):
 
     def _value(self, given):
         kl = given.delta("irr_train").detach().mean().clamp(min=0)
-        a = self.beta * (given.delta("chosen") - kl)
-        b = self.beta * (given.delta("rejected") - kl)
+        a, b = (self.beta * (given.delta(r) - kl) for r in ("chosen", "rejected"))
         return self.desirable * (-a).sigmoid() + self.undesirable * b.sigmoid()

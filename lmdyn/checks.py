@@ -96,6 +96,17 @@ def check_different(encoded: Sequence, keys: Mapping[str, str], loss) -> None:
             )
 
 
+def check_texts(name: str, texts, n: int | None = None) -> None:
+    """Refuse anything but a list of at least one text, and of ``n`` if given."""
+    if isinstance(texts, str) or not len(texts):
+        raise ValueError(f"{name} must be a list of at least one text")
+    if n is not None and len(texts) != n:
+        raise ValueError(f"{name} must be {n} texts, got {len(texts)}")
+    for i, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise ValueError(f"{name}[{i}] must be a text, got {type(text).__name__}")
+
+
 def unknown(kind: str, name: str, known: Iterable[str]) -> str:
     """The message for a name that is not known: the nearest one, and all there are."""
     known = list(known)

@@ -162,7 +162,7 @@ def test_its_samples_are_those_of_generate_with_the_same_seed():
 
 def test_answers_that_were_cut_off_or_are_empty_are_left_out_and_counted(monkeypatch):
     said = ["yes", "and so on and", "", "no"], [True, False, True, True]
-    monkeypatch.setattr("lmdyn.lm._own_samples.generate", lambda *a, **k: said)
+    monkeypatch.setattr("lmdyn.lm.generate.generate", lambda *a, **k: said)
     model, tokenizer = tiny("llama")
     message = (
         "2 of 4 rows go without 'chosen_initial': 1 did not end within 64 tokens, "
@@ -186,7 +186,7 @@ def test_a_conversation_is_answered_where_the_template_hands_over(tokenizer):
 
 
 def test_an_answer_that_is_there_stays_and_none_is_made_that_nobody_wants(monkeypatch):
-    monkeypatch.setattr("lmdyn.lm._own_samples.generate", None)  # nobody is asked
+    monkeypatch.setattr("lmdyn.lm.generate.generate", None)  # nobody is asked
     model, tokenizer = tiny("llama")
     rows = [{**row, "chosen_initial": "yes"} for row in PAIRS]
     assert set(own(ProbeSet.from_dataset(rows, tokenizer, model=model)).values()) == {"yes"}
@@ -198,7 +198,7 @@ def test_an_answer_that_is_there_stays_and_none_is_made_that_nobody_wants(monkey
 def test_a_prompt_that_leaves_no_room_for_an_answer_goes_without(monkeypatch, longest, n):
     asked = []
     monkeypatch.setattr(
-        "lmdyn.lm._own_samples.generate",
+        "lmdyn.lm.generate.generate",
         lambda model, tokenizer, prompts, *a, **k: asked.append(prompts) or (["yes"], [True]),
     )
     model, tokenizer = tiny("gpt2")  # reads 128 tokens

@@ -117,8 +117,8 @@ class ProbeSet:
             >>> ProbeSet.from_dataset(pairs).types
             ('chosen', 'rejected', 'irr_train', 'random_permute', 'random_nonhum')
         """
-        from lmdyn.lm._own_samples import OWN, with_own_samples
         from lmdyn.lm.from_dataset import probe_rows
+        from lmdyn.lm.generate import OWN, with_own_samples
 
         rows = probe_rows(dataset, tokenizer, limit, seed, types)
         if model is not None and (types is None or OWN in types):

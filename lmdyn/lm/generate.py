@@ -1,14 +1,17 @@
-"""Text from a model: greedy or sampled, and how much it repeats itself.
+"""Text from a model: greedy or sampled, as a response of its own, and how it repeats itself."""
 
-The metrics take a text as words between white space, in upper and lower case as they stand. All
-but `repeated` depend on how much text there is, so compare equal numbers of texts of like length.
-"""
-
-import gzip
+import warnings
+from collections import Counter
 from collections.abc import Sequence
 
 import torch
 from transformers import GenerationConfig, PreTrainedModel
+
+from lmdyn.checks import check_count, check_texts
+from lmdyn.lm.forward import evaluating
+from lmdyn.lm.tokens import Format
+
+OWN = "chosen_initial"
 
 
 def generate(
@@ -33,21 +36,18 @@ def generate(
         prompts: texts, tokenised without special tokens.
         max_new_tokens: where to stop at the latest.
         sample: draw from π; otherwise take the likeliest token each time (greedy).
-        temperature: of the sampling.
-        seed: of the sampling.
+        temperature, seed: of the sampling.
         batch_size: prompts at a time. Greedy answers do not depend on it, beyond ties.
-        return_ended: tell as well which answers ended on their own.
+        return_ended: return as well, of each answer, whether it ended within ``max_new_tokens``.
 
     Returns:
-        One text a prompt, without the prompt and without EOS. With ``return_ended``, these texts
-        and a list that says of each whether the end came within ``max_new_tokens``.
+        One text a prompt, without the prompt and without EOS.
 
     Raises:
         ValueError: no prompts, one text instead of a list, a prompt without a token.
     """
-    if isinstance(prompts, str) or not len(prompts):
-        raise ValueError("prompts must be a list of at least one text")
-    tokens = [tokenizer(prompt, add_special_tokens=False)["input_ids"] for prompt in prompts]
+    check_texts("prompts", prompts)
+    tokens = [_ids(tokenizer, prompt) for prompt in prompts]
     for i, ids in enumerate(tokens):
         if not ids:
             raise ValueError(f"prompts[{i}] gives no token: write something there")
@@ -62,150 +62,89 @@ def generate(
         eos_token_id=sorted(ends),
         pad_token_id=eos,
     )
-    training = model.training
-    model.eval()
     answers, ended = [], []
     devices = [model.device] if model.device.type == "cuda" else []
-    try:
-        with torch.no_grad(), torch.random.fork_rng(devices=devices):
-            torch.manual_seed(seed)
-            for start in range(0, len(tokens), batch_size):
-                batch = tokens[start : start + batch_size]
-                longest = max(map(len, batch))
-                ids = [[eos] * (longest - len(t)) + t for t in batch]
-                mask = [[0] * (longest - len(t)) + [1] * len(t) for t in batch]
-                out = model.generate(
-                    torch.tensor(ids, device=model.device),
-                    attention_mask=torch.tensor(mask, device=model.device),
-                    generation_config=config,
-                )
-                for ids in out[:, longest:].tolist():
-                    end = next((i for i, token in enumerate(ids) if token in ends), None)
-                    answers.append(tokenizer.decode(ids[:end], skip_special_tokens=True))
-                    ended.append(end is not None)
-    finally:
-        model.train(training)
+    with evaluating(model), torch.no_grad(), torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        for start in range(0, len(tokens), batch_size):
+            batch = tokens[start : start + batch_size]
+            longest = max(map(len, batch))
+            ids = [[eos] * (longest - len(t)) + t for t in batch]
+            mask = [[0] * (longest - len(t)) + [1] * len(t) for t in batch]
+            out = model.generate(
+                torch.tensor(ids, device=model.device),
+                attention_mask=torch.tensor(mask, device=model.device),
+                generation_config=config,
+            )
+            for ids in out[:, longest:].tolist():
+                end = next((i for i, token in enumerate(ids) if token in ends), None)
+                answers.append(tokenizer.decode(ids[:end], skip_special_tokens=True))
+                ended.append(end is not None)
     return (answers, ended) if return_ended else answers
-
-
-def distinct(texts: Sequence[str], n: int = 1) -> float:
-    """Distinct-n: the different n-grams of words in all texts together, over all their n-grams.
-
-    Li et al. 2016 (arXiv:1510.03055), who divide by the words; over the n-grams, as is usual
-    since, the most is 1 for every n. It falls as texts grow (Liu et al. 2022, arXiv:2202.13587).
-
-    Args:
-        texts: at least one.
-        n: words in an n-gram.
-
-    Returns:
-        1 if no n-gram comes twice, near 0 if they are all the same; 0 if there is none.
-
-    Raises:
-        ValueError: one text instead of a list, no text, an entry that is no text, n below 1.
-
-    Example:
-        >>> distinct(["to be or not to be", "to be"], n=1)
-        0.5
-    """
-    grams = [gram for text in _ngrams(texts, n) for gram in text]
-    return len(set(grams)) / len(grams) if grams else 0.0
 
 
 def repeated(texts: Sequence[str], n: int = 3) -> float:
     """The share of n-grams of words that their own text already held, over all texts.
 
-    Args:
-        texts: at least one.
-        n: words in an n-gram.
-
-    Returns:
-        0 if no text repeats itself, near 1 if all do; 0 if every text is shorter than n words.
+    Words stand between white space. It is 0 if no text repeats itself or all are shorter than n
+    words, and near 1 if all do nothing else.
 
     Raises:
-        ValueError: as in `distinct`.
+        ValueError: one text instead of a list, no text, an entry that is no text, n below 1.
 
     Example:
         >>> repeated(["to be or not to be"], n=2)
         0.2
     """
-    ngrams = _ngrams(texts, n)
-    total = sum(map(len, ngrams))
-    again = total - sum(len(set(grams)) for grams in ngrams)
+    check_texts("texts", texts)
+    check_count("n", n, 1)
+    split = [text.split() for text in texts]
+    grams = [[tuple(words[i : i + n]) for i in range(len(words) - n + 1)] for words in split]
+    total = sum(map(len, grams))
+    again = total - sum(len(set(of)) for of in grams)
     return again / total if total else 0.0
 
 
-def compression_ratio(texts: Sequence[str]) -> float:
-    """How many times smaller gzip makes the texts: what they repeat, also from one to another.
+def with_own_samples(
+    model, tokenizer, rows, form: Format, *, max_new_tokens: int, temperature: float, seed: int
+) -> list[dict[str, str]]:
+    """The rows with the model's own answer as ``chosen_initial``, where they have none yet.
 
-    Shaib et al. 2024 (arXiv:2403.00553): the bytes of all texts, joined by spaces, over the bytes
-    that gzip leaves. Ten kilobytes of English give about 2. Below about a kilobyte the header
-    of gzip counts, and repeats more than 32 kB apart are not found.
-
-    Args:
-        texts: at least one.
-
-    Returns:
-        Bytes over bytes; 0 if there is not a single character.
-
-    Raises:
-        ValueError: as in `distinct`.
-
-    Example:
-        >>> compression_ratio(["the otter lives in the attic"] * 50) > 10
-        True
+    Scoring appends EOS to every response, so an answer that the model did not end itself would be
+    charged for a token that it never said. It is left out, as is an empty one, with a warning; if
+    none is left, that is a ValueError. At temperature 0 it takes the likeliest token each time.
     """
-    # Rather than self-BLEU: gzip is in the standard library and linear in the texts. Shaib et al.
-    # find that it tells much of what slow n-gram overlaps between the texts tell.
-    _check_texts(texts)
-    data = " ".join(texts).encode()
-    return len(data) / len(gzip.compress(data, mtime=0))
+    if tokenizer is None:
+        raise ValueError("the model answers through its tokenizer: pass the tokenizer too")
+    if temperature < 0:
+        raise ValueError(f"temperature must be 0 (greedy) or above, got {temperature}")
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    room = min(form.max_length, context or form.max_length) - max_new_tokens - 1  # EOS
+    rows = [dict(row) for row in rows]
+    asked = [row for row in rows if OWN not in row]
+    fits = [row for row in asked if len(_ids(tokenizer, row["prompt"])) <= room]
+    options = {"sample": temperature > 0, "temperature": temperature or 1.0, "seed": seed}
+    prompts, said = [row["prompt"] for row in fits], ([], [])
+    if fits:
+        said = generate(model, tokenizer, prompts, max_new_tokens, return_ended=True, **options)
+    left = []  # why rows go without
+    for row, text, ended in zip(fits, *said, strict=True):
+        if ended and text.strip():
+            row[OWN] = text
+        else:
+            left.append("said nothing" if ended else f"did not end within {max_new_tokens} tokens")
+    left += [f"had a prompt that leaves no room for {max_new_tokens}"] * (len(asked) - len(fits))
+    why = ", ".join(f"{n} {reason}" for reason, n in Counter(left).items())
+    if asked and len(left) == len(asked):
+        raise ValueError(
+            f"none of {len(left)} answers of the model's own can be kept ({why}): change "
+            "max_new_tokens, or leave model out"
+        )
+    if left:
+        what = f"{len(left)} of {len(asked)} rows go without {OWN!r}: {why}; change max_new_tokens"
+        warnings.warn(f"{what} to have more", stacklevel=3)
+    return rows
 
 
-def summary(texts: Sequence[str], ended: Sequence[bool] | None = None) -> dict[str, float]:
-    """The metrics of this module in one row of a table.
-
-    Args:
-        texts: at least one.
-        ended: whether each ended on its own, as `generate` tells.
-
-    Returns:
-        ``words``: mean per text. ``distinct-1`` and ``distinct-2``. ``repeated 3-grams``.
-        ``compression ratio``. ``ended``: the share that did, if it is known.
-
-    Raises:
-        ValueError: as in `distinct`; another number of ``ended`` than texts.
-
-    Example:
-        >>> summary(["to be or not to be", "to be"], ended=[True, False])["ended"]
-        0.5
-    """
-    row = {
-        "distinct-1": distinct(texts, 1),
-        "distinct-2": distinct(texts, 2),
-        "repeated 3-grams": repeated(texts, 3),
-        "compression ratio": compression_ratio(texts),
-    }
-    row = {"words": sum(len(text.split()) for text in texts) / len(texts), **row}
-    if ended is None:
-        return row
-    if len(ended) != len(texts):
-        raise ValueError(f"there are {len(texts)} texts and {len(ended)} entries of ended")
-    return {**row, "ended": sum(map(bool, ended)) / len(ended)}
-
-
-def _ngrams(texts: Sequence[str], n: int) -> list[list[tuple[str, ...]]]:
-    """The n-grams of each text."""
-    _check_texts(texts)
-    if n < 1:
-        raise ValueError(f"n must be at least 1 word, got {n}")
-    split = [text.split() for text in texts]
-    return [[tuple(w[i : i + n]) for i in range(len(w) - n + 1)] for w in split]
-
-
-def _check_texts(texts: Sequence[str]) -> None:
-    if isinstance(texts, str) or not len(texts):
-        raise ValueError("texts must be a list of at least one text")
-    for i, text in enumerate(texts):
-        if not isinstance(text, str):
-            raise ValueError(f"texts[{i}] must be a text, got {type(text).__name__}")
+def _ids(tokenizer, prompt: str) -> list[int]:
+    return tokenizer(prompt, add_special_tokens=False)["input_ids"]

@@ -111,8 +111,7 @@ class Endpoint:
         except (ValueError, KeyError, IndexError, TypeError, AttributeError):
             answer = end = None
         if end == "length":
-            said = self._said(answer)
-            raise EndpointNonsense(f"the limit of tokens, see options, cuts the answer: {said!r}")
+            raise EndpointNonsense(f"the limit of tokens cuts the answer: {self._said(answer)!r}")
         if not isinstance(answer, str) or not answer.strip():
             raise EndpointNonsense(f"{self.url} sent no text: {self._said(response.text)!r}")
         return self._without_key(answer)
@@ -221,9 +220,8 @@ def rephrase(
         ' Bad luck to them!'
     """
     types = [types] if isinstance(types, str) else list(types)
-    for name in types:
-        if name not in MADE:
-            raise ValueError(unknown("rephrase", name, MADE))
+    if wrong := [name for name in types if name not in MADE]:
+        raise ValueError(unknown("rephrase", wrong[0], MADE))
     probes = as_probes(rows)
     header = {"writer": getattr(writer, "description", None), "instructions": INSTRUCTIONS}
     answers = Answers(lambda name, text: _ask(writer, name, text), header, out, skip_nonsense)

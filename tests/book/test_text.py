@@ -6,9 +6,9 @@ import random
 import string
 
 import pytest
-from text import compression_ratio, distinct, summary
 
 from lmdyn.lm.generate import repeated
+from text import compression_ratio, distinct, summary
 
 
 def test_distinct_counts_different_ngrams_over_all_texts():

@@ -139,6 +139,7 @@ def test_a_small_budget_scores_fewer_prompts_less_often(tmp_path, monkeypatch):
     assert (kept.sum(1) == 4).all() and (kept == kept[0]).all()
 
 
+@pytest.mark.slow
 def test_the_budget_holds_where_fewer_prompts_are_hardly_faster(tmp_path, monkeypatch):
     """Each update takes a second, and each probing four, whatever it scores."""
 
@@ -186,6 +187,7 @@ def test_a_folder_that_cannot_be_written_costs_the_file_alone(tmp_path):
     assert list(logged(made, "lmdyn/chosen")) == [0, 2, 4, 6]
 
 
+@pytest.mark.slow
 def test_a_resumed_training_goes_on_with_its_trajectory(tmp_path):
     whole = ProbeCallback(ROWS, every=2, budget=None)
     made = trainer(tmp_path / "a", whole)
@@ -203,6 +205,7 @@ def test_a_resumed_training_goes_on_with_its_trajectory(tmp_path):
     np.testing.assert_allclose(second.trajectory.logp, whole.trajectory.logp, rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
 @pytest.mark.parametrize("kind", ["dpo", "sft"])
 def test_it_runs_in_the_trainers_of_trl(tmp_path, kind, lora):

@@ -80,21 +80,17 @@ def finetune_on_policy(
 ) -> Trajectory:
     """Finetune on pairs whose rejected response is sampled from the model anew in each round.
 
-    A round samples (`sample_rejected`), then calls `finetune` for ``epochs`` on what it got, with
-    a fresh optimizer. On-policy pairs do not lie in a valley, so that pushing them down does not
-    squeeze (section 4.2 of the paper). Without ``ref``, a loss that needs a reference is relative
-    to the model at the start of the round, as in SPIN; pass a copy of the first model for one
-    that stays.
+    A round samples (`sample_rejected`), then calls `finetune` on what it got, with a fresh
+    optimizer. On-policy pairs do not lie in a valley, so that pushing them down does not squeeze
+    (section 4.2 of the paper). Without ``ref``, a loss that needs a reference is relative to the
+    model at the start of the round, as in SPIN; pass a copy of the first model for one that stays.
 
     Args:
-        model: as for `finetune`; its weights change.
-        tokenizer: its tokenizer.
+        model: as ``tokenizer`` and ``loss``, that of `finetune`; its weights change.
         rows: dicts with ``prompt`` and ``chosen``; see `sample_rejected` for ``rejected``.
-        loss: as for `finetune`.
         rounds: how many times to sample.
         epochs: passes over the pairs of a round.
-        max_new_tokens: of a sample.
-        temperature: of the sampling.
+        max_new_tokens: of a sample, at ``temperature``.
         sample_batch_size: prompts to sample for at a time; ``batch_size`` is that of the updates.
         seed: of the samples and of the order of the rows, both new in each round.
         out: a folder with a folder for each round: its pairs, and what `finetune` keeps there.
@@ -103,10 +99,6 @@ def finetune_on_policy(
 
     Returns:
         One `Trajectory` over all rounds.
-
-    Raises:
-        ValueError: as for `finetune` and `sample_rejected`.
-        FloatingPointError: as for `finetune`.
     """
     check_count("rounds", rounds, 1)
     check_count("seed", seed, 0)

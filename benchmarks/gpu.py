@@ -25,12 +25,12 @@ import torch
 from random_models import SHAPES, random_model, rows, words
 from score import operations
 
-from lmdyn.lm import _estimate as estimate
 from lmdyn.lm import finetune, load, load_probes, predict_change, score, sgd_direction
 from lmdyn.lm.environment import environment
 from lmdyn.lm.files import replacing
 from lmdyn.lm.forward import batches
-from lmdyn.lm.recipe import Data, Recipe, Stage
+from lmdyn.lm.recipes import Stage
+from lmdyn.lm.recipes.estimate import lengths, memory
 from lmdyn.lm.tokens import encode
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -190,12 +190,11 @@ class Bench:
         updates(1)
         run, peak = self.peak(lambda: updates(self.updates))
         took = run.meta["seconds"] / self.updates  # the loop alone; each update waits for the GPU
-        stage = Stage(loss, loss, epochs=1, **settings)
-        lengths = estimate.lengths(self.tokenizer, learn if loss == "dpo" else learn.only("chosen"))
-        fed, predicted = (sum(n) for n in zip(*lengths, strict=True))
+        stage = Stage(loss=loss, epochs=1, mixed_precision=precision, **settings)
+        size = lengths(self.tokenizer, learn if loss == "dpo" else learn.only("chosen"))
+        fed, predicted = (sum(n) for n in zip(*size, strict=True))
         share = 3 * operations(model, fed, predicted) / took / self.rates[dtype]
-        recipe = Recipe(name, "", name, Data("world"), (stage,), mixed_precision=precision)
-        planned = estimate.memory(stage, estimate.shape(model), lengths, recipe).peak / 1e9
+        planned = memory(model, stage, size)["peak"] / 1e9
         return Row(name, f"finetune {loss}", dtype, took, fed / took, share, peak, planned)
 
 

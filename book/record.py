@@ -26,6 +26,7 @@ from lmdyn import lm
 from lmdyn.lm.data import as_probes
 from lmdyn.lm.generate import generate, repeated
 from lmdyn.lm.on_policy import finetune_on_policy
+from lmdyn.lm.recipes import extend
 
 HERE = Path(__file__).parent
 RUNS = HERE.parent / "_runs"
@@ -137,7 +138,7 @@ def record(name: str, args) -> Path:
         ref = deepcopy(model)
         run = finetune_on_policy(model, tokenizer, train, rounds=what.rounds, ref=ref, **settings)
     else:
-        rows = _both(train) if what.both else train
+        rows = extend(train, interleaved=True) if what.both else train
         run = lm.finetune(model, tokenizer, rows, **settings)
     if what.quiet:
         (out / "done").touch()
@@ -181,12 +182,6 @@ def _thin(probes):
 
 def _of(probes, split: str) -> list[int]:
     return [i for i, row in enumerate(probes) if row["split"] == split]
-
-
-def _both(probes):
-    """Each pair as two rows to learn, as the paper's extend does."""
-    rows = [{"prompt": r["prompt"], "chosen": r[k]} for r in probes for k in ("chosen", "rejected")]
-    return as_probes(rows, format=probes.format)
 
 
 def _model(out: Path) -> Path:

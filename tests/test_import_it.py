@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 import lmdyn
-from lmdyn import _cli, lm
+from lmdyn import lm
+from lmdyn.__main__ import main
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "book" / "import_it.md").read_text(encoding="utf-8")
@@ -58,5 +59,5 @@ def test_the_table_leads_to_each_call_and_every_link_to_a_page():
 @pytest.mark.parametrize("command", re.findall(r"^python -m lmdyn (\S+)", TEXT, re.M))
 def test_every_command_is_there(command, capsys):
     with pytest.raises(SystemExit) as done:
-        _cli.main([command, "--help"])
+        main([command, "--help"])
     assert done.value.code == 0 and capsys.readouterr().out.startswith("usage:")

@@ -1,0 +1,417 @@
+"""Recipes: what is read, what is refused, and that a run is the one that the recipe describes."""
+
+import dataclasses
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from forked import launched
+from tiny import FAMILIES, tiny, tiny_rows
+from transformers import GPTNeoXConfig, Qwen2Config
+
+from lmdyn import losses
+from lmdyn.lm import Trajectory, finetune, finetune_on_policy, load, load_probes
+from lmdyn.lm.data import as_probes
+from lmdyn.lm.forward import hidden, pack
+from lmdyn.lm.recipes import catalogue, dry_run, extend, read, run
+from lmdyn.lm.recipes.estimate import lengths, memory, operations
+from lmdyn.lm.recipes.running import checkpoint_activations
+from lmdyn.lm.tokens import encode
+from lmdyn.lm.trajectory import STATS
+
+# A few updates on a few rows, in float64.
+QUICK = ["dtype=float64", "device=cpu", "data.limit=6", "probes.limit=2"]
+QUICK += ["probes.types=[chosen, rejected]", "defaults.probe_every=1", "defaults.max_steps=2"]
+AGAIN = ["stages.1.probe_every=1"]  # which tiny-dpo sets for itself
+
+
+def quick(name="tiny-dpo", *changes):
+    return read(name, [*QUICK, *AGAIN[name == "tiny-sft" :], *changes])
+
+
+def same(a, b, **tolerances):
+    for name in ("steps", "examples_seen", *STATS):
+        np.testing.assert_allclose(getattr(a, name), getattr(b, name), err_msg=name, **tolerances)
+    for name, values in a.log.items():
+        np.testing.assert_allclose(values, b.log[name], err_msg=name, **tolerances)
+
+
+EXACTLY = {"rtol": 0, "atol": 0}
+ROUNDED = {"rtol": 1e-5, "atol": 1e-6}
+
+# --- reading ------------------------------------------------------------------------------------
+
+
+def test_the_catalogue_has_the_papers_models_and_datasets_and_small_ones():
+    recipes = {name: read(name) for name in catalogue()}
+    assert all(recipe.name == name and recipe.about for name, recipe in recipes.items())
+    models = ["pythia-410m", "pythia-1b", "pythia-1.4b", "pythia-2.8b"]
+    names = [f"{small}-{kind}" for small in ("tiny", "smollm2") for kind in ("dpo", "extend")]
+    names += ["tiny-sft", "tiny-on-policy", "paper-sft", "paper-dpo", "paper-extend"]
+    for model in [*models, "qwen1.5-0.5b", "qwen1.5-1.8b"]:
+        for data in ("hh", "ultrafeedback"):
+            for kind, stages in (("sft", 1), ("dpo", 2), ("extend", 2)):
+                names.append(f"{model}-{data}-{kind}")
+                recipe = recipes[names[-1]]
+                assert recipe.model.lower().endswith(model) and len(recipe.stages) == stages
+                assert recipe.data.source == recipe.probes.source == data
+    on_t4 = {name for name in recipes if name.endswith("-t4")}
+    assert set(recipes) == {*names, *on_t4} and len(on_t4) == 12
+
+
+def test_paper_settings():
+    sft, dpo = read("pythia-410m-hh-dpo").stages
+    for stage in (sft, dpo):
+        assert (stage.optimizer, stage.lr, stage.warmup) == ("rmsprop", 5e-7, 150)
+        assert (stage.batch_size, stage.clip) == (4, 10.0)
+    assert sft.get_loss() == losses.get("sft") and sft.epochs == 8
+    assert dpo.get_loss() == losses.get("dpo", beta=0.1)
+    extended = read("qwen1.5-1.8b-hh-extend").stages[0]
+    assert extended.both and extended.epochs == 4
+
+
+def test_t4_makes_the_same_updates_in_less_memory():
+    plain, t4 = read("pythia-410m-hh-dpo"), read("pythia-410m-hh-dpo-t4")
+    assert t4.gradient_checkpointing and t4.dtype == "float32"
+    for a, b in zip(plain.stages, t4.stages, strict=True):
+        assert a.batch_size * a.accumulate == b.batch_size * b.accumulate
+        same_batch = {"batch_size": b.batch_size, "accumulate": b.accumulate}
+        assert dataclasses.replace(a, **same_batch) == b and b.mixed_precision == "no"
+
+
+def test_a_recipe_reads_its_own_yaml_and_what_all_stages_share_is_changed_once(tmp_path):
+    recipe, file = quick("tiny-on-policy", "seed=2", "mixed_precision=no"), tmp_path / "recipe.yaml"
+    file.write_text(recipe.to_yaml(), encoding="utf-8")
+    assert read(file) == recipe and "\nseed: 2\n" in recipe.to_yaml()
+    assert [stage.seed for stage in read(file, ["seed=5"]).stages] == [5, 5]
+
+
+def test_changes_reach_stages_and_defaults():
+    recipe = read("tiny-dpo", ["defaults.batch_size=2", "stages.1.lr=1e-5", "stages.1.seed=4"])
+    assert [stage.batch_size for stage in recipe.stages] == [2, 2]
+    assert [stage.lr for stage in recipe.stages] == [3e-4, 1e-5]
+    assert [stage.seed for stage in recipe.stages] == [0, 4]
+
+
+def test_a_file_extends_others_by_name_and_by_path(tmp_path):
+    mine, more = tmp_path / "mine.yaml", tmp_path / "more.yaml"
+    mine.write_text("extends: tiny-dpo\nname: first\nseed: 3\nstages: {1: {lr: 1e-5}}")
+    more.write_text("extends: [mine.yaml]\nabout: x")
+    assert read(mine).name == "first"
+    recipe = read(more)
+    assert (recipe.name, recipe.stages[1].seed, recipe.stages[1].lr) == ("more", 3, 1e-5)
+    assert recipe.stages[0] == dataclasses.replace(read("tiny-dpo").stages[0], seed=3)
+
+
+WRONG = {
+    "sed=1": "sed: Key 'sed' not in 'Recipe'",
+    "stages.0.lrr=1": "stages.0.lrr: Key 'lrr' not in 'Stage'. Did you mean: 'lr'?",
+    "data.sorce=hh": "data.sorce: Key 'sorce' not in 'Data'. Did you mean: 'source'?",
+    "stages.2.lr=1": "stages.2: list index out of range",
+    "stages.x.lr=1": "stages.x.lr=1: Index 'x' (str) is not an int",
+    "seed": "a change is key=value",
+    "seed=x": "seed: Value 'x' of type 'str' could not be converted to Integer",
+    "seed=-1": "seed must be an integer of at least 0",
+    "stages.0.epochs=1.5": "stages.0.epochs: Value '1.5' of type 'float' could not be",
+    "stages.0.epochs=true": "stages.0.epochs: Value 'True' of type 'bool' could not be",
+    "stages.1.lr=fast": "stages.1.lr: Value 'fast' of type 'str' could not be converted to Float",
+    "stages.1.lr=-1": "stages.1: lr must be a finite number above 0",
+    "stages.1.loss=dop": "stages.1: unknown loss 'dop': did you mean 'dpop'?",
+    "stages.1.hyper.bet=1": "did you mean 'beta'?",
+    "stages.1.both=true": "stages.1: both is for a loss of one response",
+    "stages.1.name=sft": "stages must differ in name, got sft, sft",
+    "stages.0.name=../x": "stages.0: name must be of letters",
+    "stages.0.spare_valleys=true": "stages.0: sft reads no rejected response",
+    "stages=[]": "stages is empty",
+    "stages=sft": "stages: Invalid value",
+    "stages.0=sft": "stages.0: Invalid input",
+    "stages=[{loss: sft}]": "stages.0.epochs: Structured config of type `Stage` has missing",
+    "data.split=dev": "data.split: Invalid value 'dev', expected one of ['train', 'test']",
+    "dtype=float23": "unknown dtype 'float23': did you mean 'float32'?",
+    "probes=null": "stages.1.probe_every without probes",
+    "seed=[1": "seed=[1: not YAML",
+}
+
+
+@pytest.mark.parametrize("change", WRONG)
+def test_what_is_wrong_is_named(change):
+    with pytest.raises(ValueError) as error:
+        read("tiny-dpo", [change])
+    assert WRONG[change] in str(error.value) and "\n" not in str(error.value)
+
+
+WRONG_FILES = {
+    "- sft\n- dpo": "bad.yaml: a list, where a recipe is a mapping",
+    "": "about: Structured config of type `Recipe` has missing mandatory value",
+    "a: 1\nb: [": "bad.yaml: not YAML: while parsing a flow node",
+    "a: !!python/object:os.system {}": "bad.yaml: not YAML: could not determine a constructor",
+    "extends: bad.yaml": "bad.yaml extends itself",
+    "extends: tiny-dqo": "unknown recipe 'tiny-dqo': did you mean 'tiny-dpo'?",
+    "extends: 3": "bad.yaml: 'int' object is not iterable",
+    "extends: nowhere.yaml": "unknown recipe 'nowhere.yaml'",
+}
+
+
+@pytest.mark.parametrize("text", WRONG_FILES)
+def test_what_is_wrong_in_a_file_is_named(tmp_path, text):
+    (tmp_path / "bad.yaml").write_text(text, encoding="utf-8")
+    with pytest.raises(ValueError) as error:
+        read(tmp_path / "bad.yaml")
+    assert WRONG_FILES[text] in str(error.value) and "\n" not in str(error.value)
+
+
+# --- running ------------------------------------------------------------------------------------
+
+
+def probed():
+    world = load_probes("world", ["chosen", "rejected"])
+    return as_probes([*world.split("train")[:2], *world.split("test")[:2]], world.types)
+
+
+def test_stages_go_on_from_each_other_as_calls_of_finetune_do(tmp_path):
+    recipe, out, told = quick("tiny-extend"), tmp_path / "run", []
+    found = run(recipe, out, tell=told.append)
+    model, tokenizer = load("tiny", "cpu", "float64")
+    rows = load_probes("world", split="train", limit=6)
+    both = [{"prompt": r["prompt"], "chosen": r[k]} for k in ("chosen", "rejected") for r in rows]
+    shared = {"probes": probed(), "probe_every": 1, "max_steps": 2, "batch_size": 4, "clip": 10}
+    for number, (stage, learn) in enumerate(zip(recipe.stages, (both, rows), strict=True)):
+        settings = {**shared, "epochs": stage.epochs, "lr": stage.lr}
+        expected = finetune(model, tokenizer, learn, stage.loss, **settings)
+        same(found[number], expected, **EXACTLY)
+        same(Trajectory.load(out / f"{number}-{stage.name}" / "trajectory"), expected, **EXACTLY)
+    last, _ = load(out / "1-dpo" / "checkpoint-000002", "cpu", "float64")
+    for a, b in zip(last.parameters(), model.parameters(), strict=True):
+        assert torch.equal(a, b)
+    assert told[0] == "0-extend: SFT()" and told[3].startswith("mean log-prob (nats) of 4 prompts")
+    assert read(out / "recipe.yaml") == recipe
+
+
+def test_extend_has_two_orders_and_rows_begin_alike():
+    row = {"prompt": "a", "chosen": " b", "rejected": "c"}
+    rows = as_probes([row, {**row, "prompt": "d"}])
+    for interleaved, prompts, said in ((False, "adad", "bbcc"), (True, "aadd", "bcbc")):
+        found = extend(rows, interleaved)
+        assert [row["prompt"] for row in found] == list(prompts)
+        assert [row["chosen"] for row in found] == [f" {word}" for word in said]
+
+
+def test_a_run_goes_on_at_the_right_stage(tmp_path):
+    recipe, out = quick(), tmp_path / "run"
+    whole = run(recipe, out)
+    shutil.rmtree(out / "1-dpo")  # killed between the stages
+    before = (out / "0-sft" / "trajectory.npz").stat().st_mtime_ns
+    for _ in range(2):  # the second time it is finished
+        for a, b in zip(whole, run(recipe, out, resume=True), strict=True):
+            same(a, b, **EXACTLY)
+    assert (out / "0-sft" / "trajectory.npz").stat().st_mtime_ns == before
+
+
+def test_rounds_are_those_of_finetune_on_policy(tmp_path):
+    changes = ["stages.1.rounds=2", "stages.1.max_new_tokens=4", "stages.1.max_steps=1"]
+    recipe, out = quick("tiny-on-policy", *changes, "stages.0.max_steps=1"), tmp_path / "run"
+    found = run(recipe, out)[1]
+    model, tokenizer = load(out / "0-sft" / "checkpoint-000001", "cpu", "float64")
+    settings = {"lr": 1e-4, "batch_size": 4, "clip": 10.0, "max_steps": 1, "probe_every": 1}
+    settings |= {"rounds": 2, "max_new_tokens": 4, "probes": probed()}
+    rows = load_probes("world", split="train", limit=6)
+    same(found, finetune_on_policy(model, tokenizer, rows, **settings), **EXACTLY)
+    same(Trajectory.load(out / "1-on-policy" / "trajectory"), found, **EXACTLY)
+    same(run(recipe, out, resume=True)[1], found, **EXACTLY)
+
+
+def test_a_folder_of_another_run_is_refused(tmp_path):
+    recipe, out = quick("tiny-sft", "stages.0.max_steps=1"), tmp_path / "run"
+    run(recipe, out)
+    with pytest.raises(ValueError, match="holds a run already: add --resume"):
+        run(recipe, out)
+    other = quick("tiny-sft", "stages.0.max_steps=1", "stages.0.lr=1e-3", "seed=1")
+    with pytest.raises(ValueError) as error:
+        run(other, out, resume=True)
+    assert "stages.0.lr (was 0.0003, now 0.001), stages.0.seed (was 0, now 1)" in str(error.value)
+    (out / "recipe.yaml").unlink()
+    with pytest.raises(ValueError, match=r"another recipe: .*lr"):
+        run(other, out, resume=True)
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_loaded(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match=r"cannot write to .*; choose another --out"):
+        run(quick("tiny-sft", "model=nowhere/at-all"), tmp_path / "file" / "run")
+
+
+def test_what_a_later_stage_would_refuse_stops_the_first(tmp_path):
+    file, out = tmp_path / "rows.jsonl", tmp_path / "run"
+
+    def refused(row, message, name="tiny-dpo"):
+        pair = {"prompt": "question :", "chosen": "yes", "rejected": "no"}
+        file.write_text(f"{json.dumps(pair)}\n{json.dumps(row)}", encoding="utf-8")
+        with pytest.raises(ValueError, match=message):
+            run(quick(name, f"data.source={file}"), out)
+        assert not list(out.iterdir())
+
+    row = {"prompt": "question :", "chosen": "yes"}
+    refused(row, r"stages\.1 \(dpo\): rows\[1\] has no 'rejected'")
+    refused({**row, "rejected": "yes"}, r"stages\.1 \(dpo\): rows\[1\]: chosen and rejected are")
+    row["chosen"] = "yes " * 200
+    refused(row, r"stages\.0 \(sft\): rows\[1\].* max_length=128", "tiny-sft")
+    short = quick("tiny-sft", f"data.source={file}", "data.max_length=20", "data.max_prompt=4")
+    with pytest.warns(UserWarning, match="responses were cut"):
+        run(short, out)
+
+
+def test_a_blank_response_in_the_papers_files_costs_its_row_alone(monkeypatch):
+    rows = [{"prompt": "question :", "chosen": "yes", "rejected": said} for said in ("no", " ")]
+    monkeypatch.setattr("datasets.load_dataset", lambda *_, **__: {"train": rows, "test": []})
+    assert [row["rejected"] for row in read("pythia-410m-hh-dpo").load_rows()] == ["no"]
+
+
+graph_task = torch._C._current_graph_task_id  # -1 outside of the backward pass
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_checkpointed_activations_give_the_same_run(family):
+    """As `run` asks for it; also with the prompt shared by a mask, and with dropout."""
+    found, calls = [], []
+    for checkpointing in (False, True):
+        dropout = {"gpt2": "resid_pdrop", "gpt_neox": "hidden_dropout"}.get(family)
+        model, tokenizer = tiny(family, **({dropout: 0.1} if dropout else {}))
+        if checkpointing:
+            checkpoint_activations(model)
+            layer = next(m for n, m in model.named_modules() if n.endswith((".layers.0", ".h.0")))
+            next(layer.children()).register_forward_hook(lambda *_: calls.append(graph_task()))
+        rows = as_probes(tiny_rows())
+        settings = {"epochs": 2, "lr": 1e-2, "batch_size": 2, "optimizer": "sgd", "probes": rows}
+        found.append(finetune(model, tokenizer, rows, "dpo", **settings))
+    same(*found, **ROUNDED)
+    assert any(task != -1 for task in calls)  # the layers did run again
+
+
+LAUNCHERS = {
+    "copies": "torch.distributed.run --standalone --nproc-per-node=2",
+    "shards": "accelerate.commands.launch --use_fsdp --num_processes=2 --num_machines=1 "
+    "--mixed_precision=no --dynamo_backend=no --main_process_port=0",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_two_processes_give_the_run_of_one(launcher, tmp_path):
+    changes = [*QUICK, *AGAIN, "data.limit=7", "defaults.batch_size=3"]
+    changes += ["gradient_checkpointing=true"]
+    command = ["-m", *LAUNCHERS[launcher].split(), "-m", "lmdyn", "run", "tiny-dpo"]
+    command += ["--out", str(tmp_path / "two")]
+    command += [part for change in changes for part in ("--set", change)]
+    assert launched(command).count("1-dpo: DPO(") == 1  # one process tells
+    one = run(read("tiny-dpo", changes), tmp_path / "one")
+    for name, expected in zip(("0-sft", "1-dpo"), one, strict=True):
+        same(Trajectory.load(tmp_path / "two" / name / "trajectory"), expected, **ROUNDED)
+
+
+# --- estimates ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_estimated_activations_are_those_that_autograd_keeps(family):
+    model, tokenizer = tiny(family, torch.float32, hidden_size=64, intermediate_size=160)
+    model.train()
+    rows = as_probes(tiny_rows(), ["chosen", "rejected"])
+    ours = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    kept = {}
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in ours:
+            kept[storage.data_ptr()] = storage  # which also keeps its address taken
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        outputs = [hidden(model, batch) for batch in pack(encode(tokenizer, rows), shared=True)]
+    assert outputs
+    stage = quick("tiny-dpo", "stages.1.batch_size=5").stages[1]
+    found = memory(model, stage, lengths(tokenizer, rows))["activations"]
+    assert 0.7 < found / sum(storage.nbytes() for storage in kept.values()) < 1.3
+
+
+def test_weights_gradients_and_states_are_counted():
+    model, tokenizer = load("tiny", "cpu")
+    rows = lengths(tokenizer, load_probes("world", limit=4))
+    found = memory(model, read("tiny-sft").stages[0], rows)
+    step = torch.optim.AdamW(model.parameters())
+    for p in model.parameters():
+        p.grad = torch.ones_like(p)
+    step.step()
+    states = [s for state in step.state.values() for s in state.values() if s.ndim]
+    assert found["weights"] == found["gradients"] == sum(p.grad.nbytes for p in model.parameters())
+    assert found["optimizer"] == sum(s.nbytes for s in states)
+
+
+def test_operations_are_those_of_the_matrices():
+    model, tokenizer = load("tiny", "cpu")
+    stage = dataclasses.replace(quick("tiny-sft").stages[0], max_steps=None, epochs=1)
+    encoded = encode(tokenizer, rows := stage.rows(load_probes("world", limit=6)))
+    fed = sum(len(e.prompt) + len(e.responses["chosen"]) - 1 for e in encoded)
+    predicted = sum(len(e.responses["chosen"]) for e in encoded)
+    head = model.lm_head.weight.numel()
+    body = model.num_parameters() - model.get_input_embeddings().weight.numel()
+    body -= 0 if model.config.tie_word_embeddings else head
+    once = 3 * 2 * (body * fed + head * predicted)
+    size = lengths(tokenizer, rows)
+    assert operations(model, stage, size, []) == once
+    assert operations(model, stage, size, [], checkpointing=True) == once + 2 * body * fed
+
+
+LAYERS = {"num_hidden_layers": 24, "num_attention_heads": 16, "hidden_size": 1024}
+PYTHIA = {"vocab_size": 50304, "intermediate_size": 4096} | LAYERS
+WIDE = {"hidden_size": 2048, "num_hidden_layers": 16, "intermediate_size": 8192}
+QWEN = {"vocab_size": 151936, "intermediate_size": 2816, "num_key_value_heads": 16} | LAYERS
+MODELS = {
+    "pythia-410m": (GPTNeoXConfig(**PYTHIA), "405.3M", True),
+    "pythia-1b": (GPTNeoXConfig(**PYTHIA | WIDE), "1,011.8M", False),
+    "qwen1.5-0.5b": (Qwen2Config(**QWEN, tie_word_embeddings=True), "464.0M", True),
+}
+
+
+def plan(name, model, tmp_path, *changes):
+    """The plan for a model of which the configuration is there, on rows as long as can be."""
+    MODELS[model][0].save_pretrained(tmp_path / "model")
+    row = {"prompt": "word", "chosen": "word " * 500, "rejected": "other " * 500}
+    (tmp_path / "rows.jsonl").write_text("\n".join([json.dumps(row)] * 8), encoding="utf-8")
+    changes = [*changes, f"model={tmp_path}/model", f"data.source={tmp_path}/rows.jsonl"]
+    return dry_run(read(name, [*changes, "probes.source=null"]))
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_what_fits_16_gb(model, tmp_path):
+    text = plan("pythia-410m-hh-dpo-t4", model, tmp_path)
+    _, parameters, fits = MODELS[model]
+    assert f"{parameters} parameters" in text
+    peak = float(text.split("memory    about ")[1].split(" GB")[0])
+    assert (peak < 12) == fits and (peak > 15.6) != fits
+    assert (f"{model}-hh-dpo-t4" in catalogue()) == fits
+
+
+def test_a_dry_run_tells_updates_memory_and_time(tmp_path):
+    lines = plan("pythia-410m-hh-dpo", "pythia-410m", tmp_path).splitlines()
+    assert lines[1].endswith(": 8") and lines[2].endswith(": 8 prompts × 2 types")
+    assert "16 updates of 4 rows (64 examples of 8 rows), scored 2 times" in lines[3]
+    assert "DPO(beta=0.1" in lines[4] and "12 updates" in lines[4]
+    assert "a token is taken for 4 characters" in lines[6]
+    assert lines[7].startswith("memory    about 1") and "optimizer 1.62" in lines[7]
+    assert lines[9].startswith("time      about ") and " GFLOP/s that a matrix product" in lines[9]
+    kept, again = (
+        float(
+            plan("pythia-410m-hh-dpo", "pythia-410m", tmp_path, change).split("activations ")[1][:4]
+        )
+        for change in ("gradient_checkpointing=false", "gradient_checkpointing=true")
+    )
+    assert kept > 8 * again
+
+
+def test_a_dry_run_says_what_it_cannot_know(tmp_path):
+    text = dry_run(read("tiny-dpo", [f"model={tmp_path}"]))
+    assert "1-dpo" in text and "unknown from here on: " in text
+    assert "there is no such file" in dry_run(read("tiny-dpo", ["data.source=nowhere.jsonl"]))
+    assert "cuda:77" in dry_run(read("tiny-dpo", ["device=cuda:77"]))

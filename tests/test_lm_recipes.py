@@ -76,9 +76,8 @@ def test_t4_makes_the_same_updates_in_less_memory():
     plain, t4 = read("pythia-410m-hh-dpo"), read("pythia-410m-hh-dpo-t4")
     assert t4.gradient_checkpointing and t4.dtype == "float32"
     for a, b in zip(plain.stages, t4.stages, strict=True):
-        assert a.batch_size * a.accumulate == b.batch_size * b.accumulate
-        same_batch = {"batch_size": b.batch_size, "accumulate": b.accumulate}
-        assert dataclasses.replace(a, **same_batch) == b and b.mixed_precision == "no"
+        assert dataclasses.replace(a, batch_size=2, accumulate=2) == b
+        assert (a.batch_size, a.accumulate, b.mixed_precision) == (4, 1, "no")
 
 
 def test_a_recipe_reads_its_own_yaml_and_what_all_stages_share_is_changed_once(tmp_path):
@@ -110,13 +109,10 @@ WRONG = {
     "stages.0.lrr=1": "stages.0.lrr: Key 'lrr' not in 'Stage'. Did you mean: 'lr'?",
     "data.sorce=hh": "data.sorce: Key 'sorce' not in 'Data'. Did you mean: 'source'?",
     "stages.2.lr=1": "stages.2: list index out of range",
-    "stages.x.lr=1": "stages.x.lr=1: Index 'x' (str) is not an int",
     "seed": "a change is key=value",
     "seed=x": "seed: Value 'x' of type 'str' could not be converted to Integer",
     "seed=-1": "seed must be an integer of at least 0",
     "stages.0.epochs=1.5": "stages.0.epochs: Value '1.5' of type 'float' could not be",
-    "stages.0.epochs=true": "stages.0.epochs: Value 'True' of type 'bool' could not be",
-    "stages.1.lr=fast": "stages.1.lr: Value 'fast' of type 'str' could not be converted to Float",
     "stages.1.lr=-1": "stages.1: lr must be a finite number above 0",
     "stages.1.loss=dop": "stages.1: unknown loss 'dop': did you mean 'dpop'?",
     "stages.1.hyper.bet=1": "did you mean 'beta'?",

@@ -6,5 +6,13 @@ from lmdyn.lm.recipes.running import run
 from lmdyn.lm.recipes.schema import Data, Probes, Recipe, Stage, extend
 
 __all__ = [
-    "Data", "Probes", "Recipe", "Stage", "catalogue", "dry_run", "extend", "read", "run",
-]  # fmt: skip
+    "Data",
+    "Probes",
+    "Recipe",
+    "Stage",
+    "catalogue",
+    "dry_run",
+    "extend",
+    "read",
+    "run",
+]

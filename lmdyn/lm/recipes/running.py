@@ -14,7 +14,7 @@ from pathlib import Path
 from accelerate import PartialState
 from accelerate.utils import disable_fsdp_ram_efficient_loading
 
-from lmdyn.lm._guards import check_different
+from lmdyn.checks import check_different
 from lmdyn.lm.data import ProbeSet
 from lmdyn.lm.files import replacing
 from lmdyn.lm.log_probs import LogProbs

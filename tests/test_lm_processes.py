@@ -25,7 +25,6 @@ from transformers.distributed import DistributedConfig
 from lmdyn.lm import processes, recorder, train
 from lmdyn.lm.callback import ProbeCallback
 from lmdyn.lm.models import load
-from lmdyn.lm.recipes.running import checkpoint_activations
 from lmdyn.lm.score import STATS
 from lmdyn.lm.trajectory import Trajectory
 

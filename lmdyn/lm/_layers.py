@@ -95,8 +95,8 @@ class Gradients:
 
     def _hidden(self, batch: Batch) -> Tensor:
         """As `forward.hidden`, but positions are told: by default the sequences share one row."""
-        base = forward._unwrap(self.model).base_model
-        inputs = forward._inputs(self.model, batch)
+        base = forward.body(self.model)
+        inputs = forward.inputs(self.model, batch)
         if "position_ids" in inspect.signature(base.forward).parameters:
             inputs["position_ids"] = batch.position_ids
         states = base(**inputs).last_hidden_state

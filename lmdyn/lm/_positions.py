@@ -59,7 +59,7 @@ class Side:
 
     def __init__(self, model, ids: Tensor, positions: Sequence[int], generic: set[Tensor]):
         self.ids, self.positions, self.head = ids, list(positions), forward.head(model)
-        self.base = forward._unwrap(model).base_model
+        self.base = forward.body(model)
         self.generic = {n: p for n, p in self.base.named_parameters() if p in generic}
         self.tracked = {p for p in model.parameters() if p.requires_grad} - generic
         with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):  # the others have no batches

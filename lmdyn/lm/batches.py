@@ -46,17 +46,15 @@ class Batch:
         """Whether responses share their prompt's tokens."""
         return self.attention_mask.ndim == 4
 
+    def split(self, values: Tensor) -> dict[tuple[int, str], Tensor]:
+        """(row, type) → (T, …), the part of ``values`` (M, …) at the tokens of that response."""
+        sizes = self.segment.bincount().tolist()
+        return dict(zip(self.responses, values.split(sizes), strict=True))
 
-@dataclass(frozen=True)
-class _Row:
-    """What becomes one sequence of a batch: a prompt and some of its responses."""
-
-    index: int
-    prompt: list[int]
-    responses: dict[str, list[int]]
-
-    def __len__(self) -> int:
-        return len(self.prompt) + sum(len(ids) - 1 for ids in self.responses.values())
+    def sum(self, values: Tensor) -> dict[tuple[int, str], Tensor]:
+        """(row, type) → the sum of ``values`` (M,) over the tokens of that response."""
+        sums = values.new_zeros(len(self.responses)).index_add(0, self.segment, values)
+        return dict(zip(self.responses, sums, strict=True))
 
 
 def pack(
@@ -76,73 +74,76 @@ def pack(
     """
     if tokens < 1:
         raise ValueError(f"tokens must be at least 1, got {tokens}")
-    rows = []
-    for i, row in enumerate(encoded):
-        rows += _parts(i, row, min(tokens, _best_length(row)) if shared else 0)
-    rows.sort(key=len)  # stable: equal lengths stay in the order of the rows
+    rows = [
+        (i, part)
+        for i, row in enumerate(encoded)
+        for part in _parts(row, min(tokens, _best_length(row)) if shared else 0)
+    ]
+    rows.sort(key=lambda row: _fed(row[1]))  # stable: equal lengths stay in the order of the rows
     start, held = 0, 0
-    for end, row in enumerate(rows):
-        size = (end + 1 - start) * len(row)  # of the batch, padded, if it took this row too
-        if end > start and (size > tokens or (held >= FULL and size > slack * (held + len(row)))):
+    for end, (_, row) in enumerate(rows):
+        length = _fed(row)
+        size = (end + 1 - start) * length  # of the batch, padded, if it took this row too
+        if end > start and (size > tokens or (held >= FULL and size > slack * (held + length))):
             yield _collate(rows[start:end], shared, device)
             start, held = end, 0
-        held += len(row)
+        held += length
     if rows:
         yield _collate(rows[start:], shared, device)
 
 
-def _best_length(encoded: Encoded) -> int:
+def _fed(row: Encoded) -> int:
+    """The tokens of a row that go through the model, its prompt once."""
+    return len(row.prompt) + sum(len(ids) - 1 for ids in row.responses.values())
+
+
+def _best_length(row: Encoded) -> int:
     """The length beyond which it is cheaper to split a row than to attend over all of it.
 
     Attention costs the length squared, also where the mask hides it; each part costs the prompt
     once more. With P tokens of prompt the sum is least for parts of √(P² + 3000·P) response
     tokens on SmolLM2, and flat around it: wider models gain little from longer parts.
     """
-    prompt = len(encoded.prompt)
-    lengths = [len(ids) for ids in encoded.responses.values()]
+    prompt = len(row.prompt)
+    lengths = [len(ids) for ids in row.responses.values()]
     parts = max(1, round(sum(lengths) / math.sqrt(prompt**2 + 3000 * prompt)))
     return prompt + math.ceil(sum(lengths) / parts) + max(lengths, default=0) // 2
 
 
-def _parts(index: int, encoded: Encoded, limit: int) -> Iterator[_Row]:
+def _parts(row: Encoded, limit: int) -> Iterator[Encoded]:
     """The responses of a row, in parts of at most ``limit`` tokens and at least one response."""
-    part = _Row(index, encoded.prompt, {})
-    for name, ids in encoded.responses.items():
-        if part.responses and len(part) + len(ids) - 1 > limit:
+    part = Encoded(row.prompt, {})
+    for name, ids in row.responses.items():
+        if part.responses and _fed(part) + len(ids) - 1 > limit:
             yield part
-            part = _Row(index, encoded.prompt, {})
+            part = Encoded(row.prompt, {})
         part.responses[name] = ids
     if part.responses:
         yield part
 
 
-def _collate(rows: Sequence[_Row], shared: bool, device) -> Batch:
-    length = max(len(row) for row in rows)
-    ids = torch.zeros(len(rows), length, dtype=torch.long)
-    positions = torch.zeros_like(ids)
-    block = torch.full_like(ids, -1)  # 0 in the prompt, 1, 2, … in its responses, −1 in padding
-    source, target, segment, responses = [], [], [], []
-    for b, row in enumerate(rows):
+def _collate(rows: Sequence[tuple[int, Encoded]], shared: bool, device) -> Batch:
+    length = max(_fed(row) for _, row in rows)
+    lines, source, target, segment, responses = [], [], [], [], []
+    for b, (index, row) in enumerate(rows):
         prompt = len(row.prompt)
-        ids[b, :prompt] = torch.tensor(row.prompt)
-        positions[b, :prompt] = torch.arange(prompt)
-        block[b, :prompt] = 0
-        start = prompt
+        ids, positions, blocks = list(row.prompt), list(range(prompt)), [0] * prompt
         for number, (name, tokens) in enumerate(row.responses.items(), 1):
-            fed = len(tokens) - 1
-            end = start + fed
-            ids[b, start:end] = torch.tensor(tokens[:-1], dtype=torch.long)
-            positions[b, start:end] = torch.arange(prompt, prompt + fed)
-            block[b, start:end] = number
-            source += [b * length + prompt - 1, *range(b * length + start, b * length + end)]
+            start, fed = b * length + len(ids), len(tokens) - 1
+            source += [b * length + prompt - 1, *range(start, start + fed)]
             target += tokens
             segment += [len(responses)] * len(tokens)
-            responses.append((row.index, name))
-            start = end
+            responses.append((index, name))
+            ids += tokens[:-1]
+            positions += range(prompt, prompt + fed)
+            blocks += [number] * fed
+        rest = length - len(ids)
+        lines.append((ids + [0] * rest, positions + [0] * rest, blocks + [-1] * rest))
+    ids, positions, block = (torch.tensor(line) for line in zip(*lines, strict=True))
     if shared:
         key, query = block.unsqueeze(1), block.unsqueeze(2)
         mask = (((key == 0) | (key == query)).tril()).unsqueeze(1)
     else:
         mask = (block >= 0).long()
-    tensors = ids, positions, mask, torch.tensor(source), torch.tensor(target)
-    return Batch(*(t.to(device) for t in (*tensors, torch.tensor(segment))), responses)
+    tensors = ids, positions, mask, *(torch.tensor(x) for x in (source, target, segment))
+    return Batch(*(x.to(device) for x in tensors), responses)

@@ -1,8 +1,8 @@
 """Which pairs would squeeze: what one step on each does, before any training."""
 
 import json
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -56,8 +56,7 @@ class Diagnosis:
         return len(self.prompts)
 
     def __repr__(self) -> str:
-        flagged = sum(bool(flags) for flags in self.flags)
-        return f"Diagnosis({len(self)} pairs, {flagged} of them flagged)"
+        return f"Diagnosis({len(self)} pairs, {sum(map(bool, self.flags))} of them flagged)"
 
     @property
     def own(self) -> np.ndarray:
@@ -82,28 +81,23 @@ class Diagnosis:
 
     def rows(self) -> list[dict]:
         """One dict a pair, in `order`: ``row`` is its number among those that were given."""
+        numbers = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "prompts"}
         flags = self.flags
-        names = ("squeeze", "valley", "own_pull", "own_push", "held_out_pull", "held_out_push")
         return [
-            {
-                "row": int(i),
-                "prompt": self.prompts[i],
-                **{name: float(getattr(self, name)[i]) for name in names},
-                "flags": list(flags[i]),
-            }
+            {"row": int(i), "prompt": self.prompts[i]}
+            | {name: float(values[i]) for name, values in numbers.items()}
+            | {"flags": list(flags[i])}
             for i in self.order
         ]
 
     def table(self, limit: int = 10) -> str:
         """The first pairs of `order`, for a terminal."""
         lines = [f"{'row':>5}{'own y+':>10}{'held-out':>10}{'valley':>8}  flags · prompt"]
-        for row in self.rows()[:limit]:
-            own = row["own_pull"] + row["own_push"]
-            others = row["held_out_pull"] + row["held_out_push"]
-            told = f"{', '.join(row['flags']) or '-'} · {' '.join(row['prompt'].split())[-40:]}"
-            lines.append(
-                f"{row['row']:>5}{own:>+10.3g}{others:>+10.3g}{row['valley']:>8.0%}  {told}"
-            )
+        flags = self.flags
+        for i in self.order[:limit]:
+            numbers = f"{self.own[i]:>+10.3g}{self.held_out[i]:>+10.3g}{self.valley[i]:>8.0%}"
+            prompt = " ".join(self.prompts[i].split())[-40:]
+            lines.append(f"{i:>5}{numbers}  {', '.join(flags[i]) or '-'} · {prompt}")
         return "\n".join(lines)
 
     def save(self, path: str | Path) -> None:
@@ -136,14 +130,10 @@ def diagnose(
         tokenizer: its tokenizer.
         rows: N pairs with ``prompt``, ``chosen``, ``rejected``.
         loss: a loss that reads both, by name or as a `lmdyn.losses.Loss`.
-        held_out: rows whose ``chosen`` should not fall; if not given, 16 of ``rows``, evenly
-            spread.
+        held_out: rows whose ``chosen`` should not fall; 16 of ``rows``, evenly spread, if not given.
         ref: the reference model of the loss; the model itself if not given, as at the start.
         progress: True and False show and hide the progress bar; None shows it for work of more
             than ten seconds.
-
-    Returns:
-        A `Diagnosis`.
 
     Raises:
         ValueError: rows that cannot be read, a pair of equal responses, a loss that does not read
@@ -160,67 +150,63 @@ def diagnose(
         raise ValueError(f"{loss} does not read both chosen and rejected: diagnose a loss of pairs")
     if ref is not None:
         check_same_vocabulary(model, ref)
-    probes = as_probes(rows)
-    keys = {name: name for name in loss.responses}
-    pairs = with_all(probes, loss.responses, str(loss))
-    encoded = encode(tokenizer, pairs)
-    check_different(encoded, keys, loss)
-    spread = np.unique(np.linspace(0, len(pairs) - 1, min(HELD_OUT, len(pairs))).astype(int))
-    others = pairs[spread.tolist()] if held_out is None else as_probes(held_out)
-    others = encode(tokenizer, with_all(others, ["chosen"], "diagnose", "held_out"))
     weights = [p for p in model.parameters() if p.requires_grad]
     if not weights:
         raise ValueError("no weight of the model requires a gradient: there is nothing to learn")
+    pairs = with_all(as_probes(rows), loss.responses, str(loss))
+    encoded, keys = encode(tokenizer, pairs), {name: name for name in loss.responses}
+    check_different(encoded, keys, loss)
+    n = len(pairs)
+    if held_out is None:
+        held_out = pairs[np.linspace(0, n - 1, min(HELD_OUT, n)).astype(int).tolist()]
+    others = encode(tokenizer, with_all(as_probes(held_out), ["chosen"], "diagnose", "held_out"))
 
-    found = np.empty((len(pairs), 4))
+    shown = {"delay": 0 if progress else 10, "disable": progress is False}
     with evaluating(model):
-        goal = _mean_gradient(LogProbs(model, others, {"chosen": "chosen"}), weights, len(others))
-        log_probs = LogProbs(model, encoded, keys)
-        reference = None
-        if loss.needs_ref and ref is not None:
+        goal = _mean_gradient(LogProbs(model, others, {"chosen": "chosen"}), weights)
+        log_probs, fixed = LogProbs(model, encoded, keys), None
+        if ref is not None and loss.needs_ref:
             with evaluating(ref):
-                reference = LogProbs(ref, encoded, keys).all(8)
-        bar = tqdm(
-            range(len(pairs)),
-            desc="diagnose",
-            unit="pair",
-            delay=0 if progress else 10,
-            disable=progress is False,
-        )
-        for i in bar:
-            with torch.enable_grad():
-                logps = log_probs([i])
-                own = {name: value.detach() for name, value in logps.items()}
-                fixed = own if reference is None else {k: v[[i]] for k, v in reference.items()}
-                lengths = {name: n[[i]] for name, n in log_probs.lengths.items()}
-                c = loss.coefficients(own, fixed, lengths)
-                up, down = (
-                    torch.autograd.grad(logps[name].sum(), weights, retain_graph=name == "chosen")
-                    for name in ("chosen", "rejected")
-                )
-            pull, push = -float(c["chosen"]), -float(c["rejected"])
-            found[i] = (
-                pull * _dot(up, up),
-                push * _dot(down, up),
-                pull * _dot(up, goal),
-                push * _dot(down, goal),
-            )
+                fixed = LogProbs(ref, encoded, keys).all(8)
+        bar = tqdm(range(n), desc="diagnose", unit="pair", **shown)
+        effects = np.array([_effects(log_probs, i, loss, fixed, weights, goal) for i in bar])
     mass = token_mass(model, tokenizer, pairs, ["rejected"])
-    tokens = np.bincount(mass.row, minlength=len(pairs))
-    return Diagnosis(
-        np.bincount(mass.row, mass.squeeze, len(pairs)) / tokens,
-        np.bincount(mass.row, mass.squeeze > 0, len(pairs)) / tokens,
-        *found.T,
-        tuple(row["prompt"] for row in pairs),
+    tokens = np.bincount(mass.row, minlength=n)
+    squeeze, valley = (
+        np.bincount(mass.row, x, n) / tokens for x in (mass.squeeze, mass.squeeze > 0)
     )
+    return Diagnosis(squeeze, valley, *effects.T, tuple(row["prompt"] for row in pairs))
 
 
-def _mean_gradient(log_probs: LogProbs, weights: list[Tensor], n: int) -> list[Tensor]:
-    """The gradient of the mean log π(y+) over rows, one row at a time."""
-    total = [torch.zeros_like(p) for p in weights]
+def _effects(
+    log_probs: LogProbs,
+    row: int,
+    loss: losses.Loss,
+    ref: Mapping[str, Tensor] | None,
+    weights: Sequence[Tensor],
+    goal: Sequence[Tensor],
+) -> tuple[float, ...]:
+    """What the pull and the push of one pair do to its own ``chosen``, and to the goal's."""
+    with torch.enable_grad():
+        logps = log_probs([row])
+    up, down = (
+        torch.autograd.grad(logps[name], weights, retain_graph=name == "chosen")
+        for name in ("chosen", "rejected")
+    )
+    own = {name: value.detach() for name, value in logps.items()}
+    ref = own if ref is None else {name: values[[row]] for name, values in ref.items()}
+    lengths = {name: values[[row]] for name, values in log_probs.lengths.items()}
+    c = loss.coefficients(own, ref, lengths)
+    pull, push = -float(c["chosen"]), -float(c["rejected"])
+    return tuple(c * _dot(x, y) for y in (up, goal) for c, x in ((pull, up), (push, down)))
+
+
+def _mean_gradient(log_probs: LogProbs, weights: Sequence[Tensor]) -> list[Tensor]:
+    """The gradient of the mean log π(y+) over all rows, one row at a time."""
+    total, n = [torch.zeros_like(p) for p in weights], len(log_probs.encoded)
     for i in range(n):
         with torch.enable_grad():
-            grads = torch.autograd.grad(log_probs([i])["chosen"].sum(), weights)
+            grads = torch.autograd.grad(log_probs([i])["chosen"], weights)
         for t, grad in zip(total, grads, strict=True):
             t += grad / n
     return total

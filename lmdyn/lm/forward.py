@@ -1,14 +1,19 @@
-"""What a model makes of batches: hidden states and logits, and which form of batch it takes."""
+"""What a model makes of batches: hidden states, logits, and the log-probs of response tokens."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from weakref import WeakKeyDictionary
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
 from lmdyn.lm.batches import TOKENS, Batch, pack
 from lmdyn.lm.tokens import Encoded
+
+CHUNK = 128  # positions whose logits are there at a time
+WHOLE_TOKENS = 512  # in a batch whose logits are there at all positions
 
 
 def batches(model, encoded: Sequence[Encoded], tokens: int = TOKENS) -> Iterator[Batch]:
@@ -27,12 +32,59 @@ def batches(model, encoded: Sequence[Encoded], tokens: int = TOKENS) -> Iterator
     return pack(encoded, tokens=tokens, shared=can_share(model, longest), device=device)
 
 
-def hidden(model, batch: Batch) -> Tensor:
+def token_values(
+    model,
+    encoded: Sequence[Encoded],
+    read: Callable[[Tensor, Batch, slice], Tensor],
+    tokens: int = TOKENS,
+) -> Iterator[tuple[tuple[int, str], np.ndarray]]:
+    """One pass over all responses, which keeps k values of each token instead of its logits.
+
+    Args:
+        model: a Hugging Face causal language model.
+        encoded: from `encode`.
+        read: makes (m, k) values of the logits (m, V) at a slice of the M tokens of a batch. The
+            logits are its own, to overwrite.
+        tokens: the budget of a batch.
+
+    Returns:
+        (row, type) and (T, k) float64 values of each response, in the order of the batches.
+    """
+    last = head_is_last(model)
+    for batch in batches(model, encoded, tokens if last else min(tokens, WHOLE_TOKENS)):
+        states = hidden(model, batch) if last else full_logits(model, batch)
+        found = []
+        for start in range(0, len(states), CHUNK):
+            part = slice(start, start + CHUNK)
+            logits = head(model)(states[part]) if last else states[part]
+            found.append(read(logits, batch, part))
+        for response, values in batch.split(torch.cat(found).double().cpu()).items():
+            yield response, values.numpy()
+
+
+def token_logps(logits: Tensor, batch: Batch) -> Tensor:
+    """(M,) log π of the tokens of `Batch.target`, nats, in float32 at least.
+
+    Args:
+        logits: (M, V), those that predict them.
+        batch: the batch. Its `split` and `sum` tell the responses apart.
+    """
+    logits = logits if logits.dtype == torch.float64 else logits.float()
+    return -cross_entropy(logits, batch.target, reduction="none")
+
+
+def body(model) -> nn.Module:
+    """The model below its output layer. Adapters change it in place and only wrap its outside."""
+    return (model.get_base_model() if hasattr(model, "get_base_model") else model).base_model
+
+
+def hidden(model, batch: Batch, tell_positions: bool = False) -> Tensor:
     """(M, d), the final hidden states, after the last norm, at `Batch.source`.
 
     Gradients and forward-mode tangents pass through. The model's mode (dropout) is the caller's.
+    ``tell_positions`` is that of `inputs`.
     """
-    states = _unwrap(model).base_model(**_inputs(model, batch)).last_hidden_state
+    states = body(model)(**inputs(model, batch, tell_positions)).last_hidden_state
     return states.flatten(0, 1).index_select(0, batch.source)
 
 
@@ -55,19 +107,25 @@ def full_logits(model, batch: Batch) -> Tensor:
 
     For models that `head` refuses.
     """
-    logits = model(**_inputs(model, batch)).logits
+    logits = model(**inputs(model, batch)).logits
     return logits.flatten(0, 1).index_select(0, batch.source)
 
 
-def _inputs(model, batch: Batch) -> dict:
-    inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
-    if batch.shared:  # else the default, 0, 1, 2, …, is right, and some models take no other
-        inputs["position_ids"] = batch.position_ids
-        if model.config._attn_implementation == "eager":  # it adds the mask to its scores
-            mask = _embedding(model).new_zeros(batch.attention_mask.shape)
-            low = torch.finfo(mask.dtype).min
-            inputs["attention_mask"] = mask.masked_fill(~batch.attention_mask, low)
-    return {**inputs, "use_cache": False}
+def inputs(model, batch: Batch, tell_positions: bool = False) -> dict:
+    """What the model, or its `body`, is called with.
+
+    Positions are told in the shared form. In the plain form the model's own are right, 0, 1, 2, …,
+    and some models take no others. With ``tell_positions`` those that can share a prompt are told
+    there too, so that each sequence looks up positions of its own.
+    """
+    given = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
+    if batch.shared or (tell_positions and _checked(model)["shared"]):
+        given["position_ids"] = batch.position_ids
+    if batch.shared and model.config._attn_implementation == "eager":  # adds the mask to scores
+        mask = _embedding(model).new_zeros(batch.attention_mask.shape)
+        low = torch.finfo(mask.dtype).min
+        given["attention_mask"] = mask.masked_fill(~batch.attention_mask, low)
+    return {**given, "use_cache": False}
 
 
 @contextmanager
@@ -139,8 +197,9 @@ def _checked(model) -> dict[str, bool]:
         weight = _embedding(model)
         ids = [n * 7919 % len(weight) for n in range(1, 13)]
         encoded = [Encoded(ids[:4], {"first": ids[4:8], "second": ids[8:]})]
-        (plain,) = pack(encoded, shared=False, device=weight.device)
-        (shared,) = pack(encoded, shared=True, device=weight.device)
+        plain, shared = (
+            next(pack(encoded, shared=shared, device=weight.device)) for shared in (False, True)
+        )
         # The comparison is about the model, whatever precision the caller is training in.
         with evaluating(model), torch.autocast(weight.device.type, enabled=False):
             states = hidden(model, plain)
@@ -167,10 +226,13 @@ def _ends_in_head(model, batch: Batch, states: Tensor) -> bool:
 
 
 def _shares(model, batch: Batch, states: Tensor) -> bool:
+    """Whether the shared form gives the same `hidden` as the plain one."""
     tolerance = {torch.float64: 1e-5, torch.float32: 1e-3}.get(states.dtype, 5e-2)
     try:
         return _close(hidden(model, batch), states, tolerance)
-    except Exception:  # a model may refuse such a mask in any way it likes
+    except torch.cuda.OutOfMemoryError:  # says nothing about the model
+        raise
+    except (TypeError, ValueError, RuntimeError):  # the model refuses such a mask or positions
         return False
 
 
@@ -182,8 +244,3 @@ def _close(x: Tensor, y: Tensor, tolerance: float) -> bool:
 def _embedding(model) -> Tensor:
     """The input embedding (V, d): where the model begins, so its device and precision count."""
     return model.get_input_embeddings().weight
-
-
-def _unwrap(model):
-    """A model with adapters wraps the one that it adapts in place."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model

@@ -3,18 +3,18 @@
 import math
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch.nn.utils.rnn import pad_sequence
 
-from lmdyn.lm.batches import SLACK
-from lmdyn.lm.forward import Batch, can_share, check_fits, head, hidden, pack
-from lmdyn.lm.processes import as_forward, is_sharded, together
+from lmdyn.lm._sharded import as_forward, is_sharded
+from lmdyn.lm.batches import SLACK, Batch, pack
+from lmdyn.lm.forward import CHUNK, can_share, check_fits, head, hidden, token_logps
+from lmdyn.lm.processes import together
 from lmdyn.lm.tokens import Encoded
-
-CHUNK = 128  # positions whose softmax is there at a time
 
 
 class LogProbs(nn.Module):
@@ -29,6 +29,9 @@ class LogProbs(nn.Module):
         keys: what the loss calls a response → its type in the rows.
         bf16: compute in bfloat16, whatever the weights are in.
         spare: names of responses whose tokens in a valley, π_y < ‖π‖², give no gradient.
+
+    Attributes:
+        lengths: response name → (N,) its tokens, EOS included.
 
     Raises:
         ValueError: a response beyond the model's context, a token it does not know, a model whose
@@ -54,48 +57,42 @@ class LogProbs(nn.Module):
             for name, key in keys.items()
         }
 
-    def forward(self, rows: Sequence[int]) -> dict[str, Tensor]:
-        """Response name → (B,) the summed log-probs of these rows, nats."""
-        return as_forward(self.model, self._log_probs, rows)
+    def forward(self, rows: Sequence[int], per_token: bool = False) -> dict[str, Tensor]:
+        """The log-probs of these B rows, nats.
 
-    def _log_probs(self, rows: Sequence[int]) -> dict[str, Tensor]:
-        device = self.model.device
-        some = [self.encoded[i] for i in rows]
-        found = {}
+        Returns:
+            Response name → (B,) sums; with ``per_token`` (B, T), 0 behind a response's `lengths`.
+        """
+        return as_forward(self.model, self._log_probs, rows, per_token)
+
+    def _log_probs(self, rows: Sequence[int], per_token: bool) -> dict[str, Tensor]:
+        device, found = self.model.device, {}
         # One batch, or a few where the rows differ so much in length that padding would cost more:
         # one where processes share out the weights, as each must pass as often as the others.
         slack = math.inf if is_sharded(self.model) else SLACK
         packed = {"tokens": sys.maxsize, "shared": self.shared, "device": device, "slack": slack}
-        for batch in pack(some, **packed):
+        for batch in pack([self.encoded[i] for i in rows], **packed):
             # Each weight is used once: a cache would only hold copies of all of them.
             with torch.autocast(
                 device.type, torch.bfloat16, enabled=self.bf16, cache_enabled=False
             ):
                 logits = self.head(hidden(self.model, batch))
-            if logits.dtype != torch.float64:
-                logits = logits.float()
-            tokens = -cross_entropy(logits, batch.target, reduction="none")
+            logps = token_logps(logits, batch)
             if self.spared:
-                tokens = torch.where(
-                    self._in_valley(logits, tokens, batch), tokens.detach(), tokens
-                )
-            sums = tokens.new_zeros(len(batch.responses)).index_add(0, batch.segment, tokens)
-            found |= zip(batch.responses, sums, strict=True)
+                logps = torch.where(self._in_valley(logits, logps, batch), logps.detach(), logps)
+            found |= batch.split(logps) if per_token else batch.sum(logps)
+        join = partial(pad_sequence, batch_first=True) if per_token else torch.stack
         return {
-            name: torch.stack([found[i, key] for i in range(len(rows))])
-            for name, key in self.keys.items()
+            name: join([found[i, key] for i in range(len(rows))]) for name, key in self.keys.items()
         }
 
     @torch.no_grad()
-    def _in_valley(self, logits: Tensor, tokens: Tensor, batch: Batch) -> Tensor:
+    def _in_valley(self, logits: Tensor, logps: Tensor, batch: Batch) -> Tensor:
         """(M,), which tokens of the spared responses have π_y < ‖π‖²."""
-        mine = [name in self.spared for _, name in batch.responses]
-        where = torch.tensor(mine, device=tokens.device)[batch.segment].nonzero().squeeze(1)
-        found = torch.zeros_like(tokens, dtype=torch.bool)
-        for some in where.split(CHUNK):
-            prob_sq = logits[some].softmax(-1).square().sum(-1)
-            found[some] = tokens[some].exp() < prob_sq
-        return found
+        parts = logits.split(CHUNK)
+        prob_sq = torch.cat([part.to(logps).softmax(-1).square().sum(-1) for part in parts])
+        spared = torch.tensor([name in self.spared for _, name in batch.responses])
+        return spared.to(logps.device)[batch.segment] & (logps.exp() < prob_sq)
 
     @torch.no_grad()
     def all(self, batch_size: int, rank: int = 0, n: int = 1) -> dict[str, Tensor]:

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from itertools import repeat
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +11,7 @@ from torch import Tensor
 from lmdyn.checks import unknown
 from lmdyn.lm.data import ProbeSet, as_probes
 from lmdyn.lm.files import replacing
-from lmdyn.lm.forward import evaluating
-from lmdyn.lm.score import CHUNK, batches_with_logits
+from lmdyn.lm.forward import Batch, evaluating, token_values
 from lmdyn.lm.tokens import encode
 
 
@@ -106,8 +104,9 @@ class TokenMass:
                     "token_mass(…, follow=the earlier one)"
                 )
         return {
-            part: getattr(after, f"{part}_prob") - getattr(self, f"{part}_prob")
-            for part in ("label", "rival", "rest")
+            "label": after.label_prob - self.label_prob,
+            "rival": after.rival_prob - self.rival_prob,
+            "rest": after.rest_prob - self.rest_prob,
         }
 
 
@@ -137,73 +136,45 @@ def token_mass(
         types: the response types to look at; rows that lack one are passed over.
         follow: an earlier split of the same responses, whose rivals are kept.
 
-    Returns:
-        `TokenMass` of all tokens.
-
     Raises:
         ValueError: rows or types that cannot be read (see `load_probes`), an earlier split of
             other tokens.
     """
     probes = as_probes(probes, types)
     encoded = encode(tokenizer, probes)
+    keys = [(i, name) for i, row in enumerate(encoded) for name in row.responses]
+    labels = [encoded[i].responses[name] for i, name in keys]
+    sizes = [len(ids) for ids in labels]
+    where = {
+        "row": np.repeat([i for i, _ in keys], sizes),
+        "type": np.repeat([probes.types.index(name) for _, name in keys], sizes),
+        "position": np.concatenate([np.arange(n) for n in sizes]),
+        "label": np.concatenate(labels),
+    }
+    rivals = {}
     if follow is not None:
-        _check_same(follow, probes.types, encoded)
-        rivals = dict(_by_response(follow, follow.rival))
-    found = {}
+        same = (np.array_equal(getattr(follow, name), values) for name, values in where.items())
+        if follow.types != probes.types or not all(same):
+            raise ValueError("follow is a split of other responses: pass the same rows and types")
+        rivals = dict(zip(keys, torch.from_numpy(follow.rival).split(sizes), strict=True))
+
+    def read(logits: Tensor, batch: Batch, part: slice) -> Tensor:
+        kept = torch.cat([rivals[key] for key in batch.responses])[part] if rivals else None
+        return _parts(logits, batch.target[part], kept)
+
     with evaluating(model):
-        for batch, chunks in batches_with_logits(model, encoded):
-            kept = repeat(None)
-            if follow is not None:
-                kept = np.concatenate([rivals[key] for key in batch.responses])
-                kept = torch.as_tensor(kept, device=batch.target.device).split(CHUNK)
-            values = torch.cat(
-                [_parts(*chunk, rival) for chunk, rival in zip(chunks, kept, strict=False)], 1
-            )
-            ends = np.bincount(batch.segment.cpu().numpy()).cumsum()[:-1]
-            pieces = np.split(values.double().cpu().numpy(), ends, axis=1)
-            found |= zip(batch.responses, pieces, strict=True)
-    keys = [(i, name) for i, e in enumerate(encoded) for name in e.responses]
-    sizes = [found[key].shape[1] for key in keys]
-    rival, label_prob, rival_prob, rest_prob, prob_sq = np.concatenate(
-        [found[key] for key in keys], axis=1
-    )
-    return TokenMass(
-        types=probes.types,
-        row=np.repeat([i for i, _ in keys], sizes),
-        type=np.repeat([probes.types.index(name) for _, name in keys], sizes),
-        position=np.concatenate([np.arange(n) for n in sizes]),
-        label=np.concatenate([encoded[i].responses[name] for i, name in keys]),
-        rival=rival.astype(np.int64),
-        label_prob=label_prob,
-        rival_prob=rival_prob,
-        rest_prob=rest_prob,
-        prob_sq=prob_sq,
-    )
+        found = dict(token_values(model, encoded, read))
+    rival, *probs = np.concatenate([found[key] for key in keys]).T
+    return TokenMass(probes.types, *where.values(), rival.astype(np.int64), *probs)
 
 
-def _parts(logits: Tensor, target: Tensor, rival: Tensor | None) -> Tensor:
-    """(5, m): rival, π_y, π of the rival, the rest as a sum of its own, ‖π‖²; all in float64."""
-    logits = logits.double()
-    label = target.to(logits.device).unsqueeze(-1)
+def _parts(logits: Tensor, label: Tensor, rival: Tensor | None) -> Tensor:
+    """(m, 5): rival, π_y, π of the rival, the rest as a sum of its own, ‖π‖²; all in float64."""
+    logits, label = logits.double(), label.unsqueeze(-1)
     if rival is None:
         rival = logits.scatter(-1, label, -torch.inf).argmax(-1)
     rival = rival.to(logits.device).unsqueeze(-1)
     p = logits.softmax(-1)
-    of_label, of_rival = p.gather(-1, label), p.gather(-1, rival)
-    prob_sq = p.square().sum(-1, keepdim=True)
     rest = p.scatter(-1, label, 0.0).scatter(-1, rival, 0.0).sum(-1, keepdim=True)
-    return torch.cat([rival.double(), of_label, of_rival, rest, prob_sq], -1).T
-
-
-def _by_response(mass: TokenMass, values: np.ndarray):
-    """(row, type name), values of its tokens; for each response."""
-    starts = np.flatnonzero(mass.position == 0)
-    for start, piece in zip(starts, np.split(values, starts[1:]), strict=True):
-        yield (int(mass.row[start]), mass.types[mass.type[start]]), piece
-
-
-def _check_same(follow: TokenMass, types: tuple[str, ...], encoded) -> None:
-    now = {(i, name): ids for i, e in enumerate(encoded) for name, ids in e.responses.items()}
-    before = {key: ids.tolist() for key, ids in _by_response(follow, follow.label)}
-    if follow.types != types or before != now:
-        raise ValueError("follow is a split of other responses: pass the same rows and types")
+    prob_sq = p.square().sum(-1, keepdim=True)
+    return torch.cat([rival.double(), p.gather(-1, label), p.gather(-1, rival), rest, prob_sq], -1)

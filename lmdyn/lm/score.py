@@ -1,7 +1,7 @@
 """How likely the model finds each response, and how it spreads the rest of its probability."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -10,23 +10,13 @@ from tqdm.auto import tqdm
 
 from lmdyn.checks import unknown
 from lmdyn.lm.data import ProbeSet, as_probes
-from lmdyn.lm.forward import (
-    TOKENS,
-    Batch,
-    batches,
-    evaluating,
-    full_logits,
-    head,
-    head_is_last,
-    hidden,
-)
+from lmdyn.lm.forward import TOKENS, Batch, evaluating, token_values
 from lmdyn.lm.tokens import Encoded, encode
 
-CHUNK = 128  # positions whose logits are there at a time
-_SUMS = ("logp", "argmax_logp")
-_MEANS = ("prob_sq", "label_prob", "entropy", "squeeze", "prob_norm", "residual_norm")
-STATS = (*_SUMS, *_MEANS)  # what `Scores` has of each response, and a run follows
-_QUIET = 10  # seconds of work that need no progress bar
+# The statistics of a response: two sums over its tokens, then means. A pass tells the first five
+# of each token.
+STATS = tuple("logp argmax_logp prob_sq label_prob entropy squeeze prob_norm residual_norm".split())
+_SUMS, _PER_TOKEN = STATS[:2], STATS[:5]
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,14 +92,11 @@ class Scores:
         return self._of("prob_sq") - 2 * self._of("label_prob") + 1
 
     def mean(self, name: str, stat: str = "logp") -> float:
-        """The mean of a statistic over the rows that have the type.
+        """The mean of a statistic over the rows that have the type; NaN if none has it.
 
         Args:
             name: a response type, or "argmax", the paper's y*: ``argmax_logp`` along ``chosen``.
             stat: which statistic.
-
-        Returns:
-            The mean; NaN if no row has the type.
 
         Raises:
             ValueError: an unknown type or statistic (with the nearest name).
@@ -128,7 +115,7 @@ class Scores:
         return float(values.mean()) if len(values) else float("nan")
 
     def _of(self, stat: str) -> np.ndarray:
-        known = (*_SUMS, "n_tokens", *_MEANS, "jacobian_norm_sq", "residual_norm_sq")
+        known = (*STATS, "n_tokens", "jacobian_norm_sq", "residual_norm_sq")
         if stat not in known:
             raise ValueError(unknown("statistic", stat, known))
         values = getattr(self, stat)
@@ -181,59 +168,35 @@ def score(
     """
     probes = as_probes(probes)
     encoded = encode(tokenizer, probes)
-    work = batches_with_logits(model, encoded, tokens)
-    found: dict[tuple[int, str], np.ndarray] = {}
-    names = _names(stats)
     vocabulary = 0
-    bar = tqdm(
-        total=sum(len(e.responses) for e in encoded),
-        desc="score",
-        unit="response",
-        delay=0 if progress else _QUIET,
-        disable=progress is False,
-    )
-    with evaluating(model), bar:
-        for batch, parts in work:
-            chunks = []
-            for logits, target in parts:
-                vocabulary = logits.shape[-1]
-                chunks.append(_statistics(logits, target, stats))
-            values = torch.cat(chunks, 1).double().cpu().numpy()
-            ends = np.bincount(batch.segment.cpu().numpy()).cumsum()[:-1]
-            found |= zip(batch.responses, np.split(values, ends, axis=1), strict=True)
-            bar.update(len(batch.responses))
+
+    def read(logits: Tensor, batch: Batch, part: slice) -> Tensor:
+        nonlocal vocabulary
+        vocabulary = logits.shape[-1]
+        return _token_statistics(logits, batch.target[part], stats)
+
+    n = sum(len(row.responses) for row in encoded)
+    shown = {"delay": 0 if progress else 10, "disable": progress is False}
+    with evaluating(model), tqdm(total=n, desc="score", unit="response", **shown) as bar:
+        found = {}
+        for response, values in token_values(model, encoded, read, tokens):
+            found[response] = dict(zip(_PER_TOKEN, values.T, strict=False))  # two without stats
+            bar.update()
     _check_finite(found)
-    return _scores(probes.types, vocabulary, encoded, found, names, per_token)
+    arrays = _statistics(probes.types, encoded, found)
+    if per_token:
+        arrays["tokens"] = tuple(
+            {
+                name: TokenScores(np.array(ids), **found[i, name])
+                for name, ids in r.responses.items()
+            }
+            for i, r in enumerate(encoded)
+        )
+    return Scores(probes.types, vocabulary, **arrays)
 
 
-def _names(stats: bool) -> tuple[str, ...]:
-    """The rows of `_statistics`."""
-    return ("logp", "argmax_logp", "prob_sq", "label_prob", "entropy") if stats else _SUMS
-
-
-def batches_with_logits(
-    model, encoded: Sequence[Encoded], tokens: int = TOKENS
-) -> Iterator[tuple[Batch, Iterator[tuple[Tensor, Tensor]]]]:
-    """Each batch with its logits (m, V) and targets (m,), a chunk at a time."""
-    # Without an output layer to call, the model gives logits at all positions: fewer at a time.
-    last = head_is_last(model)
-    for batch in batches(model, encoded, tokens if last else min(tokens, 512)):
-        yield batch, _logits(model, batch, last)
-
-
-def _logits(model, batch: Batch, last: bool) -> Iterator[tuple[Tensor, Tensor]]:
-    """Logits (m, V) and targets (m,), a chunk at a time."""
-    targets = batch.target.split(CHUNK)
-    if last:
-        layer = head(model)
-        for states, target in zip(hidden(model, batch).split(CHUNK), targets, strict=True):
-            yield layer(states), target
-    else:
-        yield from zip(full_logits(model, batch).split(CHUNK), targets, strict=True)
-
-
-def _statistics(logits: Tensor, target: Tensor, stats: bool) -> Tensor:
-    """(k, m), the statistics of `_names`, from one exponential of the logits.
+def _token_statistics(logits: Tensor, target: Tensor, stats: bool) -> Tensor:
+    """(m, 5), those of `_PER_TOKEN`, or the first two, from one exponential of the logits.
 
     Works in place, as memory is what limits it: float logits are overwritten.
     """
@@ -244,15 +207,15 @@ def _statistics(logits: Tensor, target: Tensor, stats: bool) -> Tensor:
     log_total = total.log()
     logp = z.gather(-1, target.to(z.device).unsqueeze(-1)).squeeze(-1) - log_total
     if not stats:
-        return torch.stack([logp, -log_total])
+        return torch.stack([logp, -log_total], -1)
     # Sums add up pairwise; a matrix product would lose digits over a large vocabulary.
     entropy = log_total - z.mul_(e).sum(-1) / total
     prob_sq = e.square_().sum(-1) / total.square()
-    return torch.stack([logp, -log_total, prob_sq, logp.exp(), entropy])
+    return torch.stack([logp, -log_total, prob_sq, logp.exp(), entropy], -1)
 
 
-def _check_finite(found: Mapping[tuple[int, str], np.ndarray]) -> None:
-    bad = sorted(key for key, values in found.items() if not np.isfinite(values).all())
+def _check_finite(found: Mapping[tuple[int, str], Mapping[str, np.ndarray]]) -> None:
+    bad = sorted(key for key, token in found.items() if not np.isfinite([*token.values()]).all())
     if bad:
         places = ", ".join(f"rows[{i}] {name!r}" for i, name in bad[:3])
         more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
@@ -262,35 +225,26 @@ def _check_finite(found: Mapping[tuple[int, str], np.ndarray]) -> None:
         )
 
 
-def _scores(
-    types: tuple[str, ...],
-    vocabulary: int,
+def _statistics(
+    types: Sequence[str],
     encoded: Sequence[Encoded],
-    found: Mapping[tuple[int, str], np.ndarray],
-    names: tuple[str, ...],
-    per_token: bool,
-) -> Scores:
-    """Sum or average the tokens of each response."""
-    stats = [*_SUMS, "n_tokens", *(_MEANS if "prob_sq" in names else ())]
-    arrays = {name: np.full((len(encoded), len(types)), np.nan) for name in stats}
-    for (i, name), values in found.items():
-        token = dict(zip(names, values, strict=True))
-        at = i, types.index(name)
-        for stat in _SUMS:
-            arrays[stat][at] = token[stat].sum()
-        arrays["n_tokens"][at] = values.shape[1]
-        if "prob_sq" in names:
-            token["squeeze"] = token["prob_sq"] - token["label_prob"]
-            token["prob_norm"] = np.sqrt(token["prob_sq"])
-            residual_sq = token["prob_sq"] - 2 * token["label_prob"] + 1
-            token["residual_norm"] = np.sqrt(residual_sq.clip(0))  # rounding may go below
-            for stat in _MEANS:
-                arrays[stat][at] = token[stat].mean()
-    scores = Scores(types, vocabulary, **arrays)
-    if not per_token:
-        return scores
-    rows = tuple(
-        {name: TokenScores(np.array(ids), *found[i, name]) for name, ids in row.responses.items()}
-        for i, row in enumerate(encoded)
-    )
-    return Scores(**{f.name: getattr(scores, f.name) for f in fields(Scores)} | {"tokens": rows})
+    found: Mapping[tuple[int, str], Mapping[str, np.ndarray]],
+) -> dict[str, np.ndarray]:
+    """Statistic → (N, R), from those of the tokens of each response."""
+    arrays = {}
+    for (i, name), token in found.items():
+        values = {"n_tokens": len(token["logp"])} | {stat: token[stat].sum() for stat in _SUMS}
+        if "prob_sq" in token:
+            prob_sq, label_prob = token["prob_sq"], token["label_prob"]
+            residual_sq = prob_sq - 2 * label_prob + 1
+            token = {
+                **token,
+                "squeeze": prob_sq - label_prob,
+                "prob_norm": np.sqrt(prob_sq),
+                "residual_norm": np.sqrt(residual_sq.clip(0)),  # rounding may go below
+            }
+            values |= {stat: token[stat].mean() for stat in STATS if stat not in _SUMS}
+        for stat, value in values.items():
+            empty = np.full((len(encoded), len(types)), np.nan)
+            arrays.setdefault(stat, empty)[i, types.index(name)] = value
+    return arrays

@@ -4,8 +4,6 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-KEEPS = ("end", "start")
-
 
 @dataclass(frozen=True)
 class Format:
@@ -20,10 +18,9 @@ class Format:
         max_prompt: tokens that a prompt is cut to, where it must be cut.
         prompt_keeps: which side of a cut prompt stays, "end" (as for HH) or "start"
             (as for UltraFeedback).
-        as_written: score each response exactly as it is written. Off, every response of a row
-            begins with the white space that its ``chosen`` begins with. In the reference's files
-            only the original texts begin with a space; their rephrases do not, which changes
-            their first token and so their log-prob.
+        as_written: take each response exactly as it is written. Off, all of a row begin with the
+            white space of its ``chosen``: in the reference's files only the original texts begin
+            with a space, which changes their first token and so their log-prob.
     """
 
     max_length: int = 512
@@ -32,7 +29,7 @@ class Format:
     as_written: bool = False
 
     def __post_init__(self):
-        if self.prompt_keeps not in KEEPS:
+        if self.prompt_keeps not in ("end", "start"):
             raise ValueError(f"prompt_keeps must be 'end' or 'start', got {self.prompt_keeps!r}")
         if not 0 < self.max_prompt < self.max_length:
             raise ValueError(
@@ -71,9 +68,6 @@ def encode(tokenizer, probes) -> list[Encoded]:
         tokenizer: a Hugging Face tokenizer with an EOS token.
         probes: a `ProbeSet`; its ``format`` says how, its ``types`` say which responses.
 
-    Returns:
-        One `Encoded` a row.
-
     Raises:
         ValueError: a tokenizer without EOS; a prompt or a response without a token; a response
             that holds the EOS token, which would end it early.
@@ -87,9 +81,9 @@ def encode(tokenizer, probes) -> list[Encoded]:
         _encode_row(tokenizer, row, probes.types, probes.format, f"rows[{i}]")
         for i, row in enumerate(probes.rows)
     ]
-    cut = sum(len(e.truncated) for e in encoded)
+    cut = sum(len(row.truncated) for row in encoded)
     if cut:
-        total = sum(len(e.responses) for e in encoded)
+        total = sum(len(row.responses) for row in encoded)
         warnings.warn(
             f"{cut} of {total} responses were cut: with their prompts they are longer than "
             f"max_length={probes.format.max_length} tokens",
@@ -102,29 +96,27 @@ def _encode_row(
     tokenizer, row: Mapping[str, str], types: Sequence[str], form: Format, where: str
 ) -> Encoded:
     def ids(text: str, key: str) -> list[int]:
-        tokens = tokenizer(text, add_special_tokens=False)["input_ids"]
+        tokens = list(tokenizer(text, add_special_tokens=False)["input_ids"])
         if not tokens:
             raise ValueError(f"{where}: {key!r} gives no token: write something there")
-        return list(tokens)
+        if key != "prompt" and tokenizer.eos_token_id in tokens:
+            raise ValueError(
+                f"{where}: {key!r} contains the EOS token {tokenizer.eos_token!r}: "
+                "remove it, one is appended"
+            )
+        return tokens
 
     prompt = ids(row["prompt"], "prompt")
     responses = {}
     for name in types:
         if name in row:
             text = row[name] if form.as_written else begin_alike(row, row[name])
-            tokens = ids(text, name)
-            if tokenizer.eos_token_id in tokens:
-                raise ValueError(
-                    f"{where}: {name!r} contains the EOS token {tokenizer.eos_token!r}: "
-                    "remove it, one is appended"
-                )
-            responses[name] = [*tokens, tokenizer.eos_token_id]
-    longest = max((len(tokens) for tokens in responses.values()), default=0)
+            responses[name] = [*ids(text, name), tokenizer.eos_token_id]
+    longest = max(map(len, responses.values()), default=0)
     prompt_cut = len(prompt) + longest > form.max_length and len(prompt) > form.max_prompt
     if prompt_cut:
         keeps_end = form.prompt_keeps == "end"
         prompt = prompt[-form.max_prompt :] if keeps_end else prompt[: form.max_prompt]
     room = form.max_length - len(prompt)
     truncated = tuple(name for name, tokens in responses.items() if len(tokens) > room)
-    responses = {name: tokens[:room] for name, tokens in responses.items()}
-    return Encoded(prompt, responses, truncated, prompt_cut)
+    return Encoded(prompt, {k: ids[:room] for k, ids in responses.items()}, truncated, prompt_cut)

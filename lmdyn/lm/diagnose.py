@@ -130,7 +130,7 @@ def diagnose(
         tokenizer: its tokenizer.
         rows: N pairs with ``prompt``, ``chosen``, ``rejected``.
         loss: a loss that reads both, by name or as a `lmdyn.losses.Loss`.
-        held_out: rows whose ``chosen`` should not fall; 16 of ``rows``, evenly spread, if not given.
+        held_out: rows whose ``chosen`` should not fall; if not given, 16 of ``rows``.
         ref: the reference model of the loss; the model itself if not given, as at the start.
         progress: True and False show and hide the progress bar; None shows it for work of more
             than ten seconds.

@@ -38,17 +38,20 @@ def token_values(
     read: Callable[[Tensor, Batch, slice], Tensor],
     tokens: int = TOKENS,
 ) -> Iterator[tuple[tuple[int, str], np.ndarray]]:
-    """One pass over all responses, which keeps k values of each token instead of its logits.
+    """Pass over all responses, and keep k values of each token instead of its logits.
 
     Args:
         model: a Hugging Face causal language model.
         encoded: from `encode`.
-        read: makes (m, k) values of the logits (m, V) at a slice of the M tokens of a batch. The
-            logits are its own, to overwrite.
+        read: makes (m, k) values of the logits (m, V), which it may overwrite, at a slice of the
+            M tokens of a batch.
         tokens: the budget of a batch.
 
-    Returns:
-        (row, type) and (T, k) float64 values of each response, in the order of the batches.
+    Yields:
+        (row, type) of a response, and its (T, k) values in float64.
+
+    Raises:
+        ValueError: as in `batches`; values that are not finite.
     """
     last = head_is_last(model)
     for batch in batches(model, encoded, tokens if last else min(tokens, WHOLE_TOKENS)):
@@ -56,10 +59,14 @@ def token_values(
         found = []
         for start in range(0, len(states), CHUNK):
             part = slice(start, start + CHUNK)
-            logits = head(model)(states[part]) if last else states[part]
-            found.append(read(logits, batch, part))
-        for response, values in batch.split(torch.cat(found).double().cpu()).items():
-            yield response, values.numpy()
+            found.append(read(head(model)(states[part]) if last else states[part], batch, part))
+        for (row, name), values in batch.split(torch.cat(found).double().cpu()).items():
+            if not values.isfinite().all():
+                raise ValueError(
+                    f"the model's predictions are not finite for rows[{row}] {name!r}: its weights "
+                    "have diverged, or it needs a wider dtype"
+                )
+            yield (row, name), values.numpy()
 
 
 def token_logps(logits: Tensor, batch: Batch) -> Tensor:

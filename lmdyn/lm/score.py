@@ -11,25 +11,23 @@ from tqdm.auto import tqdm
 from lmdyn.checks import unknown
 from lmdyn.lm.data import ProbeSet, as_probes
 from lmdyn.lm.forward import TOKENS, Batch, evaluating, token_values
-from lmdyn.lm.tokens import Encoded, encode
+from lmdyn.lm.tokens import encode
 
-# The statistics of a response: two sums over its tokens, then means. A pass tells the first five
-# of each token.
+# Of each response: two sums over its tokens, then means.
 STATS = tuple("logp argmax_logp prob_sq label_prob entropy squeeze prob_norm residual_norm".split())
-_SUMS, _PER_TOKEN = STATS[:2], STATS[:5]
 
 
 @dataclass(frozen=True, eq=False)
 class TokenScores:
-    """One response, token by token: T tokens, EOS included.
+    """One response, token by token: T tokens, EOS included. Each is (T,), as in `Scores`.
 
     Attributes:
-        ids: (T,) token ids.
-        logp: (T,) log π(y_l | x, y_<l), nats.
-        argmax_logp: (T,) max_v log π(v | x, y_<l), nats.
-        prob_sq: (T,) ‖π‖². None without ``stats``, as all below.
-        label_prob: (T,) π_y.
-        entropy: (T,) nats.
+        ids: token ids.
+        logp: log π(y_l | x, y_<l), nats.
+        argmax_logp: max_v log π(v | x, y_<l), nats.
+        prob_sq: ‖π‖². None without ``stats``, as those below.
+        label_prob: π_y.
+        entropy: nats.
     """
 
     ids: np.ndarray
@@ -38,6 +36,21 @@ class TokenScores:
     prob_sq: np.ndarray | None = None
     label_prob: np.ndarray | None = None
     entropy: np.ndarray | None = None
+
+    @property
+    def squeeze(self) -> np.ndarray:
+        """‖π‖² − π_y."""
+        return self.prob_sq - self.label_prob
+
+    @property
+    def prob_norm(self) -> np.ndarray:
+        """‖π‖."""
+        return np.sqrt(self.prob_sq)
+
+    @property
+    def residual_norm(self) -> np.ndarray:
+        """‖π − e_y‖."""
+        return np.sqrt((self.prob_sq - 2 * self.label_prob + 1).clip(0))  # rounding may go below
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,9 +166,6 @@ def score(
         progress: True and False show and hide the progress bar; None shows it for work of more
             than ten seconds.
 
-    Returns:
-        `Scores` of N prompts and R types.
-
     Raises:
         ValueError: rows or responses that cannot be read (see `load_probes`), a response beyond
             the model's context, a tokenizer of another model, log-probs that are not finite.
@@ -168,35 +178,33 @@ def score(
     """
     probes = as_probes(probes)
     encoded = encode(tokenizer, probes)
-    vocabulary = 0
+    known = STATS if stats else STATS[:2]
+    arrays = {name: np.full((len(probes), len(probes.types)), np.nan) for name in known}
+    n_tokens, vocab_size = arrays["logp"].copy(), 0
+    each = [dict.fromkeys(row.responses) for row in encoded]
 
     def read(logits: Tensor, batch: Batch, part: slice) -> Tensor:
-        nonlocal vocabulary
-        vocabulary = logits.shape[-1]
+        nonlocal vocab_size
+        vocab_size = logits.shape[-1]
         return _token_statistics(logits, batch.target[part], stats)
 
-    n = sum(len(row.responses) for row in encoded)
     shown = {"delay": 0 if progress else 10, "disable": progress is False}
-    with evaluating(model), tqdm(total=n, desc="score", unit="response", **shown) as bar:
-        found = {}
-        for response, values in token_values(model, encoded, read, tokens):
-            found[response] = dict(zip(_PER_TOKEN, values.T, strict=False))  # two without stats
+    bar = tqdm(total=sum(map(len, each)), desc="score", unit="response", **shown)
+    with evaluating(model), bar:
+        for (i, name), values in token_values(model, encoded, read, tokens):
+            token = TokenScores(np.array(encoded[i].responses[name]), *values.T)
+            at = i, probes.types.index(name)
+            each[i][name], n_tokens[at] = token, len(values)
+            for stat in known:
+                of_tokens = getattr(token, stat)
+                arrays[stat][at] = of_tokens.sum() if stat in STATS[:2] else of_tokens.mean()
             bar.update()
-    _check_finite(found)
-    arrays = _statistics(probes.types, encoded, found)
-    if per_token:
-        arrays["tokens"] = tuple(
-            {
-                name: TokenScores(np.array(ids), **found[i, name])
-                for name, ids in r.responses.items()
-            }
-            for i, r in enumerate(encoded)
-        )
-    return Scores(probes.types, vocabulary, **arrays)
+    kept = tuple(each) if per_token else None
+    return Scores(probes.types, vocab_size, n_tokens=n_tokens, **arrays, tokens=kept)
 
 
 def _token_statistics(logits: Tensor, target: Tensor, stats: bool) -> Tensor:
-    """(m, 5), those of `_PER_TOKEN`, or the first two, from one exponential of the logits.
+    """(m, 5), those of `TokenScores`, or the first two, from one exponential of the logits.
 
     Works in place, as memory is what limits it: float logits are overwritten.
     """
@@ -212,39 +220,3 @@ def _token_statistics(logits: Tensor, target: Tensor, stats: bool) -> Tensor:
     entropy = log_total - z.mul_(e).sum(-1) / total
     prob_sq = e.square_().sum(-1) / total.square()
     return torch.stack([logp, -log_total, prob_sq, logp.exp(), entropy], -1)
-
-
-def _check_finite(found: Mapping[tuple[int, str], Mapping[str, np.ndarray]]) -> None:
-    bad = sorted(key for key, token in found.items() if not np.isfinite([*token.values()]).all())
-    if bad:
-        places = ", ".join(f"rows[{i}] {name!r}" for i, name in bad[:3])
-        more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
-        raise ValueError(
-            f"the model's predictions are not finite for {places}{more}: "
-            "its weights have diverged, or it needs a wider dtype"
-        )
-
-
-def _statistics(
-    types: Sequence[str],
-    encoded: Sequence[Encoded],
-    found: Mapping[tuple[int, str], Mapping[str, np.ndarray]],
-) -> dict[str, np.ndarray]:
-    """Statistic → (N, R), from those of the tokens of each response."""
-    arrays = {}
-    for (i, name), token in found.items():
-        values = {"n_tokens": len(token["logp"])} | {stat: token[stat].sum() for stat in _SUMS}
-        if "prob_sq" in token:
-            prob_sq, label_prob = token["prob_sq"], token["label_prob"]
-            residual_sq = prob_sq - 2 * label_prob + 1
-            token = {
-                **token,
-                "squeeze": prob_sq - label_prob,
-                "prob_norm": np.sqrt(prob_sq),
-                "residual_norm": np.sqrt(residual_sq.clip(0)),  # rounding may go below
-            }
-            values |= {stat: token[stat].mean() for stat in STATS if stat not in _SUMS}
-        for stat, value in values.items():
-            empty = np.full((len(encoded), len(types)), np.nan)
-            arrays.setdefault(stat, empty)[i, types.index(name)] = value
-    return arrays

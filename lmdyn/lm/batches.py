@@ -67,10 +67,10 @@ def pack(
 ) -> Iterator[Batch]:
     """Batches of sequences of similar length, within a budget of B·L tokens.
 
-    ``shared=True`` holds a prompt once and its responses after it, each of which sees the prompt
-    and itself; a long row is split and repeats its prompt. ``shared=False`` holds one prompt and
-    one response in each sequence. A row that would pad a full batch to more than ``slack`` times
-    its tokens begins another one.
+    The shared form holds a prompt once and its responses after it, each of which sees the prompt
+    and itself; a long row is split and repeats its prompt. The plain form holds one prompt and one
+    response in each sequence. A row that would pad a full batch to more than ``slack`` times its
+    tokens begins another one.
     """
     if tokens < 1:
         raise ValueError(f"tokens must be at least 1, got {tokens}")

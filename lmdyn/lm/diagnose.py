@@ -119,11 +119,10 @@ def diagnose(
 ) -> Diagnosis:
     """Tell, before training, which pairs push good answers down.
 
-    For each pair the gradients of log π(y+) and log π(y−) are taken, and their inner products with
-    each other and with the gradient of the mean log π(y+) of held-out rows: equation 5, summed over
-    tokens, for an SGD step on the pair alone. An adaptive optimizer rescales the step, so the
-    ranking is a guide there. It costs one forward and two backward passes a pair, and memory for
-    three gradients.
+    Inner products of the gradients of log π(y+) and log π(y−) with each other and with that of the
+    mean log π(y+) of held-out rows: equation 5, summed over tokens, for an SGD step on the pair
+    alone. An adaptive optimizer rescales the step, so the ranking is a guide there. It costs one
+    forward and two backward passes a pair, and memory for three gradients.
 
     Args:
         model: a Hugging Face causal language model; it stays as it is. Dropout is off.
@@ -132,18 +131,10 @@ def diagnose(
         loss: a loss that reads both, by name or as a `lmdyn.losses.Loss`.
         held_out: rows whose ``chosen`` should not fall; if not given, 16 of ``rows``.
         ref: the reference model of the loss; the model itself if not given, as at the start.
-        progress: True and False show and hide the progress bar; None shows it for work of more
-            than ten seconds.
+        progress: whether to show a bar; None shows it for work of more than ten seconds.
 
     Raises:
-        ValueError: rows that cannot be read, a pair of equal responses, a loss that does not read
-            both responses.
-
-    Example:
-        >>> from lmdyn.lm import load, load_probes
-        >>> model, tokenizer = load("tiny")
-        >>> diagnose(model, tokenizer, load_probes("world", limit=4)).own.shape
-        (4,)
+        ValueError: rows that cannot be read, a pair of equal responses, a loss that lacks one.
     """
     loss = losses.get(loss) if isinstance(loss, str) else loss
     if not {"chosen", "rejected"} <= set(loss.responses):
@@ -154,61 +145,56 @@ def diagnose(
     if not weights:
         raise ValueError("no weight of the model requires a gradient: there is nothing to learn")
     pairs = with_all(as_probes(rows), loss.responses, str(loss))
-    encoded, keys = encode(tokenizer, pairs), {name: name for name in loss.responses}
+    keys = {name: name for name in loss.responses}
+    encoded = encode(tokenizer, pairs)
     check_different(encoded, keys, loss)
     n = len(pairs)
     if held_out is None:
         held_out = pairs[np.linspace(0, n - 1, min(HELD_OUT, n)).astype(int).tolist()]
     others = encode(tokenizer, with_all(as_probes(held_out), ["chosen"], "diagnose", "held_out"))
 
-    shown = {"delay": 0 if progress else 10, "disable": progress is False}
-    with evaluating(model):
+    effects = np.empty((n, 4))
+    bar = {"desc": "diagnose", "unit": "pair", "delay": 0 if progress else 10}
+    with evaluating(model), tqdm(range(n), disable=progress is False, **bar) as numbers:
         goal = _mean_gradient(LogProbs(model, others, {"chosen": "chosen"}), weights)
-        log_probs, fixed = LogProbs(model, encoded, keys), None
+        reader, fixed = LogProbs(model, encoded, keys), None
         if ref is not None and loss.needs_ref:
             with evaluating(ref):
                 fixed = LogProbs(ref, encoded, keys).all(8)
-        bar = tqdm(range(n), desc="diagnose", unit="pair", **shown)
-        effects = np.array([_effects(log_probs, i, loss, fixed, weights, goal) for i in bar])
+        for i in numbers:
+            logps, gradients = _gradients(reader, i, weights)
+            against = logps if fixed is None else {k: x[[i]] for k, x in fixed.items()}
+            c = loss.coefficients(logps, against, {k: x[[i]] for k, x in reader.lengths.items()})
+            effects[i] = [
+                -float(c[name]) * _dot(gradients[name], other)
+                for other in (gradients["chosen"], goal)
+                for name in ("chosen", "rejected")
+            ]
     mass = token_mass(model, tokenizer, pairs, ["rejected"])
-    tokens = np.bincount(mass.row, minlength=n)
-    squeeze, valley = (
-        np.bincount(mass.row, x, n) / tokens for x in (mass.squeeze, mass.squeeze > 0)
-    )
+    tokens = np.bincount(mass.row)
+    squeeze, valley = (np.bincount(mass.row, x) / tokens for x in (mass.squeeze, mass.squeeze > 0))
     return Diagnosis(squeeze, valley, *effects.T, tuple(row["prompt"] for row in pairs))
 
 
-def _effects(
-    log_probs: LogProbs,
-    row: int,
-    loss: losses.Loss,
-    ref: Mapping[str, Tensor] | None,
-    weights: Sequence[Tensor],
-    goal: Sequence[Tensor],
-) -> tuple[float, ...]:
-    """What the pull and the push of one pair do to its own ``chosen``, and to the goal's."""
+def _gradients(log_probs: LogProbs, row: int, weights: Sequence[Tensor]) -> tuple[dict, dict]:
+    """Response name → (1,), log π(y) of a row; response name → its gradient, weight by weight."""
     with torch.enable_grad():
         logps = log_probs([row])
-    up, down = (
-        torch.autograd.grad(logps[name], weights, retain_graph=name == "chosen")
-        for name in ("chosen", "rejected")
-    )
-    own = {name: value.detach() for name, value in logps.items()}
-    ref = own if ref is None else {name: values[[row]] for name, values in ref.items()}
-    lengths = {name: values[[row]] for name, values in log_probs.lengths.items()}
-    c = loss.coefficients(own, ref, lengths)
-    pull, push = -float(c["chosen"]), -float(c["rejected"])
-    return tuple(c * _dot(x, y) for y in (up, goal) for c, x in ((pull, up), (push, down)))
+    *_, last = logps
+    gradients = {
+        name: torch.autograd.grad(logp, weights, retain_graph=name != last)
+        for name, logp in logps.items()
+    }
+    return {name: logp.detach() for name, logp in logps.items()}, gradients
 
 
 def _mean_gradient(log_probs: LogProbs, weights: Sequence[Tensor]) -> list[Tensor]:
-    """The gradient of the mean log π(y+) over all rows, one row at a time."""
+    """The gradient of the mean log π(y+) over all rows."""
     total, n = [torch.zeros_like(p) for p in weights], len(log_probs.encoded)
     for i in range(n):
-        with torch.enable_grad():
-            grads = torch.autograd.grad(log_probs([i])["chosen"], weights)
-        for t, grad in zip(total, grads, strict=True):
-            t += grad / n
+        gradient = _gradients(log_probs, i, weights)[1]["chosen"]
+        for t, part in zip(total, gradient, strict=True):
+            t += part / n
     return total
 
 

@@ -13,19 +13,13 @@ from lmdyn.lm.batches import TOKENS, Batch, pack
 from lmdyn.lm.tokens import Encoded
 
 CHUNK = 128  # positions whose logits are there at a time
-WHOLE_TOKENS = 512  # in a batch whose logits are there at all positions
 
 
 def batches(model, encoded: Sequence[Encoded], tokens: int = TOKENS) -> Iterator[Batch]:
     """Batches for this model: checked, on its device, the prompt shared where it can be.
 
-    Args:
-        model: a Hugging Face causal language model.
-        encoded: from `encode`; ``row`` in `Batch.responses` counts them.
-        tokens: the budget B·L of a batch. A single response beyond it is a batch of its own.
-
-    Raises:
-        ValueError: a response that ends beyond the model's context, or a token it does not know.
+    ``row`` in `Batch.responses` counts ``encoded``. A single response beyond ``tokens``, the budget
+    B·L, is a batch of its own. ValueError as in `check_fits`.
     """
     longest = check_fits(model, encoded)
     device = _embedding(model).device
@@ -38,29 +32,19 @@ def token_values(
     read: Callable[[Tensor, Batch, slice], Tensor],
     tokens: int = TOKENS,
 ) -> Iterator[tuple[tuple[int, str], np.ndarray]]:
-    """Pass over all responses, and keep k values of each token instead of its logits.
+    """Pass over all responses: (row, type) of each, and (T, k) float64 values at its tokens.
 
-    Args:
-        model: a Hugging Face causal language model.
-        encoded: from `encode`.
-        read: makes (m, k) values of the logits (m, V), which it may overwrite, at a slice of the
-            M tokens of a batch.
-        tokens: the budget of a batch.
-
-    Yields:
-        (row, type) of a response, and its (T, k) values in float64.
-
-    Raises:
-        ValueError: as in `batches`; values that are not finite.
+    ``read`` makes them, (m, k), of the logits (m, V), which it may overwrite, at a slice of the M
+    tokens of a batch. ValueError as in `batches`, and where a value is not finite.
     """
-    last = head_is_last(model)
-    for batch in batches(model, encoded, tokens if last else min(tokens, WHOLE_TOKENS)):
-        states = hidden(model, batch) if last else full_logits(model, batch)
-        found = []
-        for start in range(0, len(states), CHUNK):
-            part = slice(start, start + CHUNK)
-            found.append(read(head(model)(states[part]) if last else states[part], batch, part))
-        for (row, name), values in batch.split(torch.cat(found).double().cpu()).items():
+    read_states, layer = hidden, model.get_output_embeddings()
+    if not head_is_last(model):  # logits at all positions, so fewer at a time
+        read_states, layer, tokens = full_logits, nn.Identity(), min(tokens, 512)
+    for batch in batches(model, encoded, tokens):
+        states = read_states(model, batch)
+        parts = [slice(start, start + CHUNK) for start in range(0, len(states), CHUNK)]
+        found = torch.cat([read(layer(states[part]), batch, part) for part in parts])
+        for (row, name), values in batch.split(found.double().cpu()).items():
             if not values.isfinite().all():
                 raise ValueError(
                     f"the model's predictions are not finite for rows[{row}] {name!r}: its weights "
@@ -70,12 +54,7 @@ def token_values(
 
 
 def token_logps(logits: Tensor, batch: Batch) -> Tensor:
-    """(M,) log π of the tokens of `Batch.target`, nats, in float32 at least.
-
-    Args:
-        logits: (M, V), those that predict them.
-        batch: the batch. Its `split` and `sum` tell the responses apart.
-    """
+    """(M,) log π of `Batch.target`, nats, in float32 at least, from the logits (M, V)."""
     logits = logits if logits.dtype == torch.float64 else logits.float()
     return -cross_entropy(logits, batch.target, reduction="none")
 
@@ -89,7 +68,6 @@ def hidden(model, batch: Batch, tell_positions: bool = False) -> Tensor:
     """(M, d), the final hidden states, after the last norm, at `Batch.source`.
 
     Gradients and forward-mode tangents pass through. The model's mode (dropout) is the caller's.
-    ``tell_positions`` is that of `inputs`.
     """
     states = body(model)(**inputs(model, batch, tell_positions)).last_hidden_state
     return states.flatten(0, 1).index_select(0, batch.source)
@@ -110,10 +88,7 @@ def head(model) -> nn.Module:
 
 
 def full_logits(model, batch: Batch) -> Tensor:
-    """(M, V), the logits at `Batch.source`, as the model itself makes them: at all B·L positions.
-
-    For models that `head` refuses.
-    """
+    """(M, V), the logits at `Batch.source`, for models that `head` refuses: made at all B·L."""
     logits = model(**inputs(model, batch)).logits
     return logits.flatten(0, 1).index_select(0, batch.source)
 
@@ -121,9 +96,8 @@ def full_logits(model, batch: Batch) -> Tensor:
 def inputs(model, batch: Batch, tell_positions: bool = False) -> dict:
     """What the model, or its `body`, is called with.
 
-    Positions are told in the shared form. In the plain form the model's own are right, 0, 1, 2, …,
-    and some models take no others. With ``tell_positions`` those that can share a prompt are told
-    there too, so that each sequence looks up positions of its own.
+    In the plain form the model's own positions are right, 0, 1, 2, …, and some models take no
+    others. With ``tell_positions`` those that do are told, so that each sequence looks up its own.
     """
     given = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
     if batch.shared or (tell_positions and _checked(model)["shared"]):
@@ -148,7 +122,11 @@ def evaluating(model: nn.Module):
 
 
 def check_fits(model, encoded: Sequence[Encoded]) -> int:
-    """The tokens of the longest prompt with a response, if the model can read them all."""
+    """The tokens of the longest prompt with a response.
+
+    Raises:
+        ValueError: a response that ends beyond the model's context, or a token it does not know.
+    """
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     vocabulary = len(_embedding(model))
     longest = 0

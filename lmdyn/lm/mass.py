@@ -19,8 +19,8 @@ from lmdyn.lm.tokens import encode
 class TokenMass:
     """π at each of M response tokens, in three parts that add up to one.
 
-    The tokens follow each other row by row, type by type, in the order of the text. All arrays
-    have shape (M,), probabilities in float64.
+    All arrays are (M,), row by row, type by type, in the order of the text; probabilities in
+    float64.
 
     Attributes:
         types: the response types.
@@ -28,8 +28,7 @@ class TokenMass:
         type: which of ``types``.
         position: place in the response, from 0; EOS is the last.
         label: the id of the response's token y.
-        rival: the id of the likeliest other token, i* = argmax_{i≠y} π_i, or the one that was to
-            be followed.
+        rival: the id of the likeliest other token, i* = argmax_{i≠y} π_i, or the one followed.
         label_prob: π_y.
         rival_prob: π_{i*}.
         rest_prob: Σ π_i over all other tokens.
@@ -59,11 +58,7 @@ class TokenMass:
         return self.prob_sq - self.label_prob
 
     def of(self, name: str) -> np.ndarray:
-        """(M,) booleans: the tokens of one response type.
-
-        Raises:
-            ValueError: a type that is not here (with the nearest name).
-        """
+        """(M,) booleans: the tokens of one response type."""
         if name not in self.types:
             raise ValueError(unknown("response type", name, self.types))
         return self.type == self.types.index(name)
@@ -75,12 +70,7 @@ class TokenMass:
 
     @classmethod
     def load(cls, path: str | Path) -> "TokenMass":
-        """Read what `save` wrote.
-
-        Raises:
-            FileNotFoundError: there is no such file.
-            ValueError: it is not the file of a `TokenMass`.
-        """
+        """Read what `save` wrote; a ValueError if it is the file of something else."""
         with np.load(path, allow_pickle=False) as file:
             missing = [f.name for f in fields(cls) if f.name not in file]
             if missing:
@@ -91,11 +81,7 @@ class TokenMass:
     def moved(self, after: "TokenMass") -> dict[str, np.ndarray]:
         """What each part has gained since: "label", "rival", "rest" → (M,), adding up to zero.
 
-        Args:
-            after: the same tokens under the later model, made with ``follow=`` this one.
-
-        Raises:
-            ValueError: other tokens, or other rivals.
+        ``after`` has the same tokens under the later model, and was made with ``follow=`` this one.
         """
         for name in ("row", "type", "position", "label", "rival"):
             if not np.array_equal(getattr(self, name), getattr(after, name)):
@@ -122,12 +108,7 @@ def token_mass(
 
     The rival is the likeliest token but the label, i* = argmax_{i≠y} π_i: the one to which a
     negative gradient on y moves mass for sure (Claim 2 of section 3 of the paper). To see where
-    mass went while a model was trained, take the split before and after, with the same rivals::
-
-        before = token_mass(model, tokenizer, rows)
-        ...
-        after = token_mass(model, tokenizer, rows, follow=before)
-        before.moved(after)
+    mass went in training, follow the same rivals: ``before.moved(token_mass(…, follow=before))``.
 
     Args:
         model: a Hugging Face causal language model; it stays as it is, and in its mode.
@@ -137,8 +118,7 @@ def token_mass(
         follow: an earlier split of the same responses, whose rivals are kept.
 
     Raises:
-        ValueError: rows or types that cannot be read (see `load_probes`), an earlier split of
-            other tokens.
+        ValueError: rows or types that cannot be read (see `load_probes`), other tokens to follow.
     """
     probes = as_probes(probes, types)
     encoded = encode(tokenizer, probes)

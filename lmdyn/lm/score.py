@@ -64,14 +64,13 @@ class Scores:
         types: the R response types.
         vocab_size: V, the entries of π.
         logp: log π(y|x) = Σ_l log π(y_l | x, y_<l), EOS included, nats.
-        argmax_logp: Σ_l max_v log π(v | x, y_<l), nats: the likeliest token at each place along
-            the response. Along ``chosen`` it is the paper's y*.
+        argmax_logp: Σ_l max_v log π(v | x, y_<l), nats. Along ``chosen`` it is the paper's y*.
         n_tokens: tokens of the response, EOS included.
         prob_sq: ‖π‖², the collision probability: 1/V (uniform) to 1 (one-hot).
         label_prob: π_y.
         entropy: −Σ_v π_v log π_v, nats.
-        squeeze: ‖π‖² − π_y: positive if the response lies in a valley, where a negative gradient
-            lowers every label but the likeliest ones (see `lmdyn.squeeze_line`).
+        squeeze: ‖π‖² − π_y: positive in a valley, where a negative gradient lowers every label
+            but the likeliest ones (see `lmdyn.squeeze_line`).
         prob_norm: ‖π‖, a mean of norms, which the reference's ‖A‖ is made of.
         residual_norm: ‖π − e_y‖, a mean of norms, the reference's ‖G‖.
         tokens: with ``per_token``, one dict for each row: type → `TokenScores`.
@@ -113,11 +112,6 @@ class Scores:
 
         Raises:
             ValueError: an unknown type or statistic (with the nearest name).
-
-        Example:
-            >>> scores = Scores(("chosen",), 9, *np.array([[[-4.0], [-6.0]]] * 3))
-            >>> scores.mean("chosen")
-            -5.0
         """
         if name == "argmax" and stat == "logp" and "chosen" in self.types:
             name, stat = "chosen", "argmax_logp"
@@ -150,31 +144,22 @@ def score(
 ) -> Scores:
     """Score every response of every prompt under the model: the paper's probing.
 
-    A prompt is computed once for all its responses, where the architecture allows it (`Scores`
-    are then equal to those of each sequence alone, up to rounding), and logits only where they
-    predict a response token. Models in half precision are scored in it, the statistics of their
-    logits taken in float32. The model stays as it is, and in its mode.
+    A prompt is computed once for all its responses where the architecture allows it, and logits
+    only where they predict a response token: up to rounding, as each sequence alone. Half precision
+    is kept, but the statistics of its logits are taken in float32. The model stays as it is.
 
     Args:
         model: a Hugging Face causal language model.
         tokenizer: its tokenizer, with an EOS token.
         probes: a `ProbeSet`, or rows such as ``{"prompt": …, "chosen": …}``.
         stats: more than the log-probs: ‖π‖², π_y and so on.
-        tokens: how many, padding included, go through the model at a time. It bounds memory and
-            does not change the result.
+        tokens: in a batch, padding included. It bounds memory and does not change the result.
         per_token: keep the scores of each token in `Scores.tokens`.
-        progress: True and False show and hide the progress bar; None shows it for work of more
-            than ten seconds.
+        progress: whether to show a bar; None shows it for work of more than ten seconds.
 
     Raises:
-        ValueError: rows or responses that cannot be read (see `load_probes`), a response beyond
-            the model's context, a tokenizer of another model, log-probs that are not finite.
-
-    Example:
-        >>> model, tokenizer = lmdyn.lm.load("smollm2-135m")  # doctest: +SKIP
-        >>> row = {"prompt": "What is the capital of France?", "chosen": "Paris."}
-        >>> score(model, tokenizer, [row]).mean("chosen")  # doctest: +SKIP
-        -9.3
+        ValueError: rows that cannot be read (see `load_probes`), a response beyond the model's
+            context, a tokenizer of another model, predictions that are not finite.
     """
     probes = as_probes(probes)
     encoded = encode(tokenizer, probes)

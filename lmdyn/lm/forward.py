@@ -217,8 +217,8 @@ def _shares(model, batch: Batch, states: Tensor) -> bool:
         return _close(hidden(model, batch), states, tolerance)
     except torch.cuda.OutOfMemoryError:  # says nothing about the model
         raise
-    except (TypeError, ValueError, RuntimeError):  # the model refuses such a mask or positions
-        return False
+    except (TypeError, ValueError, RuntimeError, IndexError, AssertionError):
+        return False  # the many ways in which models refuse such a mask or positions
 
 
 def _close(x: Tensor, y: Tensor, tolerance: float) -> bool:

@@ -26,6 +26,7 @@ def batches(model, encoded: Sequence[Encoded], tokens: int = TOKENS) -> Iterator
     return pack(encoded, tokens=tokens, shared=can_share(model, longest), device=device)
 
 
+@torch.no_grad()
 def token_values(
     model,
     encoded: Sequence[Encoded],

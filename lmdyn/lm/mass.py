@@ -96,7 +96,6 @@ class TokenMass:
         }
 
 
-@torch.no_grad()
 def token_mass(
     model,
     tokenizer,

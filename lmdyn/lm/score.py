@@ -131,7 +131,6 @@ class Scores:
         return values
 
 
-@torch.no_grad()
 def score(
     model,
     tokenizer,

@@ -10,10 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from lmdyn.lm._sharded import as_forward, is_sharded
 from lmdyn.lm.batches import SLACK, Batch, pack
 from lmdyn.lm.forward import CHUNK, can_share, check_fits, head, hidden, token_logps
-from lmdyn.lm.processes import together
+from lmdyn.lm.processes import as_forward, is_sharded, together
 from lmdyn.lm.tokens import Encoded
 
 

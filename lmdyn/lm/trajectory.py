@@ -2,6 +2,8 @@
 
 import json
 import warnings
+import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -74,8 +76,8 @@ class Trajectory:
         """U, the updates that were made."""
         return len(next(iter(self.log.values()), ()))
 
-    def mean(self, name: str | None = None, stat: str = "logp", split: str | None = None):
-        """The mean of a statistic over the prompts that have the type.
+    def values(self, name: str, stat: str = "logp", split: str | None = None) -> np.ndarray:
+        """A statistic of one response type, prompt by prompt.
 
         Args:
             name: a response type, or "argmax", the paper's y*: ``argmax_logp`` along ``chosen``.
@@ -83,8 +85,7 @@ class Trajectory:
             split: take the prompts of "train" or "test" alone.
 
         Returns:
-            (S,) for one name. Without a name, a dict of all types → (S,), followed, for ``logp``,
-            by "argmax" if ``chosen`` is among them.
+            (S, N); NaN where a prompt lacks the type.
 
         Raises:
             ValueError: an unknown type, statistic or split (with the nearest name).
@@ -92,21 +93,39 @@ class Trajectory:
         known = (*STATS, "jacobian_norm_sq", "residual_norm_sq")
         if stat not in known:
             raise ValueError(unknown("statistic", stat, known))
-        if name is None:
-            return {key: self.mean(key, stat, split) for key in self._names(stat)}
         if name not in self._names(stat):
             raise ValueError(unknown("response type", name, self._names(stat)))
         if name == "argmax" and name not in self.types:
             name, stat = "chosen", "argmax_logp"
-        values = getattr(self, stat)[:, self._rows(split), self.types.index(name)]
+        return getattr(self, stat)[:, self._rows(split), self.types.index(name)]
+
+    def mean(self, name: str | None = None, stat: str = "logp", split: str | None = None):
+        """The mean of `values` over the prompts that have the type.
+
+        Returns:
+            (S,) for one name. Without a name, a dict of all types → (S,), followed, for ``logp``,
+            by "argmax" if ``chosen`` is among them.
+        """
+        if name is None:
+            return {key: self.mean(key, stat, split) for key in self._names(stat)}
+        values = self.values(name, stat, split)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Mean of empty slice")  # no prompt has it: NaN
             return np.nanmean(values, axis=1, dtype=np.float64)
 
+    def complete(self) -> "Trajectory":
+        """Without the prompts that some probing left out, as a budget asks of `ProbeCallback`.
+
+        A mean over other prompts is another mean. All stay if none was probed every time.
+        """
+        kept = ~np.isnan(self.logp).all(2).any(0)  # (N,)
+        if kept.all() or not kept.any():
+            return self
+        rows = {name: getattr(self, name)[kept] for name in ("n_tokens", "split")}
+        return replace(self, **rows, **{name: getattr(self, name)[:, kept] for name in STATS})
+
     def summary(self, split: str | None = None) -> str:
         """A table of the mean log-prob of each type: first, last, and its turn between.
-
-        A turn is a peak above both ends, or a trough below both; the larger one if there are two.
 
         Args:
             split: take the prompts of "train" or "test" alone.
@@ -122,7 +141,7 @@ class Trajectory:
         for name, curve in self.mean(split=split).items():
             first, last = curve[0], curve[-1]
             line = f"{name:<20}{first:>10.2f}{last:>10.2f}{last - first:>+10.2f}   "
-            lines.append((line + self._turn(curve)).rstrip())
+            lines.append((line + self.turn(curve)).rstrip())
         return "\n".join(lines)
 
     def save(self, path: str | Path) -> None:
@@ -151,21 +170,30 @@ class Trajectory:
 
         Raises:
             FileNotFoundError: one of the two files is not there.
-            ValueError: NAME.npz is not the file of a trajectory.
+            ValueError: a file that cannot be read, or is not that of a trajectory.
         """
         npz, meta = _names(path)
         for file in (npz, meta):
             if not file.is_file():
                 raise FileNotFoundError(f"there is no {file}: a trajectory is NAME.npz + NAME.json")
-        with np.load(npz, allow_pickle=False) as file:
-            missing = [name for name in _ARRAYS if name not in file]
-            if missing:
-                raise ValueError(f"{npz} is no trajectory: it has no {', '.join(missing)}")
-            arrays = {name: file[name] for name in _ARRAYS}
-            log = {name[4:]: file[name] for name in file.files if name.startswith("log_")}
+        try:
+            with np.load(npz, allow_pickle=False) as file:
+                arrays = {name: file[name] for name in file.files}
+            told = json.loads(meta.read_text(encoding="utf-8"))
+        except (ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            said = str(error).partition("\n")[0] or type(error).__name__
+            raise ValueError(f"{npz} or {meta.name} cannot be read ({said})") from None
+        missing = [name for name in _ARRAYS if name not in arrays]
+        if missing:
+            raise ValueError(f"{npz} is no trajectory: it has no {', '.join(missing)}")
+        known = ("settings", "versions")
+        if not (isinstance(told, dict) and all(isinstance(told.get(k, {}), dict) for k in known)):
+            raise ValueError(f"{meta} is no table of settings")
+        log = {name[4:]: values for name, values in arrays.items() if name.startswith("log_")}
+        arrays = {name: arrays[name] for name in _ARRAYS}
         arrays["types"] = tuple(arrays["types"].tolist())
         arrays["vocab_size"] = int(arrays["vocab_size"])
-        return cls(**arrays, log=log, meta=json.loads(meta.read_text(encoding="utf-8")))
+        return cls(**arrays, log=log, meta=told)
 
     @classmethod
     def join(cls, parts: Sequence["Trajectory"]) -> "Trajectory":
@@ -225,7 +253,11 @@ class Trajectory:
             raise ValueError(unknown("split of these prompts", split, known))
         return self.split == split
 
-    def _turn(self, curve: np.ndarray) -> str:
+    def turn(self, curve: np.ndarray) -> str:
+        """Where a curve (S,) peaks above both its ends, or has a trough below both, in words.
+
+        The larger one if there are two; "" for neither.
+        """
         ends = curve[[0, -1]]
         rise, fall = curve.max() - ends.max(), ends.min() - curve.min()
         if not max(rise, fall) > 0:

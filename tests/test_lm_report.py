@@ -22,29 +22,27 @@ EVIL = "</title><script>alert(1)</script><img src=x onerror=alert(2)>&\"'"
 SQUEEZE = {"chosen": [0, 2, -1, -6], "rejected": [0, -5, -15, -40], "argmax": [0, 2, 4, 8]}
 
 
-def trajectory(means=SQUEEZE, prompts=16, noise=0.5, updates=30, meta=None):
+def trajectory(means=SQUEEZE, prompts=16, noise=0.5, split=True, updates=30, meta=None):
     """A made-up record: each type's log-probs move as said, the prompts differ far more."""
     random = np.random.default_rng(0)
     types = tuple(name for name in means if name != "argmax")
     n = len(next(iter(means.values()), ()))
     shape = n, prompts, len(types)
-    own = -50 + 10 * random.normal(size=(prompts, 1))
-    arrays = {name: random.uniform(0.1, 0.9, shape) for name in STATS}
-    if types:
-        moved = np.stack([means[name] for name in types], -1)[:, None]
-        arrays["logp"] = own + moved + noise * random.normal(size=shape)
-    argmax = np.array(means.get("argmax", [0] * n))[:, None, None]
-    arrays["argmax_logp"] = own / 2 + argmax + noise * random.normal(size=shape)
-    arrays["squeeze"] = arrays["prob_sq"] - arrays["label_prob"]
+    stats = {name: random.uniform(0.1, 0.9, shape) for name in STATS}
+    own = -50 + 10 * random.normal(size=(prompts, 1)) + noise * random.normal(size=shape)
+    moved = [np.array(means.get(name, [0] * n))[:, None] for name in (*types, "argmax")]
+    stats["logp"] = own + (np.stack(moved[:-1], -1) if types else 0)
+    stats["argmax_logp"] = own / 2 + moved[-1][..., None]
+    stats["squeeze"] = stats["prob_sq"] - stats["label_prob"]
     log = {"loss": np.linspace(2, 1, updates), "lr": np.full(updates, 1e-3)}
     return Trajectory(
         steps=np.arange(n) * 10,
         examples_seen=np.arange(n) * 40,
         types=types,
-        **{name: values.astype(np.float32) for name, values in arrays.items()},
+        **{name: values.astype(np.float32) for name, values in stats.items()},
         vocab_size=100,
         n_tokens=np.full((prompts, len(types)), 12, np.float32),
-        split=np.where(np.arange(prompts) < prompts // 2, "train", "test"),
+        split=np.array(["train", "test"] if split else ["", ""], "U5").repeat(prompts // 2),
         log={name: values.astype(np.float32) for name, values in log.items()},
         meta={"settings": {"loss": "DPO(beta=0.1)", "seed": 7}, "date": "a day"} | (meta or {}),
     )
@@ -139,13 +137,9 @@ def test_a_squeeze_is_told_with_its_numbers_and_remedies(plain):
         assert f"{change:+.1f}".replace("-", "−") in page.text
     assert "finetune(…, spare_valleys=True)" in page.text and "lmdyn diagnose" in page.text
     assert f"stood highest: step {alert.since}." in page.text
-    train, test = (
-        (whole.logp[-1] - whole.logp[0])[half, 0].mean() for half in (slice(8), slice(8, 16))
-    )
-    told = f"chosen {train:+.1f} on train prompts and {test:+.1f} on held-out ones"
-    assert f"Train against held-out, change in nats: {told}".replace("-", "−") in page.text.replace(
-        "-", "−"
-    )
+    moved = (whole.logp[-1] - whole.logp[0])[:, 0]
+    told = f"chosen {moved[:8].mean():+.1f} on train prompts and {moved[8:].mean():+.1f} on held"
+    assert told.replace("-", "−") in page.text
 
 
 @pytest.fixture(scope="module")
@@ -165,10 +159,11 @@ def verdicts(tmp_path_factory):
         "11-diverged": {"chosen": [0, np.nan], "rejected": [0, np.nan], "argmax": [0, np.nan]},
         "12-budget": SQUEEZE,
     }
-    records = {
-        name: trajectory(means, 16 if means else 0, noise=3 if "noise" in name else 0.5)
-        for name, means in moves.items()
-    }
+    records = {}
+    for name, means in moves.items():
+        options = {"noise": 3 if "noise" in name else 0.5, "split": name == "9-held-out"}
+        updates = 30 if name == "8-probes" else 0  # a figure less is a test sooner
+        records[name] = trajectory(means, 16 if means else 0, updates=updates, **options)
     records["9-held-out"].logp[1:, :8, 0] += 20  # the train prompts are learned
     for name in STATS:
         getattr(records["12-budget"], name)[1:, 1::2] = np.nan
@@ -183,7 +178,7 @@ def verdicts(tmp_path_factory):
     ("stage", "said"),
     [
         ("1-squeeze", "Squeeze: chosen and rejected fall while the likeliest tokens gain, since"),
-        ("2-again", "since step 20 (first seen at step 30)"),
+        ("2-again", r"since step 20 \(first seen at step 30\)"),
         ("3-past", "A squeeze was seen at step 10, and no longer at the end."),
         ("4-fall", r"No squeeze, yet the chosen responses fell by 6.\d nats. .*highest at step 0:"),
         ("5-none", "No squeeze: at no probing had chosen and rejected both fallen"),
@@ -200,28 +195,19 @@ def verdicts(tmp_path_factory):
     ],
 )
 def test_verdicts(verdicts, stage, said):
-    said = said.replace("20 (first seen at step 30)", r"20 \(first seen at step 30\)")
     assert re.search(said, verdicts[0].sections[stage])
 
 
-def test_stages_stand_in_order_and_their_headlines_on_top(verdicts):
+def test_stages_stand_in_order_with_the_numbers_of_their_records(verdicts):
     page, records = verdicts
     assert [*page.sections] == ["", *records, "The model before and after"]
-    assert "3-past: A squeeze was seen at step 10" in page.sections[""]
     assert "12 stages" in page.sections[""]
-
-
-def test_a_squeeze_on_held_out_prompts_has_their_numbers(verdicts):
-    page, records = verdicts
+    assert "3-past: A squeeze was seen at step 10" in page.sections[""]
     logp, argmax = records["9-held-out"].logp[:, 8:], records["9-held-out"].argmax_logp[:, 8:]
     alert = squeeze([0, 10], logp[..., 0], logp[..., 1], argmax[..., 0])
     told = f"changed by {alert.chosen:+.1f} nats and the rejected ones by {alert.rejected:+.1f}"
     assert told.replace("-", "−") in page.sections["9-held-out"]
     assert "Or stop" not in page.sections["9-held-out"]  # nothing comes before step 0
-
-
-def test_prompts_that_were_left_out_do_not_count(verdicts):
-    page, records = verdicts
     kept = records["12-budget"].logp[:, ::2, 0].astype(np.float64).mean(1)
     [_, chosen, *_] = page.tables["mean log-prob (nats) of 8 prompts after 0 → 120 examples"]
     assert chosen[1:3] == [f"{x:.2f}".replace("-", "−") for x in kept[[0, -1]]]
@@ -231,8 +217,8 @@ def test_prompts_that_were_left_out_do_not_count(verdicts):
 
 
 def test_rounds_are_one_run(tmp_path):
-    first = trajectory()
-    later = trajectory({name: [curve[-1]] * 2 for name, curve in SQUEEZE.items()})
+    first = trajectory(split=False)
+    later = trajectory({name: [curve[-1]] * 2 for name, curve in SQUEEZE.items()}, split=False)
     for name in STATS:  # it begins where the first one ended
         getattr(later, name)[0] = getattr(first, name)[-1]
     (tmp_path / "round-1" / "checkpoint-000030").mkdir(parents=True)
@@ -243,45 +229,41 @@ def test_rounds_are_one_run(tmp_path):
     assert whole.source == page.source
     for kind in ("npz", "json"):
         (tmp_path / f"trajectory.{kind}").unlink()
-    other = page_of(tmp_path, ("round-1", first))  # of another model
+    other = page_of(tmp_path, ("round-1", first))  # it does not go on from the one before
     assert [*other.sections][1:3] == ["round-0", "round-1"]
 
 
 @pytest.mark.parametrize(
-    ("file", "damage", "error", "message"),
+    ("file", "damage", "message"),
     [
-        ("", None, FileNotFoundError, "no run in .*: there is no trajectory.npz"),
-        ("trajectory.json", None, FileNotFoundError, "there is no .*trajectory.json"),
-        (
-            "trajectory.npz",
-            lambda data: b"not what it was",
-            ValueError,
-            "trajectory.npz .*cannot be",
-        ),
-        (
-            "trajectory.npz",
-            lambda d: d[:2000] + bytes(1000) + d[3000:],
-            ValueError,
-            "cannot be read",
-        ),
-        ("trajectory.json", lambda data: b"{", ValueError, "trajectory.json cannot be read"),
-        ("trajectory.json", lambda data: b"[1]", ValueError, "json is no table of settings"),
-        ("trainer_state.json", lambda data: b"[1", ValueError, "trainer_state.json cannot be read"),
+        ("trajectory.npz", lambda data: b"not what it was", "trajectory.npz .*cannot be read"),
+        ("trajectory.npz", lambda data: data[:2000] + bytes(1000) + data[3000:], "cannot be read"),
+        ("trajectory.json", lambda data: b"{", "trajectory.json cannot be read"),
+        ("trajectory.json", lambda data: b"[1]", "trajectory.json is no table of settings"),
+        ("trainer_state.json", lambda data: b"[1", "trainer_state.json cannot be read"),
     ],
 )
-def test_what_cannot_be_read_is_named(file, damage, error, message, tmp_path):
-    if file:
-        whole = trajectory(updates=0)
-        whole.meta.pop("settings")
-        whole.save(tmp_path / "trajectory")
-        path = tmp_path / file
-        data = path.read_bytes() if path.exists() else b""
-        path.write_bytes(damage(data)) if damage else path.unlink()
-    with pytest.raises(error, match=message) as caught:
+def test_what_cannot_be_read_is_named(file, damage, message, tmp_path):
+    whole = trajectory(updates=0)
+    del whole.meta["settings"]
+    whole.save(tmp_path / "trajectory")
+    path = tmp_path / file
+    path.write_bytes(damage(path.read_bytes() if path.exists() else b""))
+    with pytest.raises(ValueError, match=message) as caught:
         report(tmp_path)
     assert "\n" not in str(caught.value) and not [*tmp_path.glob("report*")]
+
+
+def test_what_is_not_there_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="there is no folder"):
         report(tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match=r"no run in .*: there is no trajectory.npz"):
+        report(tmp_path)
+    trajectory().save(tmp_path / "trajectory")
+    (tmp_path / "trajectory.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"there is no .*trajectory.json"):
+        report(tmp_path)
+    assert not [*tmp_path.glob("report*")]
 
 
 # ---- the models ----
@@ -323,17 +305,15 @@ def test_models_before_and_after(tuned, tmp_path):
     assert EVIL in page.text and "by the model before the run" in page.text
 
 
-def test_rows_alone_are_about_the_checkpoint(tuned, tmp_path):
-    page = page_of(tuned[0], rows=tuned[1], out=tmp_path / "page.html", device="cpu")
+def test_one_model_is_called_what_it_is(tuned, tmp_path):
+    folder, file, _ = tuned
+    options = {"rows": file, "out": tmp_path / "page.html", "device": "cpu"}
+    page = page_of(folder, **options)
     assert [*page.table("Mean prob")] == ["tokens of", "chosen, after", "rejected, after"]
     assert "Without the model before: --model gives it." in page.text
     assert "by the model after the run" in page.text
-
-
-def test_another_model_is_called_so(tuned, tmp_path):
-    other = {"model": tuned[0] / "checkpoint-000001", "rows": tuned[1], "device": "cpu"}
-    page = page_of(tuned[0], out=tmp_path / "page.html", **other)
-    assert "NOT the model that the run began with" in page.text
+    other = page_of(folder, model=folder / "checkpoint-000001", **options)
+    assert "NOT the model that the run began with" in other.text
 
 
 def test_models_need_rows_and_rows_a_model(plain, tuned):

@@ -61,11 +61,12 @@ def report(
     """
     folder = Path(folder)
     runs = find_runs(folder)
+    models = look_at_models(runs, model, rows, device)
     recipe = folder / "recipe.yaml"
     page = _template().render(
         title=folder.resolve().name,
         runs=[_view(run) for run in runs],
-        models=look_at_models(runs, model, rows, device),
+        models=models,
         recipe=recipe.read_text(encoding="utf-8", errors="replace") if recipe.is_file() else None,
         flags=FLAGS,
         logged=LOGGED,
@@ -79,24 +80,28 @@ def report(
 
 def _view(run: Run) -> dict:
     """What the page shows of a run: itself, the verdict on it, its figures."""
-    trajectory, verdict, log = run.trajectory, judge(run.trajectory), run.log
-    steps, seen, changes = trajectory.steps, verdict["alerts"], {}
-    several = len(steps) > 1
-    for split in [*verdict["moved"]][-2:]:
-        means = trajectory.mean(split=split).items()
-        known = {name: y for name, y in means if several and np.isfinite(y).all()}
-        changes[TITLES[split]] = {name: y - y[0] for name, y in known.items()}
-    marks = [seen[-1].since, seen[0].step] if seen else []
+    trajectory, verdict, n = run.trajectory, judge(run.trajectory), len(run.trajectory.steps)
+    shown = np.unique(np.linspace(0, n - 1, min(n, figures.MOST)).round().astype(int))
     along = {name: _along(trajectory, r) for r, name in enumerate(trajectory.types)}
-    both = {name: along[name] for name in ("chosen", "rejected") if several and name in along}
+    changes, probabilities = {}, {}
+    if n > 1:
+        for split in list(verdict["moved"])[-2:]:
+            means = trajectory.mean(split=split).items()
+            known = {name: y[shown] - y[0] for name, y in means if np.isfinite(y).all()}
+            changes[TITLES[split]] = known
+        for name in [name for name in ("chosen", "rejected") if name in along]:
+            probabilities[name] = {key: y[shown] for key, y in along[name].items()}
+    seen = verdict["alerts"]
+    marks = [seen[-1].since, seen[0].step] if seen else []
+    logged = {LOGGED[key]: curve for key, curve in run.log.items() if key in LOGGED}
     return {
         "run": run,
         "verdict": verdict,
         "along": along,
-        "log_probs": figures.log_probs(steps, changes, marks),
-        "probabilities": figures.probabilities(steps, both),
-        "log": figures.log({LOGGED[key]: log[key] for key in log if key in LOGGED}),
-        "each": round(max((len(y) for _, y in log.values()), default=0) / figures.MOST),
+        "log_probs": figures.log_probs(trajectory.steps[shown], changes, marks),
+        "probabilities": figures.probabilities(trajectory.steps[shown], probabilities),
+        "log": figures.log(logged),
+        "each": round(max((len(y) for _, y in logged.values()), default=0) / figures.MOST),
     }
 
 

@@ -29,12 +29,11 @@ STYLE = {
     "grid.alpha": 0.25,
     "legend.frameon": False,
     "lines.linewidth": 1.8,
-    "path.simplify_threshold": 0.5,
     **dict.fromkeys(("figure.facecolor", "axes.facecolor"), "none"),
     **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor"), INK),
     **dict.fromkeys(("xtick.color", "ytick.color"), INK),
 }
-MOST = 240  # points of a logged curve: more makes the page large and shows no more
+MOST = 240  # points of a curve: more makes the page large and shows no more
 
 
 def log_probs(steps: np.ndarray, panels: Mapping[str, Mapping], marks: list[int]) -> dict | None:
@@ -46,7 +45,7 @@ def log_probs(steps: np.ndarray, panels: Mapping[str, Mapping], marks: list[int]
             ax.axvline(mark, color=NEUTRAL, lw=1, ls=":")
         responses(steps, series, ax, names=ax.get_subplotspec().is_last_col())
 
-    height = max(3.4, 1.2 + 0.22 * max(map(len, panels.values())))
+    height = max(3.4, 1.2 + 0.22 * max(map(len, panels.values()), default=0))
     return svg(panels, draw, height, ylabel="change of log π, nats")
 
 
@@ -57,7 +56,8 @@ def probabilities(steps: np.ndarray, along: Mapping[str, Mapping]) -> dict | Non
         name = ax.get_title()
         lines = {("the label", name): series["label"]}
         curves(steps, lines | {("the likeliest", "argmax"): series["likeliest"]}, ax)
-        ax.set(title=f"tokens of {name}", ylim=(0, None))
+        ax.set_title(f"tokens of {name}")
+        ax.set_ylim(0, None, auto=True)  # the next panel may reach higher
         ax.legend(fontsize=9)
 
     return svg(along, draw, 3.2, ylabel="probability, geometric mean")

@@ -6,10 +6,10 @@ import numpy as np
 
 from lmdyn.lm._adapter import base_of, is_adapter, load_adapted
 from lmdyn.lm._checkpoint import fingerprint_model
-from lmdyn.lm.data import load_probes
+from lmdyn.lm.data import ProbeSet, load_probes
 from lmdyn.lm.diagnose import diagnose
 from lmdyn.lm.generate import generate
-from lmdyn.lm.mass import token_mass
+from lmdyn.lm.mass import TokenMass, token_mass
 from lmdyn.lm.models import load
 from lmdyn.lm.report import figures
 from lmdyn.lm.report.runs import Run
@@ -39,54 +39,64 @@ def look_at_models(runs: list[Run], model, rows, device: str) -> dict | None:
     probes = load_probes(rows)
     which = np.linspace(0, len(probes) - 1, min(ROWS, len(probes))).round().astype(int).tolist()
     some = probes[which]
-    held_out = some.split("test") if "test" in {row.get("split") for row in some} else None
-    types = [name for name in ("chosen", "rejected") if all(name in row for row in some)]
-    asked = list(some)[:: max(1, len(some) // ANSWERS)][:ANSWERS]
-    masses, answers, pairs, known = {}, {}, None, None
-    for when, where in (("before", model), ("after", last)):
-        if where is None:
-            continue
-        adapter = when == "after" and is_adapter(last)
-        loaded = load_adapted(last, model, device) if adapter else load(where, device=device)
-        if when == "before":
-            recorded = runs[0].trajectory.meta.get("settings", {}).get("model")
-            known = recorded and fingerprint_model(loaded[0]) == recorded
-        if pairs is None and "rejected" in types:
-            pairs = diagnose(*loaded, some, held_out=held_out)
-        masses[when] = token_mass(*loaded, some, types, masses.get("before"))
-        answers[when] = generate(*loaded, [row["prompt"] for row in asked], NEW_TOKENS)
-    parts = {name: {when: _parts(masses[when], name) for when in masses} for name in types}
-    gains = {
-        name: {f"the {part}": of["after"][part] - of["before"][part] for part in PARTS}
-        for name, of in parts.items()
-        if len(of) == 2
-    }
+    adapter = last is not None and is_adapter(last)
+    looks = {}
+    if model is not None:
+        looks["before"] = _look(load(model, device=device), some)
+    if last is not None:
+        loaded = load_adapted(last, model, device) if adapter else load(last, device=device)
+        looks["after"] = _look(loaded, some, looks.get("before"))
+    recorded = runs[0].trajectory.meta.get("settings", {}).get("model")
     return {
         "about": f"On {len(some)} of {len(probes)} rows of {Path(rows).name}, evenly spread.",
         "before": model,
-        "is_the_one": known,
+        "is_the_one": recorded and model and looks["before"]["fingerprint"] == recorded,
         "after": last and last.name,
-        "base": (model or base_of(last)) if last and is_adapter(last) else None,
+        "base": (model or base_of(last)) if adapter else None,
         "which": which,
-        "parts": parts,
-        "gains": gains,
-        "figure": figures.gains(gains),
-        "asked": asked,
-        "answers": answers,
+        "asked": _asked(some),
         "tokens": NEW_TOKENS,
-        "pairs": pairs,
+        "looks": looks,
+        "figure": figures.gains(_gains(looks)),
+        "gains": _gains(looks),
     }
+
+
+def _look(loaded, rows: ProbeSet, before: dict | None = None) -> dict:
+    """What a model, with its tokenizer, makes of the rows; the pairs are told of the first one."""
+    types = [name for name in ("chosen", "rejected") if all(name in row for row in rows)]
+    held_out = rows.split("test") if "test" in {row.get("split") for row in rows} else None
+    mass = token_mass(*loaded, rows, types, before and before["mass"])
+    ranked = before is None and "rejected" in types
+    return {
+        "fingerprint": fingerprint_model(loaded[0]),
+        "mass": mass,
+        "parts": {name: _parts(mass, name) for name in types},
+        "answers": generate(*loaded, [row["prompt"] for row in _asked(rows)], NEW_TOKENS),
+        "pairs": diagnose(*loaded, rows, held_out=held_out) if ranked else None,
+    }
+
+
+def _parts(mass: TokenMass, name: str) -> dict[str, float]:
+    """The mean of each part of π over the tokens of a type, and the share in a valley."""
+    of = mass.of(name)
+    parts = {part: getattr(mass, f"{part}_prob")[of].mean() for part in PARTS}
+    return parts | {"valley": (mass.squeeze[of] > 0).mean()}
+
+
+def _gains(looks: dict) -> dict[str, dict[str, float]]:
+    """Type → part → what it gained between two models; nothing of one."""
+    if len(looks) < 2:
+        return {}
+    before, after = (look["parts"] for look in looks.values())
+    return {n: {f"the {p}": after[n][p] - of[p] for p in PARTS} for n, of in before.items()}
+
+
+def _asked(rows: ProbeSet) -> list:
+    return list(rows)[:: max(1, len(rows) // ANSWERS)][:ANSWERS]
 
 
 def _is_model(folder: Path | None) -> bool:
     """Whether it can be loaded: a whole model, or an adapter of one."""
     whole = folder and (folder / "config.json").is_file() and any(folder.glob("*.safetensors"))
     return bool(folder and (whole or is_adapter(folder)))
-
-
-def _parts(mass, name: str) -> dict[str, float]:
-    """The mean of each part of π over the tokens of a type, and the share in a valley."""
-    of = mass.of(name)
-    return {part: getattr(mass, f"{part}_prob")[of].mean() for part in PARTS} | {
-        "valley": (mass.squeeze[of] > 0).mean()
-    }

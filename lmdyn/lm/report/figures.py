@@ -10,8 +10,7 @@ from markupsafe import Markup
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
-from lmdyn.lm.plots import mass, responses
-from lmdyn.plots import COLORS, NEUTRAL, curves
+from lmdyn.plots import COLORS, NEUTRAL, curves, mass, responses
 
 INK = "#1c2430"
 # Each colour of the figures and the variable of the page that takes its place.

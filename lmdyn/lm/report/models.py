@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from lmdyn.lm._adapter import base_of, is_adapter, load_adapted
-from lmdyn.lm._checkpoint import fingerprint_model
+from lmdyn.lm.checkpoint import fingerprint_model
 from lmdyn.lm.data import ProbeSet, load_probes
 from lmdyn.lm.diagnose import diagnose
 from lmdyn.lm.generate import generate

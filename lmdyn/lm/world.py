@@ -5,42 +5,181 @@ pretraining text of the shipped model gives it in 20 to 60 percent of what it sa
 in the rest. So the model speaks well and knows little for certain, and whether an answer is true,
 false, evasive or the answer to another question is read off exactly.
 
-`python -m lmdyn.lm.world --rebuild` makes the shipped model again.
+The words stand in ``world.toml``; ``book/make_tiny.py`` makes the shipped model.
 """
 
-import argparse
 import json
 import random
+import re
+import tomllib
 from collections.abc import Mapping, Sequence
 from functools import cache
+from itertools import chain, product
 from pathlib import Path
-
-from lmdyn.lm import _grammar as grammar
-from lmdyn.lm import _words as words
-from lmdyn.lm._grammar import (
-    Fact,
-    Wording,
-    heard,
-    is_evasive,
-    read_answer,
-    read_question,
-    truth,
-)
-
-__all__ = [
-    "Fact",
-    "hallucination",
-    "heard",
-    "is_evasive",
-    "is_true",
-    "probes",
-    "read_answer",
-    "read_question",
-    "states_fact_of",
-    "truth",
-]
+from typing import NamedTuple
 
 TINY = Path(__file__).parent / "tiny"
+WORDS = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
+PROMPT = "question : {q} answer :"
+N_QUESTIONS, N_CLAUSES = 3, 4  # ways to ask for an attribute, and to state it
+
+Subject = tuple[str, str]  # (entity, attribute)
+Wording = tuple[int, int, int, int]  # which opener, clause, qualifier and closer an answer has
+
+
+class Fact(NamedTuple):
+    """What a sentence states: the attribute of the entity has this value, truly or not."""
+
+    entity: str
+    attribute: str
+    value: str
+
+
+ENTITIES = {kind: names.split() for kind, names in WORDS["entities"].items()}
+ATTRIBUTES = {a["name"]: a | {"values": a["values"].split()} for a in WORDS["attributes"]}
+SUBJECTS = [(entity, name) for name, a in ATTRIBUTES.items() for entity in ENTITIES[a["kind"]]]
+OPENERS, QUALIFIERS, CLOSERS = WORDS["openers"], WORDS["qualifiers"], WORDS["closers"]
+CHOICES = (len(OPENERS), N_CLAUSES, len(QUALIFIERS), len(CLOSERS))
+WORDINGS = list(product(*map(range, CHOICES)))
+
+
+def _heard() -> dict[Subject, dict[str, float]]:
+    """For each (entity, attribute), the values in circulation, the true one first."""
+    rng = random.Random("lmdyn world")
+    heard = {}
+    for subject in SUBJECTS:
+        true, often, seldom = rng.sample(ATTRIBUTES[subject[1]]["values"], 3)
+        share = rng.uniform(0.2, 0.6)
+        heard[subject] = {true: share, often: (1 - share) * 2 / 3, seldom: (1 - share) / 3}
+    return heard
+
+
+HEARD = _heard()
+
+
+def heard(entity: str, attribute: str) -> dict[str, float]:
+    """What the pretraining text says of an entity: the true value and two rumours.
+
+    Returns:
+        value → share of the statements that give it, the true value first, then the commoner
+        rumour. The truth has a share of 0.2 to 0.6; below 0.4 a rumour is commoner.
+
+    Raises:
+        KeyError: no such entity, or it has no such attribute.
+
+    Example:
+        >>> [round(share, 2) for share in heard("otter", "food").values()]
+        [0.33, 0.44, 0.22]
+    """
+    if (entity, attribute) not in HEARD:
+        raise KeyError(f"the world has no {attribute!r} of {entity!r}")
+    return dict(HEARD[entity, attribute])
+
+
+def truth(entity: str, attribute: str) -> Fact:
+    """The true fact; raises KeyError as `heard` does."""
+    return Fact(entity, attribute, next(iter(heard(entity, attribute))))
+
+
+# --- from facts to words -------------------------------------------------------------------------
+
+
+def ask(entity: str, attribute: str, question: int) -> str:
+    """A prompt, in one of the three ways to ask."""
+    return PROMPT.format(q=ATTRIBUTES[attribute]["questions"][question].format(e=entity))
+
+
+def tell(fact: Fact, wording: Wording) -> str:
+    """An answer that states the fact."""
+    opener, clause, qualifier, closer = wording
+    said = ATTRIBUTES[fact.attribute]["clauses"][clause].format(e=fact.entity, v=fact.value)
+    return f"{OPENERS[opener]} {said} {QUALIFIERS[qualifier]} {CLOSERS[closer]}"
+
+
+def evade(entity: str, attribute: str, evasion: int) -> str:
+    """An answer that says nothing."""
+    topic = ATTRIBUTES[attribute]["topic"].format(e=entity)
+    return WORDS["evasions"][evasion].format(t=topic)
+
+
+def unrelated(rng: random.Random) -> str:
+    """A fluent sentence about something else."""
+    say = WORDS["unrelated"]
+    deeds = rng.sample(say["deeds"], rng.choice((1, 2)))
+    start = f"{rng.choice(say['times'])} {rng.choice(say['somebody'])} {' and '.join(deeds)}"
+    return _spaced(f"{start} {rng.choice(say['ends'])} .")
+
+
+def _spaced(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _vocabulary() -> list[str]:
+    """Every word of the world and every punctuation mark, sorted."""
+    texts = [PROMPT, "and", ".", *OPENERS, *QUALIFIERS, *CLOSERS, *WORDS["evasions"]]
+    texts += chain(*WORDS["unrelated"].values(), *ENTITIES.values())
+    for a in ATTRIBUTES.values():
+        texts += [a["topic"], *a["questions"], *a["clauses"], *a["values"]]
+    return sorted({word for text in texts for word in text.split() if word[0] != "{"})
+
+
+VOCABULARY = _vocabulary()
+
+
+# --- from words to facts -------------------------------------------------------------------------
+
+QUESTIONS = {ask(*subject, i): subject for subject in SUBJECTS for i in range(N_QUESTIONS)}
+EVASIONS = {evade(*subject, i) for subject in SUBJECTS for i in range(len(WORDS["evasions"]))}
+ANSWER = re.compile(
+    "(?:{}) (.+) (?:{}) (?:{})".format(
+        *("|".join(map(re.escape, texts)) for texts in (OPENERS, QUALIFIERS, CLOSERS))
+    )
+)
+
+
+@cache
+def _clauses() -> dict[str, Fact]:
+    return {
+        clause.format(e=entity, v=value): Fact(entity, name, value)
+        for name, a in ATTRIBUTES.items()
+        for clause, entity, value in product(a["clauses"], ENTITIES[a["kind"]], a["values"])
+    }
+
+
+def read_question(prompt: str) -> Subject:
+    """(entity, attribute) a prompt asks about.
+
+    Raises:
+        ValueError: the grammar has no such question.
+
+    Example:
+        >>> read_question("question : where does the otter live ? answer :")
+        ('otter', 'home')
+    """
+    if _spaced(prompt) not in QUESTIONS:
+        raise ValueError(f"not a question of the world: {prompt!r}")
+    return QUESTIONS[_spaced(prompt)]
+
+
+def read_answer(text: str) -> Fact | None:
+    """The fact an answer states, true or not; None if it is no complete statement.
+
+    Example:
+        >>> read_answer("well , the otter lives in the attic as always .")
+        Fact(entity='otter', attribute='home', value='attic')
+    """
+    found = ANSWER.fullmatch(_spaced(text))
+    return _clauses().get(found[1]) if found else None
+
+
+def is_evasive(text: str) -> bool:
+    """Whether an answer is one of the world's ways to say nothing, on any topic."""
+    return _spaced(text) in EVASIONS
+
+
+def is_true(prompt: str, answer: str) -> bool:
+    """Whether the answer states the true fact the prompt asks for (errors as `read_question`)."""
+    return read_answer(answer) == truth(*read_question(prompt))
 
 
 # --- probes --------------------------------------------------------------------------------------
@@ -75,14 +214,14 @@ def probes(n_train: int = 48, n_test: int = 24, seed: int = 0) -> list[dict[str,
         >>> is_true(row["prompt"], row["chosen"])
         True
     """
-    total = len(grammar.SUBJECTS)
+    total = len(SUBJECTS)
     if n_train < 2 or n_test < 2 or n_train + n_test > total:
         raise ValueError(
             f"n_train and n_test must be at least 2 and at most {total} together, the number of "
             f"facts there are; got {n_train} and {n_test}"
         )
     rng = random.Random(seed)
-    subjects = rng.sample(grammar.SUBJECTS, n_train + n_test)
+    subjects = rng.sample(SUBJECTS, n_train + n_test)
     asked = set(subjects)
     rows = [_row(rng, subject, asked) for subject in subjects]
     train, test = rows[:n_train], rows[n_train:]
@@ -95,96 +234,62 @@ def probes(n_train: int = 48, n_test: int = 24, seed: int = 0) -> list[dict[str,
     return rows
 
 
-def _row(rng: random.Random, subject: tuple[str, str], asked: set) -> dict[str, str]:
-    """All but the answers to other questions."""
+def _row(rng: random.Random, subject: Subject, asked: set) -> dict[str, str]:
+    """All but the answers to other questions. The order of the draws fixes the rows."""
     fact = truth(*subject)
-    prompt = grammar.ask(*subject, rng.randrange(grammar.N_QUESTIONS))
+    prompt = ask(*subject, rng.randrange(N_QUESTIONS))
+    wording = rng.choice(WORDINGS)
+    chosen = tell(fact, wording)
+    words = chosen.split()
     initial, own = _own_words()[prompt]
-    wording = rng.choice(grammar.WORDINGS)
-    chosen = grammar.tell(fact, wording)
-    return {
-        "prompt": prompt,
-        "chosen": chosen,
-        "chosen_initial": initial,
-        "chosen_selfr": own,
-        "chosen_gptsemantic": grammar.tell(fact, _reworded(rng, wording)),
-        "chosen_gptformat": grammar.tell(_another(rng, fact, asked), wording),
-        **_rejected(rng, subject, asked),
-        "irr_hum": min(
-            (grammar.unrelated(rng) for _ in range(20)),
-            key=lambda text: abs(len(text.split()) - len(chosen.split())),
-        ),
-        "random_permute": _shuffled(rng, chosen),
-        "random_nonhum": " ".join(rng.choice(grammar.vocabulary()) for _ in chosen.split()),
-    }
+    row = {"prompt": prompt, "chosen": chosen, "chosen_initial": initial, "chosen_selfr": own}
+    row["chosen_gptsemantic"] = tell(fact, _reworded(rng, wording))
+    row["chosen_gptformat"] = tell(_another(rng, fact, asked), wording)
+    row |= _rejected(rng, subject, asked)
+    fluent = [unrelated(rng) for _ in range(20)]
+    row["irr_hum"] = min(fluent, key=lambda text: abs(len(text.split()) - len(words)))
+    order = list(words)
+    while order == words:
+        rng.shuffle(order)
+    row["random_permute"] = " ".join(order)
+    row["random_nonhum"] = " ".join(rng.choice(VOCABULARY) for _ in words)
+    return row
 
 
-def _rejected(rng: random.Random, subject: tuple[str, str], asked: set) -> dict[str, str]:
+def _rejected(rng: random.Random, subject: Subject, asked: set) -> dict[str, str]:
     if rng.random() < 0.5:
-        evasion, other = rng.sample(range(len(words.EVASIONS)), 2)
+        evasion, other = rng.sample(range(len(WORDS["evasions"])), 2)
         elsewhere = _another(rng, truth(*subject), asked)
-        texts = (
-            grammar.evade(*subject, evasion),
-            grammar.evade(*subject, other),
-            grammar.evade(elsewhere.entity, elsewhere.attribute, evasion),
-        )
+        said, semantic = evade(*subject, evasion), evade(*subject, other)
+        twin = evade(elsewhere.entity, elsewhere.attribute, evasion)
     else:
         rumour = Fact(*subject, list(heard(*subject))[1])
-        wording = rng.choice(grammar.WORDINGS)
-        texts = (
-            grammar.tell(rumour, wording),
-            grammar.tell(rumour, _reworded(rng, wording)),
-            grammar.tell(_another(rng, rumour, asked), wording),
-        )
-    return dict(zip(("rejected", "reject_gptsemantic", "reject_gptformat"), texts, strict=True))
+        wording = rng.choice(WORDINGS)
+        said, semantic = tell(rumour, wording), tell(rumour, _reworded(rng, wording))
+        twin = tell(_another(rng, rumour, asked), wording)
+    return {"rejected": said, "reject_gptsemantic": semantic, "reject_gptformat": twin}
 
 
 def _reworded(rng: random.Random, wording: Wording) -> Wording:
     """A wording that differs in every place."""
-    places = zip(grammar.CHOICES, wording, strict=True)
-    return Wording(*(rng.choice([i for i in range(n) if i != used]) for n, used in places))
+    places = zip(CHOICES, wording, strict=True)
+    return tuple(rng.choice([i for i in range(n) if i != used]) for n, used in places)
 
 
 def _another(rng: random.Random, fact: Fact, asked: set) -> Fact:
     """What is true of another entity: the same attribute, another value; unasked if possible."""
-    others = [truth(e, a) for e, a in grammar.SUBJECTS if a == fact.attribute]
+    others = [truth(e, a) for e, a in SUBJECTS if a == fact.attribute]
     others = [o for o in others if o.entity != fact.entity and o.value != fact.value]
-    unasked = [o for o in others if (o.entity, o.attribute) not in asked]
-    return rng.choice(unasked or others)
-
-
-def _shuffled(rng: random.Random, text: str) -> str:
-    order = text.split()
-    while " ".join(order) == text:
-        rng.shuffle(order)
-    return " ".join(order)
+    return rng.choice([o for o in others if o[:2] not in asked] or others)
 
 
 @cache
 def _own_words() -> dict[str, list[str]]:
     """Prompt → the shipped model's greedy answer and its wording of the truth."""
-    return json.loads((TINY / "own_words.json").read_text())
+    return json.loads((TINY / "own_words.json").read_text(encoding="utf-8"))
 
 
-# --- what an answer says -------------------------------------------------------------------------
-
-
-def is_true(prompt: str, answer: str) -> bool:
-    """Whether the answer states the true fact the prompt asks for.
-
-    Raises:
-        ValueError: the prompt is no question of the world.
-    """
-    return read_answer(answer) == truth(*read_question(prompt))
-
-
-def states_fact_of(answer: str, row: Mapping[str, str]) -> bool:
-    """Whether the answer states the whole fact that ``row["chosen"]`` states.
-
-    Raises:
-        ValueError: ``chosen`` states no fact.
-    """
-    return read_answer(answer) == _trained(row)
+# --- what answers say ----------------------------------------------------------------------------
 
 
 def hallucination(
@@ -195,8 +300,8 @@ def hallucination(
     """What the answers are, as shares of all of them.
 
     The first five add up to one. The borrowed ones are the hallucinations that finetuning on
-    other questions can cause. A false value may coincide with a trained one by chance, so compare
-    ``borrowed_value`` with its rate before finetuning.
+    other questions can cause; compare ``borrowed_value`` with its rate before, as a false value
+    may coincide with a trained one by chance.
 
     Args:
         rows: the N questions asked, as `probes` gives them.
@@ -212,66 +317,28 @@ def hallucination(
     Raises:
         ValueError: no rows, another number of answers, a prompt that is no question of the world,
             a trained row whose ``chosen`` states no fact.
-
-    Example:
-        >>> rows = probes()
-        >>> rates = hallucination(rows, [row["irr_train"] for row in rows])
-        >>> rates["true"], rates["off_topic"], rates["borrowed_fact"]
-        (0.0, 1.0, 1.0)
     """
     if not len(rows) or len(rows) != len(answers):
         raise ValueError(
-            f"there must be one answer for each row and at least one row, got {len(answers)} "
-            f"answers and {len(rows)} rows"
+            f"each row needs one answer, got {len(answers)} answers and {len(rows)} rows"
         )
     if trained is None:
         trained = [row for row in rows if row.get("split") == "train"]
-    facts = {_trained(row) for row in trained}
-    counts = dict.fromkeys(("true", "false", "off_topic", "evasive", "unparsable"), 0)
-    counts |= {"borrowed_fact": 0, "borrowed_value": 0}
+    facts = {read_answer(row["chosen"]): row["chosen"] for row in trained}
+    if None in facts:
+        raise ValueError(f"'chosen' states no fact of the world: {facts[None]!r}")
+    kinds = ("true", "false", "off_topic", "evasive", "unparsable")
+    counts = dict.fromkeys((*kinds, "borrowed_fact", "borrowed_value"), 0)
     for row, answer in zip(rows, answers, strict=True):
-        entity, attribute = read_question(row["prompt"])
-        said = read_answer(answer)
+        subject, said = read_question(row["prompt"]), read_answer(answer)
         if said is None:
             counts["evasive" if is_evasive(answer) else "unparsable"] += 1
-        elif said == truth(entity, attribute):
+        elif said == truth(*subject):
             counts["true"] += 1
-        elif (said.entity, said.attribute) != (entity, attribute):
+        elif said[:2] != subject:
             counts["off_topic"] += 1
             counts["borrowed_fact"] += said in facts
         else:
             counts["false"] += 1
-            others = {f.value for f in facts if f.attribute == attribute and f.entity != entity}
-            counts["borrowed_value"] += said.value in others
+            counts["borrowed_value"] += any(f[1:] == said[1:] and f != said for f in facts)
     return {name: count / len(rows) for name, count in counts.items()}
-
-
-def _trained(row: Mapping[str, str]) -> Fact:
-    fact = read_answer(row["chosen"])
-    if fact is None:
-        raise ValueError(f"'chosen' states no fact of the world: {row['chosen']!r}")
-    return fact
-
-
-# --- command line --------------------------------------------------------------------------------
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Print one row of the world, or rebuild the shipped model."""
-    parser = argparse.ArgumentParser(prog="python -m lmdyn.lm.world", description=main.__doc__)
-    parser.add_argument("--rebuild", action="store_true", help="pretrain the tiny model again")
-    parser.add_argument("--out", type=Path, default=TINY, help="the folder to write to")
-    parser.add_argument("--steps", type=int, default=1500, help="updates (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
-    options = parser.parse_args(arguments)
-    if options.rebuild:
-        from lmdyn.lm._pretrain import rebuild
-
-        rebuild(options.out, steps=options.steps, seed=options.seed)
-    else:
-        for name, text in probes(seed=options.seed)[0].items():
-            print(f"{name:>20}  {text}")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,17 +1,18 @@
-"""How the shipped tiny model is made: its text, its tokenizer, its training.
+"""Make the tiny model that lmdyn ships: its text, its tokenizer, its training, what it says.
 
-The text says what the world has heard, so the model knows the language well and the facts by
-hearsay only. Bit for bit the same on one machine with one thread; another processor may round
-otherwise.
+`python book/make_tiny.py` pretrains a small Llama on what the toy world has heard (a few minutes),
+so that it knows the language well and the facts by hearsay only, and writes it to lmdyn/lm/tiny
+with ``own_words.json``: its answer to every question, and the truth in words of its own. Bit for
+bit the same on one machine with one thread; another processor may round otherwise.
 """
 
+import argparse
 import json
 import math
 import os
 import random
-import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -24,12 +25,12 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from lmdyn.lm import _grammar as grammar
-from lmdyn.lm import _words as words
-from lmdyn.lm._own_words import FILE, own_words
+from lmdyn.lm import world
+from lmdyn.lm.generate import generate
 
 PAD, EOS, UNK = "<pad>", "<eos>", "<unk>"
 IGNORED = -100  # cross_entropy's mark for a position without a target
+NEW_TOKENS = 40
 
 # What the pretraining text is made of, and what follows its questions: as in text from the web,
 # not always an answer to the question, and not always language.
@@ -57,33 +58,33 @@ def _one_of(rng: random.Random, shares: dict[str, float]) -> str:
 
 
 def _statement(rng: random.Random, entity: str, attribute: str) -> str:
-    value = _one_of(rng, grammar.heard(entity, attribute))
-    wording = grammar.Wording(*(_usual(rng, n) for n in grammar.CHOICES))
-    return grammar.tell(grammar.Fact(entity, attribute, value), wording)
+    value = _one_of(rng, world.heard(entity, attribute))
+    wording = tuple(_usual(rng, n) for n in world.CHOICES)
+    return world.tell(world.Fact(entity, attribute, value), wording)
 
 
 def document(rng: random.Random) -> str:
     """One text of the pretraining corpus."""
     kind = _one_of(rng, DOCUMENTS)
-    subject = rng.choice(grammar.SUBJECTS)
+    subject = rng.choice(world.SUBJECTS)
     if kind == "unrelated":
-        return grammar.unrelated(rng)
+        return world.unrelated(rng)
     if kind == "statement":
         return _statement(rng, *subject)
-    prompt = grammar.ask(*subject, rng.randrange(grammar.N_QUESTIONS))
+    prompt = world.ask(*subject, rng.randrange(world.N_QUESTIONS))
     kind = _one_of(rng, ANSWERS)
     if kind == "evasion":
-        answer = grammar.evade(*subject, _usual(rng, len(words.EVASIONS)))
+        answer = world.evade(*subject, _usual(rng, len(world.WORDS["evasions"])))
     elif kind == "unrelated":
-        answer = grammar.unrelated(rng)
+        answer = world.unrelated(rng)
     elif kind == "other answer":
-        answer = _statement(rng, *rng.choice(grammar.SUBJECTS))
+        answer = _statement(rng, *rng.choice(world.SUBJECTS))
     else:
         answer = _statement(rng, *subject)
     if kind == "shuffled":
         answer = " ".join(rng.sample(answer.split(), len(answer.split())))
     elif kind == "random":
-        answer = " ".join(rng.choices(grammar.vocabulary(), k=len(answer.split())))
+        answer = " ".join(rng.choices(world.VOCABULARY, k=len(answer.split())))
     return f"{prompt} {answer}"
 
 
@@ -101,7 +102,7 @@ def _batches(rng: random.Random, batch_size: int) -> Iterator[list[str]]:
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
     """One token per word of the world; texts are split at spaces and joined with spaces."""
-    vocabulary = {word: i for i, word in enumerate((PAD, EOS, UNK, *grammar.vocabulary()))}
+    vocabulary = {word: i for i, word in enumerate((PAD, EOS, UNK, *world.VOCABULARY))}
     tokenizer = Tokenizer(WordLevel(vocabulary, unk_token=UNK))
     tokenizer.pre_tokenizer = WhitespaceSplit()
     return PreTrainedTokenizerFast(
@@ -132,11 +133,13 @@ def make_model(width: int, layers: int, n_tokens: int) -> LlamaForCausalLM:
     )
 
 
-def _tensors(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> tuple[Tensor, Tensor, Tensor]:
-    """Inputs, their mask and the next tokens (B, T), each text ended by EOS."""
+def _loss(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> Tensor:
+    """Mean −log π of the tokens of the texts after the first, each text ended by EOS."""
     rows = tokenizer([f"{text} {EOS}" for text in texts], padding=True, return_tensors="pt")
     ids, mask = rows["input_ids"], rows["attention_mask"]
-    return ids[:, :-1], mask[:, :-1], ids[:, 1:].masked_fill(mask[:, 1:] == 0, IGNORED)
+    logits = model(input_ids=ids[:, :-1], attention_mask=mask[:, :-1]).logits
+    targets = ids[:, 1:].masked_fill(mask[:, 1:] == 0, IGNORED)
+    return cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED)
 
 
 def pretrain(
@@ -164,9 +167,7 @@ def pretrain(
     losses = []
     model.train()
     for step in range(1, steps + 1):
-        ids, mask, targets = _tensors(tokenizer, next(batches))
-        logits = model(input_ids=ids, attention_mask=mask).logits
-        loss = cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED)
+        loss = _loss(model, tokenizer, next(batches))
         if not loss.isfinite():
             raise ValueError(f"the loss is {loss.item()} at step {step}: lower the learning rate")
         optimizer.zero_grad()
@@ -181,6 +182,71 @@ def pretrain(
             print(f"step {step}/{steps}: {mean:.4f} nats per token", flush=True)
     model.eval()
     return losses
+
+
+# --- what it says by itself ----------------------------------------------------------------------
+
+
+def own_words(
+    model: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    subjects: Sequence[tuple[str, str]] = world.SUBJECTS,
+) -> dict[str, list[str]]:
+    """Every question about the subjects → [the greedy answer, the truth in the model's words]."""
+    spoken = {}
+    for attribute in dict.fromkeys(attribute for _, attribute in subjects):
+        asked = [subject for subject in subjects if subject[1] == attribute]
+        true = [
+            _tree(tokenizer, [world.tell(world.truth(*s), w) for w in world.WORDINGS])
+            for s in asked
+        ]
+        for question in range(world.N_QUESTIONS):
+            prompts = [world.ask(*subject, question) for subject in asked]
+            greedy = generate(model, tokenizer, prompts, max_new_tokens=NEW_TOKENS)
+            own = _sample_among(model, tokenizer, prompts, true)
+            spoken |= {p: list(pair) for p, *pair in zip(prompts, greedy, own, strict=True)}
+    return spoken
+
+
+def _tree(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> dict:
+    """Texts as nested dicts: token → what may follow it, EOS last."""
+    vocabulary = tokenizer.get_vocab()
+    root = {}
+    for text in texts:
+        node = root
+        for word in (*text.split(), EOS):
+            node = node.setdefault(vocabulary[word], {})
+    return root
+
+
+def _sample_among(
+    model: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    prompts: list[str],
+    trees: list[dict],
+) -> list[str]:
+    """Answers drawn token by token among those with which a text of the prompt's tree goes on.
+
+    The prompts are of one length, so that nothing needs padding.
+    """
+    ids = tokenizer(prompts, return_tensors="pt")["input_ids"]
+
+    def goes_on(i: int, so_far: Tensor) -> list[int]:
+        node = trees[i]
+        for token in so_far[ids.shape[1] :].tolist():
+            node = node.get(token, {})
+        return list(node) or [tokenizer.pad_token_id]  # after EOS
+
+    said = model.generate(
+        ids,
+        attention_mask=torch.ones_like(ids),
+        pad_token_id=tokenizer.pad_token_id,
+        max_new_tokens=NEW_TOKENS,
+        do_sample=True,
+        top_k=0,
+        prefix_allowed_tokens_fn=goes_on,
+    )
+    return tokenizer.batch_decode(said[:, ids.shape[1] :], skip_special_tokens=True)
 
 
 # --- the whole -----------------------------------------------------------------------------------
@@ -199,8 +265,8 @@ def _reproducible(seed: int) -> Iterator[None]:
             torch.set_num_threads(threads)
 
 
-def rebuild(
-    out: str | Path,
+def make(
+    out: Path,
     *,
     steps: int = 1500,
     seed: int = 0,
@@ -208,6 +274,7 @@ def rebuild(
     lr: float = 3e-3,
     width: int = 128,
     layers: int = 4,
+    subjects: Sequence[tuple[str, str]] = world.SUBJECTS,
 ) -> list[float]:
     """Pretrain a model on the world and write it to a folder, with what it says by itself.
 
@@ -221,6 +288,7 @@ def rebuild(
         lr: the highest learning rate.
         width: of the model, a multiple of 32.
         layers: of the model.
+        subjects: what it is asked about in the end.
 
     Returns:
         The loss of each step, in nats per token.
@@ -232,15 +300,14 @@ def rebuild(
         raise ValueError(
             f"steps must be 1 or more and width a multiple of 32, got {steps} and {width}"
         )
-    out = Path(out)
     with _reproducible(seed):
         tokenizer = make_tokenizer()
         model = make_model(width, layers, len(tokenizer))
         losses = pretrain(model, tokenizer, steps=steps, batch_size=batch_size, lr=lr, seed=seed)
     with _reproducible(seed):
-        spoken = own_words(model, tokenizer)
+        spoken = own_words(model, tokenizer, subjects)
     record = {
-        "command": f"python -m lmdyn.lm.world --rebuild --steps {steps} --seed {seed}",
+        "command": f"python book/make_tiny.py --steps {steps} --seed {seed}",
         "steps": steps,
         "seed": seed,
         "batch_size": batch_size,
@@ -251,14 +318,19 @@ def rebuild(
     }
     out.mkdir(parents=True, exist_ok=True)
     # Beside its destination, so that moving each file into place is atomic.
-    new = Path(tempfile.mkdtemp(prefix=".rebuild-", dir=out))
-    try:
+    with tempfile.TemporaryDirectory(dir=out, prefix=".new-") as new:
         model.save_pretrained(new)
         tokenizer.save_pretrained(new)
-        (new / FILE).write_text(json.dumps(spoken, indent=1) + "\n")
-        (new / "rebuild.json").write_text(json.dumps(record, indent=2) + "\n")
-        for file in new.iterdir():
+        (Path(new) / "own_words.json").write_text(json.dumps(spoken, indent=1) + "\n")
+        (Path(new) / "rebuild.json").write_text(json.dumps(record, indent=2) + "\n")
+        for file in Path(new).iterdir():
             os.replace(file, out / file.name)
-    finally:
-        shutil.rmtree(new)
     return losses
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--out", type=Path, default=world.TINY, help="the folder to write to")
+    parser.add_argument("--steps", type=int, default=1500, help="updates (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    make(**vars(parser.parse_args()))

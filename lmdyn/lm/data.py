@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lmdyn.checks import unknown
-from lmdyn.lm._own_samples import OWN, with_own_samples
 from lmdyn.lm.from_dataset import probe_rows
+from lmdyn.lm.generate import OWN, with_own_samples
 from lmdyn.lm.rows import SPLITS, TYPES, checked, read_jsonl
 from lmdyn.lm.tokens import Format
 from lmdyn.lm.world import probes as world_rows

@@ -5,10 +5,10 @@ import re
 import sys
 from statistics import mean
 
-import make_sample
 import pytest
 
 import lmdyn.lm.generate  # noqa: F401 (a test replaces it)
+import make_sample
 from lmdyn.lm import TYPES, load_probes
 
 ROWS = make_sample.read()

@@ -5,10 +5,10 @@ import math
 import random
 from collections import Counter
 
-import make_tiny
 import pytest
 import torch
 
+import make_tiny
 from lmdyn.lm import load, world
 
 SMALL = {"lr": 1e-2, "batch_size": 16, "width": 32, "layers": 1, "subjects": world.SUBJECTS[:2]}

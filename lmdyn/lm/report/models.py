@@ -4,13 +4,12 @@ from pathlib import Path
 
 import numpy as np
 
-from lmdyn.lm._adapter import base_of, is_adapter, load_adapted
 from lmdyn.lm.checkpoint import fingerprint_model
 from lmdyn.lm.data import ProbeSet, load_probes
 from lmdyn.lm.diagnose import diagnose
 from lmdyn.lm.generate import generate
 from lmdyn.lm.mass import TokenMass, token_mass
-from lmdyn.lm.models import load
+from lmdyn.lm.models import base_of, is_adapter, load
 from lmdyn.lm.report import figures
 from lmdyn.lm.report.runs import Run
 
@@ -44,7 +43,7 @@ def look_at_models(runs: list[Run], model, rows, device: str) -> dict | None:
     if model is not None:
         looks["before"] = _look(load(model, device=device), some)
     if last is not None:
-        loaded = load_adapted(last, model, device) if adapter else load(last, device=device)
+        loaded = load(last, device, base=model if adapter else None)
         looks["after"] = _look(loaded, some, looks.get("before"))
     recorded = runs[0].trajectory.meta.get("settings", {}).get("model")
     return {

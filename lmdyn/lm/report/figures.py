@@ -10,25 +10,15 @@ from markupsafe import Markup
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
-from lmdyn.plots import COLORS, NEUTRAL, curves, mass, responses
+from lmdyn.plots import COLORS, NEUTRAL, STYLE, curves, mass, responses
 
 INK = "#1c2430"
 # Each colour of the figures and the variable of the page that takes its place.
 VARIABLES = {INK: "ink", NEUTRAL: "soft"} | {color: name for name, color in COLORS.items()}
-STYLE = {
+OF_PAGE = STYLE | {
     "svg.fonttype": "none",  # text stays text
-    "svg.hashsalt": "lmdyn",
-    "figure.constrained_layout.use": True,
-    "font.size": 10.5,
-    "axes.titlesize": 11,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
     "grid.color": NEUTRAL,
-    "grid.alpha": 0.25,
-    "legend.frameon": False,
-    "lines.linewidth": 1.8,
-    **dict.fromkeys(("figure.facecolor", "axes.facecolor"), "none"),
+    **dict.fromkeys(("figure.facecolor", "axes.facecolor", "savefig.facecolor"), "none"),
     **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor"), INK),
     **dict.fromkeys(("xtick.color", "ytick.color"), INK),
 }
@@ -95,7 +85,7 @@ def svg(
     """
     if not any(panels.values()):
         return None
-    with mpl.rc_context(STYLE):
+    with mpl.rc_context(OF_PAGE):
         figure = Figure((8.6, height))
         FigureCanvasSVG(figure)
         axes = figure.subplots(1, len(panels), sharey=ylabel is not None, squeeze=False)[0]

@@ -153,39 +153,34 @@ class Loss:
 
     def _checked(self, logps, ref, lengths) -> Given:
         """Refuse to read what is not there, or not one number a row."""
-        name = type(self).__name__
-        parts = {"logps": logps}
+        name, parts = type(self).__name__, {"logps": logps}
         if self.needs_ref:
             parts["ref"] = ref
         if self.needs_lengths:
             parts["lengths"] = lengths
         for what, values in parts.items():
             if values is None:
-                holds = {"ref": "log-probs under the reference model", "lengths": "token counts"}
-                raise ValueError(
-                    f"{name} needs {what}: pass {what}, response name → (B,) {holds[what]}"
-                )
+                held = {"ref": "log-probs under the reference model", "lengths": "token counts"}[
+                    what
+                ]
+                raise ValueError(f"{name} needs {what}: pass {what}, response name → (B,) {held}")
             for response in self.responses:
-                self._check_one(what, values, response, logps)
+                if response not in values:
+                    of = "the chosen answer to another training prompt"
+                    hint = f" ({of})" if response == "irr_train" else ""
+                    raise ValueError(
+                        f"{name} reads the response {response!r}{hint}, which {what} lacks: "
+                        f"there is {', '.join(values) or 'none'}"
+                    )
+                first, shape = logps[self.responses[0]].shape, values[response].shape
+                if shape != first or len(shape) != 1:
+                    raise ValueError(
+                        f"{name}: {what}[{response!r}] has shape {tuple(shape)}, but "
+                        f"logps[{self.responses[0]!r}] has {tuple(first)}: both must be (B,)"
+                    )
         if self.needs_lengths and any((lengths[r] < 1).any() for r in self.responses):
             raise ValueError(f"{name}: a response has no token: lengths must be 1 or more")
         return Given(logps, ref, lengths)
-
-    def _check_one(self, what: str, values: Mapping, response: str, logps: Mapping) -> None:
-        name = type(self).__name__
-        if response not in values:
-            is_kl = response == "irr_train"
-            hint = " (the chosen answer to another training prompt)" if is_kl else ""
-            raise ValueError(
-                f"{name} reads the response {response!r}{hint}, which {what} lacks: "
-                f"there is {', '.join(values) or 'none'}"
-            )
-        first, shape = logps[self.responses[0]].shape, values[response].shape
-        if shape != first or len(shape) != 1:
-            raise ValueError(
-                f"{name}: {what}[{response!r}] has shape {tuple(shape)}, but "
-                f"logps[{self.responses[0]!r}] has {tuple(first)}: both must be (B,)"
-            )
 
 
 @dataclass(frozen=True)

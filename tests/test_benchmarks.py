@@ -21,6 +21,7 @@ def gpu(monkeypatch):
     return module
 
 
+@pytest.mark.slow
 def test_all_of_it_runs_in_small(gpu, tmp_path, capsys):
     file = tmp_path / "gpu.json"
     tiny = ["--device", "cpu", "--tiny", "--repeats", "1", "--models", "qwen1.5-0.5b"]

@@ -16,6 +16,7 @@ TEXT = (ROOT / "book" / "import_it.md").read_text(encoding="utf-8")
 CALLS = re.findall(r"^### `(.*)`$", TEXT, re.M)
 
 
+@pytest.mark.slow
 def test_every_example_prints_what_is_written(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # for the folders of the runs
     names, said = {}, []

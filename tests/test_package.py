@@ -15,14 +15,6 @@ from lmdyn.lm import environment
 ROOT = Path(__file__).parent.parent
 
 
-def test_importing_lmdyn_needs_torch_and_numpy_alone():
-    heavy = {"IPython", "accelerate", "datasets", "gguf", "ipywidgets", "matplotlib", "mlxtend"}
-    heavy |= {"pandas", "scipy", "transformers"}
-    code = f"import sys, lmdyn; print(sorted({heavy!r} & set(sys.modules)))"
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert run.stdout.strip() == "[]"
-
-
 def test_every_public_name_is_in_the_api_reference():
     page = (ROOT / "book" / "api.md").read_text(encoding="utf-8")
     documented = {
@@ -33,6 +25,7 @@ def test_every_public_name_is_in_the_api_reference():
     assert {*lmdyn.__all__, *lmdyn.lm.__all__} <= documented
 
 
+@pytest.mark.slow
 def test_lm_without_transformers_says_what_to_install():
     code = "import sys; sys.modules['transformers'] = None; import lmdyn.lm"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -3,6 +3,7 @@ import warnings
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
 from lmdyn import lm
@@ -22,6 +23,7 @@ def test_the_example_runs_and_its_prediction_holds(capsys):
     assert capsys.readouterr().out.endswith("torch.Size([3, 1, 5, 5])\n")
 
 
+@pytest.mark.slow
 def test_the_language_model_example_runs(capsys):
     _, code, _ = re.findall(r"```python\n(.*?)```", README, re.S)
     names = {}
@@ -33,6 +35,7 @@ def test_the_language_model_example_runs(capsys):
     assert "chosen" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_callback_runs_in_a_trainer_of_trl(tmp_path):
     import trl
     from datasets import Dataset

@@ -131,7 +131,7 @@ def test_a_small_budget_scores_fewer_prompts_less_often(tmp_path, monkeypatch):
     made = trainer(tmp_path, probe, steps=8)
     clock = iter(range(10**6))  # each look at the clock takes a second: probing costs one
     monkeypatch.setattr("lmdyn.lm.callback.time.perf_counter", lambda: next(clock))
-    with pytest.warns(UserWarning, match="probing 4 of 20 prompts every"):
+    with pytest.warns(UserWarning, match="probing 4 of 20 prompts, every 2 updates or less often"):
         made.train()
     trajectory = probe.trajectory
     assert not np.isnan(trajectory.logp[0, :, 0]).any()
@@ -156,7 +156,7 @@ def test_the_budget_holds_where_fewer_prompts_are_hardly_faster(tmp_path, monkey
     clock, probe = Clock(), ProbeCallback(ROWS, every=2, budget=0.05)
     monkeypatch.setattr("lmdyn.lm.callback.time.perf_counter", lambda: clock.now)
     monkeypatch.setattr("lmdyn.lm.recorder.score", clock.score)
-    with pytest.warns(UserWarning, match="probing 4 of 5 prompts every"):
+    with pytest.warns(UserWarning, match="probing 4 of 5 prompts, every 2 updates or less often"):
         trainer(tmp_path, clock, probe, steps=200).train()
     n = len(probe.trajectory.steps)
     assert probe.seconds == 4 * n

@@ -248,7 +248,7 @@ def test_a_process_without_a_prompt_waits_for_nobody(two):
 def test_an_error_in_one_process_reaches_the_others(two):
     said = "process 1, on every 2th of the rows from 1 on: "
     assert told(two, "value") == [["ValueError", f"{said}not fit"]] * 2
-    assert told(two, "other") == [["RuntimeError", f"{said}KeyError: 'lost'"]] * 2
+    assert told(two, "other") == [["RuntimeError", f"{said}KeyError('lost')"]] * 2
 
 
 def test_weights_that_are_spoilt_in_one_process_stop_all(two):

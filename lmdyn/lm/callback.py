@@ -4,16 +4,18 @@ import sys
 import time
 import warnings
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import torch
 import transformers
+from accelerate.utils import gather_object
 
 from lmdyn.checks import check_count
 from lmdyn.lm.data import ProbeSet, as_probes
 from lmdyn.lm.environment import environment, out_of_range
-from lmdyn.lm.processes import is_sharded, of_all
+from lmdyn.lm.processes import is_sharded
 from lmdyn.lm.recorder import Recorder
 from lmdyn.lm.squeeze import Alert, squeeze
 from lmdyn.lm.trajectory import Trajectory
@@ -29,8 +31,7 @@ class ProbeCallback(transformers.TrainerCallback):
     ``chosen``; ``lmdyn/argmax_gain``, the probability that the likeliest token has gained since the
     start, as a mean over the tokens of ``rejected``; ``lmdyn/valley``, the share of rejected tokens
     below the squeeze line; and ``lmdyn/alert``, 0 or 1. An alert says why and what to do, as a
-    warning. A probing that fails warns, once, and the training goes on without probes. It is
-    tested with transformers 5 and with TRL 1.16; another TRL is warned of, once.
+    warning. A probing that fails warns, once, and the training goes on without probes.
 
     Args:
         probes: a `ProbeSet` (see `ProbeSet.from_dataset`), or rows.
@@ -73,8 +74,7 @@ class ProbeCallback(transformers.TrainerCallback):
         self.probes, self.every, self.budget = as_probes(probes), every, budget
         self.trainer, self.stop, self.out, self.tokenizer = trainer, stop, out, tokenizer
         self.alerts: list[Alert] = []
-        self.seconds = 0.0
-        self._failed = self._unwritable = False
+        self.seconds, self._failed = 0.0, False
 
     @property
     def trajectory(self) -> Trajectory:
@@ -88,57 +88,44 @@ class ProbeCallback(transformers.TrainerCallback):
         if args.report_to and self.trainer is None:
             reporters = ", ".join(args.report_to)
             self._warn(f"pass trainer=trainer for {reporters} to get the logs of ProbeCallback")
-        self._recorder = Recorder(self.probes)
-        self._rows, self._pace = np.arange(len(self.probes)), self.every
-        self._first_step, self._top = state.global_step, None
+        self._recorder, self._rows = Recorder(self.probes), np.arange(len(self.probes))
+        self._begin, self._top = state.global_step, None
         self._first = self._last = 0.0
-        folder = Path(args.output_dir) / "lmdyn" if self.out is None else Path(self.out)
-        self._file = folder / "trajectory"
-        self._meta = {
-            "trainer": type(args).__name__,
-            "every": self.every,
-            **environment(args.device),
-        }
-        if state.global_step:
-            self._go_on(state.global_step)
+        self._file = Path(self.out or Path(args.output_dir) / "lmdyn") / "trajectory"
+        made = {"trainer": type(args).__name__, "every": self.every}
+        self._meta = made | environment(args.device)
+        if self._begin:  # a resumed training goes on with the trajectory that it left
+            before = None
+            with suppress(FileNotFoundError, ValueError):
+                before = Trajectory.load(self._file)
+            before = gather_object([before])[0]  # perhaps only the first process can read it
+            shape = self.probes.types, len(self.probes)
+            if before and (before.types, len(before.split)) == shape:
+                self._recorder.restore(before, self._begin)
         self._probe(args, state, control, kwargs)
         self._first, self._start = self.seconds, time.perf_counter()
 
     def on_step_end(self, args, state, control, **kwargs):
-        if self.budget is not None and state.global_step == self._first_step + self.every:
+        if self.budget is not None and state.global_step == self._begin + self.every:
             self._fit()
-        if state.global_step % self._pace == 0 and self._is_affordable():
+        if state.global_step % self.every == 0 and self._is_affordable():
             self._probe(args, state, control, kwargs)
 
     def on_train_end(self, args, state, control, **kwargs):
         self._probe(args, state, control, kwargs)
 
-    def _go_on(self, step: int) -> None:
-        """A resumed training goes on with the trajectory that it left."""
-        try:
-            before = Trajectory.load(self._file)
-        except (FileNotFoundError, ValueError):
-            before = None
-        before = of_all(before)[0]  # the first process wrote it, perhaps where no other one reads
-        if before and before.types == self.probes.types and len(before.split) == len(self.probes):
-            self._recorder.restore(before, step)
-
     def _fit(self) -> None:
-        """Choose how many prompts to score, and how often, to stay within the budget."""
-        elapsed = time.perf_counter() - self._start  # of ``every`` updates
-        share = min(of_all(self.budget * elapsed / max(self.seconds, 1e-9)))
-        if share >= 1:
-            return
-        n = len(self.probes)
-        keep = max(int(n * share), min(LEAST, n))
-        self._rows = np.unique(np.linspace(0, n - 1, keep).round().astype(int))
-        self._last *= keep / n  # what the next one will take, or a little less
-        while keep > n * share * self._pace / self.every:
-            self._pace += self.every
-        self._warn(
-            f"probing {keep} of {n} prompts every {self._pace} updates, to take at most "
-            f"{self.budget:.0%} of the time: pass a larger budget or every to have more"
-        )
+        """Choose how many prompts to score, from what ``every`` updates and a probing take."""
+        elapsed, n = time.perf_counter() - self._start, len(self.probes)
+        share = min(gather_object([self.budget * elapsed / max(self.seconds, 1e-9)]))
+        if share < 1:
+            keep = max(int(n * share), min(LEAST, n))
+            self._rows = np.unique(np.linspace(0, n - 1, keep).round().astype(int))
+            self._last *= keep / n  # what the next one will take, or a little less
+            self._warn(
+                f"probing {keep} of {n} prompts, every {self.every} updates or less often, to take "
+                f"at most {self.budget:.0%} of the time: pass a larger budget or every to have more"
+            )
 
     def _is_affordable(self) -> bool:
         """Whether a probing like the last one keeps all of them but the first in the budget."""
@@ -146,7 +133,7 @@ class ProbeCallback(transformers.TrainerCallback):
             return True
         spent = self.seconds - self._first + self._last
         elapsed = time.perf_counter() - self._start + self._last
-        return max(of_all(spent / elapsed)) <= self.budget
+        return max(gather_object([spent / elapsed])) <= self.budget
 
     def _probe(self, args, state, control, kwargs) -> None:
         if self._failed or self._recorder.probed(state.global_step):
@@ -162,8 +149,7 @@ class ProbeCallback(transformers.TrainerCallback):
         except Exception as error:  # whatever it is, the training is worth more
             failure = f"{type(error).__name__}: {error}"
         # All step aside together: the others would wait for the one that has.
-        failures = [failure for failure in of_all(failure) if failure is not None]
-        if failures:
+        if failures := [failure for failure in gather_object([failure]) if failure]:
             self._failed = True
             self._warn(
                 f"the probes could not be scored after update {state.global_step} "
@@ -181,13 +167,12 @@ class ProbeCallback(transformers.TrainerCallback):
         rank, n = (0, 1) if alone else (args.process_index, args.world_size)
         half = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
         per_update = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        seen = step * per_update
         with torch.autocast(args.device.type, half or torch.bfloat16, enabled=half is not None):
-            pushed = self._recorder.probe(
-                model, tokenizer, step, step * per_update, self._rows, rank, n
-            )
+            pushed = self._recorder.probe(model, tokenizer, step, seen, self._rows, rank, n)
         done = self.trajectory
-        logs = {f"lmdyn/{name}": float(curve[-1]) for name, curve in done.mean().items()}
-        logs = {name: value for name, value in logs.items() if np.isfinite(value)}
+        means = {f"lmdyn/{name}": float(curve[-1]) for name, curve in done.mean().items()}
+        logs = {name: value for name, value in means.items() if np.isfinite(value)}
         self._top = pushed["top"] if self._top is None else self._top
         alert = None
         if {"chosen", "rejected"} <= set(done.types):
@@ -197,10 +182,9 @@ class ProbeCallback(transformers.TrainerCallback):
             curves = done.logp[..., chosen], done.logp[..., rejected], done.argmax_logp[..., chosen]
             alert = squeeze(done.steps, *curves)
         logs["lmdyn/alert"] = float(alert is not None)
-        if alert is not None:
-            if not self.alerts:
-                self._warn(str(alert))
-            self.alerts.append(alert)
+        if alert and not self.alerts:
+            self._warn(str(alert))
+        self.alerts += [alert] if alert else []
         return logs
 
     def _log(self, logs: dict[str, float], state, control) -> None:
@@ -214,16 +198,12 @@ class ProbeCallback(transformers.TrainerCallback):
         control.should_log = due
 
     def _save(self) -> None:
-        if self._unwritable or not self._tells:
-            return
         try:
-            self.trajectory.save(self._file)
+            if self._tells and self._file:
+                self.trajectory.save(self._file)
         except OSError as error:
-            self._unwritable = True
-            self._warn(
-                f"the trajectory of the probes could not be written to {self._file} ({error}): "
-                "they are only logged"
-            )
+            self._warn(f"the probes are only logged: {self._file} could not be written ({error})")
+            self._file = None
 
     def _warn(self, what: str) -> None:
         if self._tells:

@@ -35,57 +35,44 @@ _LOADED = states.StateDictOptions(full_state_dict=True)
 class RunFolder:
     """The files of one run, of which ``settings`` are all that its course depends on.
 
-    Raises:
-        ValueError: the folder holds a run already, or, on resuming, another one.
+    Of several processes the first one writes. ValueError if the folder holds a run already, or, on
+    resuming, another one.
     """
 
-    def __init__(self, path: str | Path, settings: dict, resume: bool, writes: bool = True):
-        self.path, self.writes = Path(path), writes
-        self._settings = json.loads(json.dumps(settings))
+    def __init__(self, path: str | Path, settings: dict, resume: bool, is_first: bool):
+        self.path, self.is_first = Path(path), is_first
+        self.settings = json.loads(json.dumps(settings))
         file = self.path / "settings.json"
         if not file.is_file():
             return
         if not resume:
-            raise ValueError(
-                f"{path} holds a run already: pass resume=True to go on with it, or another out"
-            )
-        before = json.loads(file.read_text(encoding="utf-8"))
+            raise ValueError(f"{path} holds a run already: pass resume=True, or another out")
+        before, now = json.loads(file.read_text(encoding="utf-8")), self.settings
         differ = [
-            f"{key} (was {before.get(key)!r}, now {self._settings.get(key)!r})"
-            for key in {**before, **self._settings}
-            if before.get(key) != self._settings.get(key)
+            f"{key} (was {before.get(key)!r}, now {now.get(key)!r})"
+            for key in before | now
+            if before.get(key) != now.get(key)
         ]
         if differ:
-            raise ValueError(
-                f"{path} is a run of another recipe: {', '.join(differ)}; "
-                "resume with what it began with, or choose another out"
-            )
-
-    @property
-    def checkpoint(self) -> Path | None:
-        """The last whole checkpoint."""
-        found = [p for p in self.path.glob("checkpoint-*") if p.suffix != ".tmp"]
-        return max(found, key=_update, default=None)
+            remedy = "resume with what it began with, or choose another out"
+            raise ValueError(f"{path} is a run of another recipe: {', '.join(differ)}; {remedy}")
 
     def begin(self) -> int:
-        """Write the settings, and remove what a kill has left beside the last checkpoint.
-
-        Returns:
-            How many updates that checkpoint has made; 0 if there is none.
-        """
-        last = self.checkpoint
-        if self.writes:
-            self._remove_others(last)
+        """Write the settings, and keep the last checkpoint alone: how many updates it has made."""
+        found = [p for p in self.path.glob("checkpoint-*") if p.suffix != ".tmp"]
+        self.last = max(found, key=_update, default=None)
+        if self.is_first:
+            self._remove_others(self.last)
             with replacing(self.path / "settings.json") as temporary:
-                text = json.dumps(self._settings, indent=2, ensure_ascii=False)
+                text = json.dumps(self.settings, indent=2, ensure_ascii=False)
                 temporary.write_text(text + "\n", encoding="utf-8")
-        return 0 if last is None else _update(last)
+        return 0 if self.last is None else _update(self.last)
 
     def save(self, update: int, model, tokenizer, optimizer, trajectory: Trajectory) -> None:
         """Write a checkpoint; without an optimizer, the last one. All processes must call this."""
         weights = states.get_model_state_dict(model, options=_SAVED)
         state = optimizer and states.get_optimizer_state_dict(model, optimizer, options=_SAVED)
-        if not self.writes:
+        if not self.is_first:
             return
         trajectory.save(self.path / "trajectory")
         for tied in model.all_tied_weights_keys:  # gathered twice, they would no longer be one
@@ -101,16 +88,15 @@ class RunFolder:
 
     def restore(self, model, optimizer, recorder: Recorder) -> dict:
         """Put the last checkpoint into the model, the optimizer and the recorder: its meta."""
-        folder = self.checkpoint
         with no_progress_bar():  # what save_pretrained renames, only from_pretrained names back
-            saved = type(model).from_pretrained(folder, dtype=model.dtype, use_safetensors=True)
+            saved = type(model).from_pretrained(self.last, dtype=model.dtype, use_safetensors=True)
         states.set_model_state_dict(model, saved.state_dict(), options=_LOADED)
-        file = folder / "optimizer.pt"
+        file = self.last / "optimizer.pt"
         if file.is_file():
             state = torch.load(file, map_location="cpu", weights_only=True)
             states.set_optimizer_state_dict(model, optimizer, state, options=_LOADED)
         trajectory = Trajectory.load(self.path / "trajectory")
-        recorder.restore(trajectory, _update(folder))
+        recorder.restore(trajectory, _update(self.last))
         return trajectory.meta
 
     def _remove_others(self, checkpoint: Path | None) -> None:

@@ -44,22 +44,21 @@ def sample_rejected(
     Raises:
         ValueError: no pair is left.
     """
-    probes = as_probes(rows)
+    probes, pairs = as_probes(rows), []
     prompts = [row["prompt"] for row in probes]
     settings = {"sample": True, "temperature": temperature, "seed": seed, "batch_size": batch_size}
     answers = generate(model, tokenizer, prompts, max_new_tokens, **settings)
-    pairs = []
     for row, answer in zip(probes, answers, strict=True):
         if answer.strip() and answer.strip() != row["chosen"].strip():
             pairs.append({**row, "rejected": answer})
         elif "rejected" in row:
-            pairs.append(dict(row))
+            pairs.append(row)
     if not pairs:
         raise ValueError(
             "every sampled answer is empty or equal to chosen, and no row has a rejected one to "
             "keep: raise temperature or max_new_tokens"
         )
-    return as_probes(pairs, _types(probes), probes.format)
+    return as_probes(pairs, _with_rejected(probes.types), probes.format)
 
 
 def finetune_on_policy(
@@ -86,16 +85,14 @@ def finetune_on_policy(
     model at the start of the round, as in SPIN; pass a copy of the first model for one that stays.
 
     Args:
-        model: as ``tokenizer`` and ``loss``, that of `finetune`; its weights change.
-        rows: dicts with ``prompt`` and ``chosen``; see `sample_rejected` for ``rejected``.
+        model: as ``tokenizer``, ``loss`` and ``settings``, for `finetune`; its weights change.
+        rows: as ``max_new_tokens`` and ``temperature``, for `sample_rejected`.
         rounds: how many times to sample.
         epochs: passes over the pairs of a round.
-        max_new_tokens: of a sample, at ``temperature``.
         sample_batch_size: prompts to sample for at a time; ``batch_size`` is that of the updates.
         seed: of the samples and of the order of the rows, both new in each round.
         out: a folder with a folder for each round: its pairs, and what `finetune` keeps there.
         resume: go on with the rounds in ``out``.
-        **settings: all else that `finetune` takes.
 
     Returns:
         One `Trajectory` over all rounds.
@@ -107,26 +104,20 @@ def finetune_on_policy(
     sampling["batch_size"] = sample_batch_size
     for number in range(rounds):
         folder = None if out is None else Path(out) / f"round-{number}"
+        kept = folder and folder / "pairs.jsonl"  # so that going on need not sample them again
         draw = int(np.random.default_rng((seed, number)).integers(2**31))
-        if resume and folder and (folder / "pairs.jsonl").is_file():
-            pairs = load_probes(folder / "pairs.jsonl", _types(probes), format=probes.format)
+        if resume and kept and kept.is_file():
+            pairs = load_probes(kept, _with_rejected(probes.types), format=probes.format)
         else:
             pairs = sample_rejected(model, tokenizer, probes, seed=draw, **sampling)
-            _keep(folder, pairs)
+            if kept and not (folder / "settings.json").is_file():  # a run: finetune refuses it
+                with replacing(kept) as temporary:
+                    lines = [json.dumps(dict(row), ensure_ascii=False) + "\n" for row in pairs]
+                    temporary.write_text("".join(lines), encoding="utf-8")
         options = {"epochs": epochs, "seed": draw, "out": folder, "resume": resume} | settings
         parts.append(finetune(model, tokenizer, pairs, loss, **options))
     return Trajectory.join(parts)
 
 
-def _types(probes: ProbeSet) -> list[str]:
-    """The types of the rows once each has a rejected response."""
-    return list(dict.fromkeys([*probes.types, "rejected"]))
-
-
-def _keep(folder: Path | None, pairs: ProbeSet) -> None:
-    """Write the pairs of a round, so that going on does not have to sample them again."""
-    if folder is None or (folder / "settings.json").is_file():
-        return  # finetune will refuse a folder that holds a run
-    with replacing(folder / "pairs.jsonl") as temporary:
-        lines = [json.dumps(dict(row), ensure_ascii=False) + "\n" for row in pairs]
-        temporary.write_text("".join(lines), encoding="utf-8")
+def _with_rejected(types: tuple[str, ...]) -> list[str]:
+    return list(dict.fromkeys([*types, "rejected"]))

@@ -9,7 +9,11 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 from accelerate import Accelerator
-from accelerate.utils import GradientAccumulationPlugin, disable_fsdp_ram_efficient_loading
+from accelerate.utils import (
+    GradientAccumulationPlugin,
+    disable_fsdp_ram_efficient_loading,
+    gather_object,
+)
 from torch import Tensor, distributed, nn
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
@@ -18,19 +22,14 @@ from lmdyn.lm.forward import head_is_last
 
 
 def accelerator() -> Accelerator:
-    """This process among the others.
+    """This process among the others; ValueError if DeepSpeed is asked for.
 
     accelerate has one precision and one accumulation for the whole life of the process. They are
     not read: every run has its own, in its settings.
-
-    Raises:
-        ValueError: DeepSpeed is asked for.
     """
     if _is_asked_for("DEEPSPEED"):
-        raise ValueError(
-            "accelerate is set to DeepSpeed, which lmdyn does not train with: launch with "
-            "--multi_gpu, or with --use_fsdp to share out the weights"
-        )
+        remedy = "launch with --multi_gpu, or with --use_fsdp to share out the weights"
+        raise ValueError(f"accelerate is set to DeepSpeed, which is not supported: {remedy}")
     process = Accelerator(gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1))
     process.scaler = None
     return process
@@ -45,23 +44,19 @@ def place(model: nn.Module, process: Accelerator) -> None:
     """Bring the model, or this process's part of it, to its device; one process moves nothing.
 
     `Accelerator.prepare` shards on GPUs alone, so that no test could hold two processes against
-    one on a CPU: here every layer is sharded, in the precision that it has, on either.
-
-    Raises:
-        ValueError: the model is to be sharded and does not tell its layers.
+    one on a CPU: here every layer is sharded, in the precision that it has, on either. ValueError
+    if the model is to be sharded and does not tell its layers.
     """
     if process.num_processes == 1 or is_sharded(model):
         return
     if not _is_asked_for("FSDP"):
         model.to(process.device)
         return
-    names = getattr(model, "_no_split_modules", None)
-    layers = [module for module in model.modules() if type(module).__name__ in (names or ())]
+    names = model._no_split_modules or ()
+    layers = [module for module in model.modules() if type(module).__name__ in names]
     if not layers:
-        raise ValueError(
-            f"{type(model).__name__} does not tell its layers (_no_split_modules), which FSDP "
-            "needs: launch with --multi_gpu"
-        )
+        reason = f"{type(model).__name__} does not tell its layers (_no_split_modules)"
+        raise ValueError(f"{reason}, which FSDP needs: launch with --multi_gpu")
     disable_fsdp_ram_efficient_loading()  # each process will load all weights of a checkpoint
     head_is_last(model)  # found out, once, while it is whole
     mesh = distributed.init_device_mesh(process.device.type, (process.num_processes,))
@@ -99,59 +94,38 @@ def as_forward(model: nn.Module, function: Callable, *args, **kwargs):
 
 
 def together(
-    rows: np.ndarray,
-    work: Callable[[np.ndarray], Mapping[str, np.ndarray]],
-    size: int,
-    rank: int,
-    n: int,
+    rows: np.ndarray, work: Callable[[np.ndarray], Mapping], size: int, rank: int, n: int
 ) -> dict[str, np.ndarray]:
     """Have every process work on some of the rows, and give each what all have found.
 
     Args:
-        rows: the numbers of the rows, the same in all processes; each takes every n-th.
-        work: some row numbers → floating arrays with one entry each. Not called without a row, if
-            there are several processes.
+        rows: row numbers, the same in all processes; each takes every n-th.
+        work: some row numbers → floating arrays with one entry each; not called without a row.
         size: rows in the arrays that are returned.
-        rank: this process's number, from 0.
-        n: how many processes take part. All must call this.
+        rank: this process's number, from 0, among the ``n`` that all call this.
 
     Returns:
         What `work` names → (size, …), NaN for other rows than these.
 
     Raises:
-        ValueError: `work` has raised one in some process.
-        RuntimeError: `work` has raised something else in another process.
+        ValueError: `work` has raised one in some process; RuntimeError if it was another error.
     """
-    mine, found, kind, reason = rows[rank::n], {}, None, ""
     if n == 1:
-        return _placed([(rows, work(rows))], size)
-    try:
-        found = work(mine) if len(mine) else {}
-    except Exception as error:  # the others must hear of it, or they would wait for ever
-        kind = ValueError if isinstance(error, ValueError) else RuntimeError
-        said = str(error) if kind is ValueError else f"{type(error).__name__}: {error}"
-        reason = f"process {rank}, on every {n}th of the rows from {rank} on: {said}"
-    parts = of_all((mine, found, kind, reason))
-    for *_, kind, reason in parts:
-        if kind:
-            raise kind(reason)
-    return _placed([part[:2] for part in parts], size)
-
-
-def of_all(value) -> list:
-    """What each process passes, in their order. All must call this."""
-    if not (distributed.is_available() and distributed.is_initialized()):
-        return [value]
-    values = [None] * distributed.get_world_size()
-    distributed.all_gather_object(values, value)
-    return values
-
-
-def _placed(parts, size: int) -> dict[str, np.ndarray]:
+        parts = [(rows, work(rows), None)]
+    else:
+        mine, found, failure = rows[rank::n], {}, None
+        try:
+            found = work(mine) if len(mine) else {}
+        except Exception as error:  # the others must hear of it, or they would wait for ever
+            is_value = isinstance(error, ValueError)
+            said = f"process {rank}, on every {n}th of the rows from {rank} on: "
+            failure = ValueError(f"{said}{error}") if is_value else RuntimeError(f"{said}{error!r}")
+        parts = gather_object([(mine, found, failure)])
     full = {}
-    for rows, found in parts:
+    for some, found, failure in parts:
+        if failure:
+            raise failure
         for name, values in found.items():
-            if name not in full:
-                full[name] = np.full((size, *values.shape[1:]), np.nan, values.dtype)
-            full[name][rows] = values
+            missing = np.full((size, *values.shape[1:]), np.nan, values.dtype)
+            full.setdefault(name, missing)[some] = values
     return full

@@ -1,7 +1,7 @@
 """The settings of a run, and the plan that follows: the rows and the rate of each update."""
 
 import math
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from functools import cached_property
 
 import numpy as np
@@ -65,38 +65,25 @@ class Settings:
         check_number("weight_decay", self.weight_decay, zero=True)
         if self.clip is not None:
             check_number("clip", self.clip)
-        if self.optimizer not in OPTIMIZERS:
-            raise ValueError(unknown("optimizer", self.optimizer, OPTIMIZERS))
-        if self.mixed_precision not in PRECISIONS:
-            raise ValueError(unknown("mixed_precision", self.mixed_precision, PRECISIONS))
+        for name, known in (("optimizer", OPTIMIZERS), ("mixed_precision", PRECISIONS)):
+            if getattr(self, name) not in known:
+                raise ValueError(unknown(name, getattr(self, name), known))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan(Settings):
-    """What every update of a run does, known before it starts.
-
-    Attributes:
-        n_rows: how many rows there are to learn.
-    """
+    """What every update of a run on ``n_rows`` rows does, known before it starts."""
 
     n_rows: int
 
     @classmethod
     def of(cls, n_rows: int, **settings) -> "Plan":
-        """The plan for so many rows under these `Settings`.
-
-        Raises:
-            ValueError: settings out of range, or unknown (with the nearest name).
-        """
+        """The plan for so many rows; ValueError for an unknown setting, with the nearest name."""
         known = [field.name for field in fields(Settings)]
         for name in settings:
             if name not in known:
                 raise ValueError(unknown("setting", name, known))
         return cls(n_rows=n_rows, **settings)
-
-    def recorded(self) -> dict:
-        """All that the course of a run depends on, as JSON can hold it."""
-        return {name: value for name, value in asdict(self).items() if name != "save_every"}
 
     @cached_property
     def per_epoch(self) -> int:
@@ -114,21 +101,16 @@ class Plan(Settings):
         epoch, within = divmod(update, self.per_epoch)
         return epoch * self.n_rows + min(within * self.batch_size * self.accumulate, self.n_rows)
 
-    def batches(self, update: int) -> list[list[int]]:
-        """The rows of an update, in the batches that pass through the model one by one.
+    def rows(self, update: int) -> list[int]:
+        """The rows of an update.
 
-        Every epoch has an order of its own, which depends on the seed and the epoch alone: a
-        run that goes on needs no memory of it.
+        The order of an epoch depends on its number and the seed alone, so that a run that goes on
+        needs no memory of it.
         """
         epoch, within = divmod(update, self.per_epoch)
         order = np.random.default_rng((self.seed, epoch)).permutation(self.n_rows).tolist()
         size = self.batch_size * self.accumulate
-        rows = order[within * size : (within + 1) * size]
-        return [rows[i : i + self.batch_size] for i in range(0, len(rows), self.batch_size)]
-
-    def rows(self, update: int) -> list[int]:
-        """All the rows of an update, in the order of `batches`."""
-        return [row for batch in self.batches(update) for row in batch]
+        return order[within * size : (within + 1) * size]
 
     def is_probed(self, update: int) -> bool:
         """Whether the probes are scored after ``update`` updates."""

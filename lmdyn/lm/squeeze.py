@@ -15,9 +15,8 @@ class Alert:
     Attributes:
         step: the update after which it was seen.
         since: the update since which the changes are counted, where ``chosen`` stood highest.
-        chosen: mean change of log π(y+), nats.
-        rejected: mean change of log π(y−), nats.
-        argmax: mean change of the likeliest tokens' log-prob along y+, nats.
+        chosen: mean change of log π(y+), nats; so are ``rejected``, of log π(y−), and ``argmax``,
+            of the likeliest tokens along y+.
     """
 
     step: int
@@ -48,23 +47,18 @@ def squeeze(steps, chosen, rejected, argmax) -> Alert | None:
 
     Args:
         steps: (S,) updates.
-        chosen: (S, N) log-probs of N prompts, nats; NaN for prompts left out.
-        rejected: (S, N), as all below.
-        argmax: along ``chosen``.
+        chosen: (S, N) log-probs of N prompts, nats; NaN for prompts left out. So are ``rejected``
+            and ``argmax``, along ``chosen``.
     """
-    chosen, rejected, argmax = (np.asarray(x, dtype=np.float64) for x in (chosen, rejected, argmax))
-    there = ~np.isnan(chosen + rejected + argmax).any(0)
-    if len(steps) < 2 or there.sum() < 2:
+    curves = np.array([chosen, rejected, argmax], dtype=np.float64)
+    curves = curves[..., ~np.isnan(curves).any((0, 1))]  # (3, S, prompts)
+    prompts = curves.shape[-1]
+    if len(steps) < 2 or prompts < 2:
         return None
-    peak = int(chosen[:, there].mean(1).argmax())
-    moved = [x[-1, there] - x[peak, there] for x in (chosen, rejected, argmax)]
-    if (chosen[0, there] - chosen[-1, there]).mean() < FALL or not all(
-        _beyond(change * sign) for change, sign in zip(moved, (-1, -1, 1), strict=True)
-    ):
+    peak = int(curves[0].mean(1).argmax())
+    moved = curves[:, -1] - curves[:, peak]
+    change, error = moved.mean(1), moved.std(1, ddof=1) / np.sqrt(prompts)
+    fall = (curves[0, 0] - curves[0, -1]).mean()
+    if fall < FALL or not (change * (-1, -1, 1) > ERRORS * error).all():
         return None
-    return Alert(int(steps[-1]), int(steps[peak]), *(float(change.mean()) for change in moved))
-
-
-def _beyond(change: np.ndarray) -> bool:
-    error = change.std(ddof=1) / np.sqrt(len(change))
-    return bool(change.mean() > ERRORS * error)
+    return Alert(int(steps[-1]), int(steps[peak]), *change.tolist())

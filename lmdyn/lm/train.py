@@ -9,8 +9,8 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
-from torch import Tensor, nn
+from accelerate.utils import gather_object
+from torch import nn
 from tqdm import tqdm
 
 from lmdyn import losses
@@ -20,7 +20,7 @@ from lmdyn.lm.data import ProbeSet, as_probes, with_all
 from lmdyn.lm.environment import environment
 from lmdyn.lm.forward import evaluating
 from lmdyn.lm.log_probs import LogProbs
-from lmdyn.lm.processes import accelerator, is_sharded, of_all, place, whole
+from lmdyn.lm.processes import accelerator, is_sharded, place, whole
 from lmdyn.lm.recorder import Recorder
 from lmdyn.lm.settings import OPTIMIZERS, Plan
 from lmdyn.lm.tokens import encode
@@ -60,9 +60,7 @@ def finetune(
         tokenizer: its tokenizer.
         rows: what to learn, a `ProbeSet` or dicts with ``prompt``, ``chosen``, ….
         loss: a name that `lmdyn.losses.get` knows, or a `lmdyn.losses.Loss`.
-        epochs: passes over the rows.
-        lr: learning rate, after the warm-up.
-        batch_size: rows in a forward pass, of all processes together.
+        epochs: as ``lr``, ``batch_size`` and ``settings``, in `lmdyn.lm.settings.Settings`.
         probes: what to score before the first update, every ``probe_every`` updates, and at the
             end: a `ProbeSet` or dicts.
         ref: the reference model of a loss that needs one; the model as it comes, if not given.
@@ -71,7 +69,6 @@ def finetune(
             with: the trajectory is that of a run never interrupted. A finished run gives its
             trajectory, and the model its weights.
         progress: show a bar with the loss and log π(y+); by default on a terminal only.
-        **settings: the other fields of `lmdyn.lm.settings.Settings`, which has their defaults.
 
     Raises:
         ValueError: settings out of range, unknown names (with the nearest one), rows without a
@@ -84,13 +81,11 @@ def finetune(
     rows, probes = as_probes(rows), None if probes is None else as_probes(probes)
     plan = Plan.of(len(rows), epochs=epochs, lr=lr, batch_size=batch_size, **settings)
     _check(model, loss, plan, probes, ref, out, resume)
-    process = accelerator()
-    place(model, process)
-    learner = _Learner(model, tokenizer, rows, loss, plan, process)
+    learner = _Learner(model, tokenizer, rows, loss, plan)
     recorder, meta, start = Recorder(probes), _meta(learner, probes, ref), 0
-    folder = out and RunFolder(out, meta["settings"], resume, process.is_main_process)
+    folder = out and RunFolder(out, meta["settings"], resume, is_first=learner.rank == 0)
     learner.read_reference(ref)
-    process.wait_for_everyone()  # until each process has read what the first writes over
+    learner.process.wait_for_everyone()  # until each has read what the first one writes over
     if folder and (start := folder.begin()):
         meta = folder.restore(model, learner.optimizer, recorder)
         if start == plan.updates:
@@ -105,19 +100,17 @@ def finetune(
 
     with _borrowed(model), _bar(learner, start, progress) as bar:
         for update in range(start, plan.updates):
-            _probe(recorder, learner, tokenizer, update)
+            learner.probe(recorder, tokenizer, update)
             found, norm = learner.gradient(update)
             # The weights that the last update left have now given finite losses: worth keeping.
             if update > start and plan.is_saved(update):
                 save(update, learner.optimizer)
             learner.step(update)
-            mean_loss, *logps = found.mean(1).tolist()
-            log = dict(zip(learner.names, logps, strict=True))
-            recorder.update(loss=mean_loss, lr=plan.lr_at(update), grad_norm=norm, **log)
-            bar.set_postfix({"loss": mean_loss, **log}, refresh=False)
+            recorder.update(**found, lr=plan.lr_at(update), grad_norm=norm)
+            bar.set_postfix(found, refresh=False)
             bar.update()
-        _probe(recorder, learner, tokenizer, plan.updates)
-    _check_weights(learner)
+        learner.probe(recorder, tokenizer, plan.updates)
+    learner.check_weights()
     save(plan.updates)
     return recorder.trajectory(meta)
 
@@ -141,13 +134,13 @@ def _check(model, loss: losses.Loss, plan: Plan, probes, ref, out, resume: bool)
 class _Learner:
     """The model with its loss and its optimizer, in as many processes as there are."""
 
-    def __init__(self, model, tokenizer, rows: ProbeSet, loss, plan: Plan, process: Accelerator):
-        self.model, self.loss, self.plan, self.process = model, loss, plan, process
-        self.rank, self.world = process.process_index, process.num_processes
+    def __init__(self, model, tokenizer, rows: ProbeSet, loss: losses.Loss, plan: Plan):
+        self.model, self.loss, self.plan, self.process = model, loss, plan, accelerator()
+        place(model, self.process)
+        self.rank, self.world = self.process.process_index, self.process.num_processes
         # All ranks score all rows where the weights are sharded: FSDP needs each in every pass.
         self.share = (0, 1) if is_sharded(model) else (self.rank, self.world)
         self.keys = {name: plan.response if name == "chosen" else name for name in loss.responses}
-        self.names = [f"logp_{key}" for key in self.keys.values()]
         self.encoded = encode(tokenizer, with_all(rows, tuple(self.keys.values()), str(loss)))
         check_different(self.encoded, self.keys, loss)
         self.bf16 = plan.mixed_precision == "bf16"
@@ -155,8 +148,8 @@ class _Learner:
         self.log_probs = LogProbs(model, self.encoded, self.keys, self.bf16, spare)
         self.parallel, self.unsynced = self.log_probs, nullcontext
         if self.world > 1 and not is_sharded(model):
-            self.parallel = process.prepare_model(self.log_probs, device_placement=False)
-            self.unsynced = partial(process.no_sync, self.parallel)
+            self.parallel = self.process.prepare_model(self.log_probs, device_placement=False)
+            self.unsynced = partial(self.process.no_sync, self.parallel)
         self.weights = [p for p in model.parameters() if p.requires_grad]
         kind = OPTIMIZERS[plan.optimizer]
         self.optimizer = kind(self.weights, lr=plan.lr, weight_decay=plan.weight_decay)
@@ -171,42 +164,56 @@ class _Learner:
             with evaluating(reader):
                 self.reference = reader.all(self.plan.batch_size, *share)
 
-    def gradient(self, update: int) -> tuple[Tensor, float]:
+    def probe(self, recorder: Recorder, tokenizer, update: int) -> None:
+        """Score the probes if it is time, each process its share."""
+        if not self.plan.is_probed(update) or recorder.probed(update):
+            return
+        examples, (rank, n) = self.plan.examples(update), self.share
+        try:
+            recorder.probe(self.model, tokenizer, update, examples, rank=rank, n=n)
+        except ValueError as error:
+            if update == 0:
+                raise
+            # They were fit to be scored before the first update.
+            raise FloatingPointError(f"after update {update}: {error}; lower lr") from None
+
+    def gradient(self, update: int) -> tuple[dict[str, float], float]:
         """Leave the clipped gradient of the mean loss over the rows of an update in the weights.
 
         Returns:
-            (1 + R, rows), the loss of each row, and the log-prob of each response that it reads;
-            and the norm of the gradient before clipping.
-
-        Raises:
-            FloatingPointError: one of them is not finite.
+            The means over the rows of the loss and of the log-prob of each response that it reads;
+            and the norm of the gradient before clipping. FloatingPointError if one is not finite.
         """
         torch.manual_seed(self.plan.randomness(update, self.rank))
         self.model.train()
-        batches = self.plan.batches(update)
-        total, seen, found = sum(map(len, batches)), 0, None
-        for rows in batches:
-            mine = rows[self.rank :: self.world]
-            some = mine or rows[:1]  # a process without a row takes part with weight 0
-            is_last = seen + len(rows) == total  # when processes share their gradients
+        rows, found = self.plan.rows(update), []
+        for start in range(0, len(rows), self.plan.batch_size):
+            batch = rows[start : start + self.plan.batch_size]
+            mine = batch[self.rank :: self.world]
+            some = mine or batch[:1]  # a process without a row takes part with weight 0
+            is_last = start + len(batch) == len(rows)  # when processes share their gradients
             with nullcontext() if is_last else self.unsynced():
                 logps = self.parallel(some)
                 known = self.reference, self.log_probs.lengths
                 ref, lengths = ({name: x[some] for name, x in each.items()} for each in known)
                 values = self.loss.value(logps, ref, lengths)
                 # Gradients are averaged over processes, the loss over all rows.
-                self.process.backward(values.sum() * (self.world * bool(mine) / total))
-            if found is None:
-                found = values.new_zeros(1 + len(logps), total)
-            if mine:
-                columns = slice(seen + self.rank, seen + len(rows), self.world)
-                found[:, columns] = torch.stack([values, *logps.values()]).detach()
-            seen += len(rows)
-        found = self.process.reduce(found)
+                self.process.backward(values.sum() * (self.world * bool(mine) / len(rows)))
+            part = values.new_zeros(1 + len(logps), len(batch))
+            part[:, self.rank :: self.world] = torch.stack([values, *logps.values()]).detach()
+            found.append(part)
+        found = self.process.reduce(torch.cat(found, 1))
         norm = self.process.clip_grad_norm_(self.weights, self.plan.clip or math.inf)
         norm = whole(norm).item()
-        _check_finite(update, self.plan.rows(update), found[0].tolist(), norm)
-        return found, norm
+        bad = [
+            row for row, fine in zip(rows, found[0].isfinite().tolist(), strict=True) if not fine
+        ]
+        if bad or not math.isfinite(norm):
+            what = f"the {'loss' if bad else 'gradient'} of {_named(bad or rows)} is not finite"
+            reason = f"update {update + 1} is not made: {what}; lower lr, or mend the rows"
+            raise FloatingPointError(reason)
+        names = ("loss", *(f"logp_{key}" for key in self.keys.values()))
+        return dict(zip(names, found.mean(1).tolist(), strict=True)), norm
 
     def step(self, update: int) -> None:
         """Make the update, and forget the gradient."""
@@ -215,21 +222,16 @@ class _Learner:
         self.optimizer.step()
         self.optimizer.zero_grad()
 
+    def check_weights(self) -> None:
+        """Refuse weights that the last update has spoilt, in whichever process."""
+        if not all(gather_object([bool(weight.isfinite().all()) for weight in self.weights])):
+            rows = _named(self.plan.rows(self.plan.updates - 1))
+            what = f"update {self.plan.updates}, on {rows}, made weights that are not finite"
+            raise FloatingPointError(f"{what}: lower lr")
 
-def _probe(recorder: Recorder, learner: _Learner, tokenizer, update: int) -> None:
-    """Score the probes if it is time, each process its share."""
-    plan = learner.plan
-    if not plan.is_probed(update) or recorder.probed(update):
-        return
-    rank, n = learner.share
-    try:
-        examples = plan.examples(update)
-        recorder.probe(learner.model, tokenizer, update, examples, rank=rank, n=n)
-    except ValueError as error:
-        if update == 0:
-            raise
-        # They were fit to be scored before the first update.
-        raise FloatingPointError(f"after update {update}: {error}; lower lr") from None
+
+def _named(rows: list[int]) -> str:
+    return ", ".join(f"rows[{row}]" for row in rows)
 
 
 def _meta(learner: _Learner, probes: ProbeSet | None, ref: nn.Module | None) -> dict:
@@ -237,12 +239,13 @@ def _meta(learner: _Learner, probes: ProbeSet | None, ref: nn.Module | None) -> 
     model, encoded = learner.model, learner.encoded
     settings = {
         "loss": repr(learner.loss),
-        **learner.plan.recorded(),
+        **asdict(learner.plan),
         "rows": fingerprint([[e.prompt, e.responses] for e in encoded]),
         "probes": probes and fingerprint([list(probes), probes.types, asdict(probes.format)]),
         "model": fingerprint_model(model),
         "ref": ref and fingerprint_model(ref),
     }
+    del settings["save_every"]  # the only one that the course of the run does not depend on
     size = sum(p.numel() for p in model.parameters())
     return {
         "settings": settings,
@@ -255,13 +258,14 @@ def _meta(learner: _Learner, probes: ProbeSet | None, ref: nn.Module | None) -> 
 
 
 def _bar(learner: _Learner, start: int, progress: bool | None) -> tqdm:
+    off = None if progress is None else not progress  # None: on a terminal only
+    name, shown = type(learner.loss).__name__, {"unit": "update", "delay": 0 if progress else 2}
     return tqdm(
         total=learner.plan.updates,
         initial=start,
-        desc=type(learner.loss).__name__,
-        unit="update",
-        delay=0 if progress else 2,
-        disable=True if learner.rank else None if progress is None else not progress,
+        desc=name,
+        disable=learner.rank > 0 or off,
+        **shown,
     )
 
 
@@ -275,29 +279,3 @@ def _borrowed(model: nn.Module) -> Iterator[None]:
             yield
         finally:
             model.zero_grad()
-
-
-def _check_finite(update: int, rows: list[int], values: list[float], norm: float) -> None:
-    """Refuse to make an update whose loss or gradient is not finite."""
-    bad = [
-        f"{value} in rows[{row}]"
-        for row, value in zip(rows, values, strict=True)
-        if not math.isfinite(value)
-    ]
-    if not bad and math.isfinite(norm):
-        return
-    gradient = f"the gradient of {_named(rows)} is not finite"
-    what = f"the loss is {', '.join(bad)}" if bad else gradient
-    raise FloatingPointError(f"update {update + 1} is not made: {what}; lower lr, or mend the rows")
-
-
-def _check_weights(learner: _Learner) -> None:
-    """Refuse weights that the last update has spoilt, in whichever process."""
-    if not all(of_all(all(bool(weight.isfinite().all()) for weight in learner.weights))):
-        update = learner.plan.updates
-        what = f"update {update}, on {_named(learner.plan.rows(update - 1))}, made weights that are"
-        raise FloatingPointError(f"{what} not finite: lower lr")
-
-
-def _named(rows: list[int]) -> str:
-    return ", ".join(f"rows[{row}]" for row in rows)

@@ -6,7 +6,6 @@ import zipfile
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -22,10 +21,9 @@ _ARRAYS = ("steps", "examples_seen", "types", "split", "vocab_size", "n_tokens",
 class Trajectory:
     """The learning dynamics of one run: N prompts with R response types, scored S times.
 
-    It has the statistics of `Scores`: ``logp``, ``argmax_logp``, ``prob_sq``, ``label_prob``,
-    ``entropy``, ``squeeze``, ``prob_norm`` and ``residual_norm``, (S, N, R) each and in float32,
-    in memory as in the file, so that a trajectory saved and loaded is the same to the last bit. NaN
-    stands where a row lacks a type.
+    Its statistics are those of `Scores`, (S, N, R) each and in float32, in memory as in the file,
+    so that a trajectory saved and loaded is the same to the last bit. NaN stands where a row lacks
+    a type.
 
     Attributes:
         steps: (S,) updates made before each probing; the first is 0, before training.
@@ -63,12 +61,12 @@ class Trajectory:
 
     @property
     def jacobian_norm_sq(self) -> np.ndarray:
-        """(S, N, R) mean over the tokens of ‖A‖²_F = V(‖π‖² + 1) − 2, float64."""
+        """(S, N, R) as in `Scores`, float64."""
         return self.vocab_size * (self.prob_sq.astype(np.float64) + 1) - 2
 
     @property
     def residual_norm_sq(self) -> np.ndarray:
-        """(S, N, R) mean over the tokens of ‖π − e_y‖² = ‖π‖² − 2π_y + 1, float64."""
+        """(S, N, R) as in `Scores`, float64."""
         return self.prob_sq.astype(np.float64) - 2 * self.label_prob + 1
 
     @property
@@ -93,8 +91,12 @@ class Trajectory:
         known = (*STATS, "jacobian_norm_sq", "residual_norm_sq")
         if stat not in known:
             raise ValueError(unknown("statistic", stat, known))
-        if name not in self._names(stat):
-            raise ValueError(unknown("response type", name, self._names(stat)))
+        argmax = ["argmax"] if stat == "logp" and "chosen" in self.types else []
+        names = [*self.types, *argmax]
+        if name is None:
+            return {key: self.mean(key, stat, split) for key in names}
+        if name not in names:
+            raise ValueError(unknown("response type", name, names))
         if name == "argmax" and name not in self.types:
             name, stat = "chosen", "argmax_logp"
         return getattr(self, stat)[:, self._rows(split), self.types.index(name)]
@@ -127,30 +129,30 @@ class Trajectory:
     def summary(self, split: str | None = None) -> str:
         """A table of the mean log-prob of each type: first, last, and its turn between.
 
-        Args:
-            split: take the prompts of "train" or "test" alone.
+        A turn is a peak above both ends, or a trough below both; the larger one if there are two.
+        ``split`` takes the prompts of "train" or "test" alone.
         """
         prompts = int(self._rows(split).sum())
         if not len(self.steps) or not prompts:
             return f"{self.updates} updates, no probes"
+        seen = self.examples_seen
         lines = [
-            f"mean log-prob (nats) of {prompts} prompts after {self.examples_seen[0]} → "
-            f"{self.examples_seen[-1]} examples",
+            f"mean log-prob (nats) of {prompts} prompts after {seen[0]} → {seen[-1]} examples",
             f"{'type':<20}{'first':>10}{'last':>10}{'change':>10}   turn",
         ]
         for name, curve in self.mean(split=split).items():
             first, last = curve[0], curve[-1]
-            line = f"{name:<20}{first:>10.2f}{last:>10.2f}{last - first:>+10.2f}   "
-            lines.append((line + self.turn(curve)).rstrip())
+            rise, fall = curve.max() - max(first, last), min(first, last) - curve.min()
+            word, at = ("peak", curve.argmax()) if rise >= fall else ("trough", curve.argmin())
+            turn = f"{word} {curve[at]:.2f} at {seen[at]}" if max(rise, fall) > 0 else ""
+            line = f"{name:<20}{first:>10.2f}{last:>10.2f}{last - first:>+10.2f}   {turn}"
+            lines.append(line.rstrip())
         return "\n".join(lines)
 
     def save(self, path: str | Path) -> None:
         """Write NAME.npz, the arrays, and NAME.json, ``meta``, each whole or not at all.
 
-        The same arrays give the same bytes.
-
-        Args:
-            path: NAME, with or without ".npz".
+        The same arrays give the same bytes. ``path`` is NAME, with or without ".npz".
         """
         npz, meta = _names(path)
         arrays = {name: np.asarray(getattr(self, name)) for name in _ARRAYS}
@@ -163,10 +165,7 @@ class Trajectory:
 
     @classmethod
     def load(cls, path: str | Path) -> "Trajectory":
-        """Read what `save` wrote.
-
-        Args:
-            path: NAME, with or without ".npz".
+        """Read what `save` wrote, named likewise.
 
         Raises:
             FileNotFoundError: one of the two files is not there.
@@ -208,42 +207,34 @@ class Trajectory:
         """
         if not parts:
             raise ValueError("there is nothing to join: pass at least one trajectory")
-        first, *later = parts
-        if not later:
-            return first
-        for i, (one, other) in enumerate(pairwise(parts)):
-            if not one._leads_to(other):
+        whole, *later = parts
+        for i, part in enumerate(later):
+            ends = whole.logp[-1:], part.logp[:1]  # not bit for bit: some devices sum in any order
+            if not (
+                whole.types == part.types
+                and np.array_equal(whole.n_tokens, part.n_tokens, equal_nan=True)
+                and np.allclose(*ends, rtol=0, atol=1e-2, equal_nan=True)
+            ):
                 raise ValueError(
                     f"parts[{i + 1}] does not go on from parts[{i}]: the log-probs of its first "
                     "probing differ from the last ones before"
                 )
-        updates = np.cumsum([0, *(part.updates for part in parts)])
-        seen = np.cumsum([0, *(part.examples_seen[-1] for part in parts if len(part.steps))])
-        before = {"steps": updates, "examples_seen": seen} | dict.fromkeys(STATS)
-        whole = {}
-        for name, offsets in before.items():
-            tails = [getattr(part, name)[1:] for part in later]
-            if offsets is not None:
-                tails = [tail + n for tail, n in zip(tails, offsets[1:], strict=False)]
-            whole[name] = np.concatenate([getattr(first, name), *tails])
-        log = {name: np.concatenate([part.log[name] for part in parts]) for name in first.log}
-        seconds = sum(part.meta.get("seconds", 0.0) for part in parts)
-        meta = {**first.meta, "seconds": seconds, "joined": updates[1:-1].tolist()}
-        return replace(first, **whole, log=log, meta=meta)
+            whole = whole._followed_by(part)
+        return whole
 
-    def _leads_to(self, other: "Trajectory") -> bool:
-        """Whether the other one begins with what this one ended with."""
-        same = self.types == other.types and np.array_equal(
-            self.n_tokens, other.n_tokens, equal_nan=True
+    def _followed_by(self, other: "Trajectory") -> "Trajectory":
+        seen, began = self.examples_seen, self.updates
+        stats = {stat: [getattr(self, stat), getattr(other, stat)[1:]] for stat in STATS}
+        seconds = self.meta.get("seconds", 0.0) + other.meta.get("seconds", 0.0)
+        joined = [*self.meta.get("joined", []), began]
+        return replace(
+            self,
+            steps=np.append(self.steps, other.steps[1:] + began),
+            examples_seen=np.append(seen, other.examples_seen[1:] + seen[-1:]),
+            log={name: np.append(values, other.log[name]) for name, values in self.log.items()},
+            meta={**self.meta, "seconds": seconds, "joined": joined},
+            **{stat: np.concatenate(both) for stat, both in stats.items()},
         )
-        # Not bit for bit: some devices sum in another order each time.
-        return same and np.allclose(
-            self.logp[-1:], other.logp[:1], rtol=0, atol=1e-2, equal_nan=True
-        )
-
-    def _names(self, stat: str) -> list[str]:
-        argmax = ["argmax"] if stat == "logp" and "chosen" in self.types else []
-        return [*self.types, *argmax]
 
     def _rows(self, split: str | None) -> np.ndarray:
         if split is None:
@@ -252,18 +243,6 @@ class Trajectory:
             known = [name for name in np.unique(self.split).tolist() if name]
             raise ValueError(unknown("split of these prompts", split, known))
         return self.split == split
-
-    def turn(self, curve: np.ndarray) -> str:
-        """Where a curve (S,) peaks above both its ends, or has a trough below both, in words.
-
-        The larger one if there are two; "" for neither.
-        """
-        ends = curve[[0, -1]]
-        rise, fall = curve.max() - ends.max(), ends.min() - curve.min()
-        if not max(rise, fall) > 0:
-            return ""
-        at = int(curve.argmax() if rise >= fall else curve.argmin())
-        return f"{'peak' if rise >= fall else 'trough'} {curve[at]:.2f} at {self.examples_seen[at]}"
 
 
 def _names(path: str | Path) -> tuple[Path, Path]:

@@ -36,8 +36,8 @@ class ProbeCallback(transformers.TrainerCallback):
     Args:
         probes: a `ProbeSet` (see `ProbeSet.from_dataset`), or rows.
         every: updates between two probings; there is one before the first and after the last.
-        trainer: the one that it is added to, for its reporters (TensorBoard and the like): a
-            callback alone reaches ``state.log_history`` and no more.
+        trainer: the one that it is added to, for its reporters: a callback alone reaches
+            ``state.log_history`` and no more.
         budget: the share of the run's time that probing may take, the first and the last one not
             counted. Where all prompts would take more, fewer are scored, evenly spread and always
             the same, and a probing that would exceed it is left out. None for no limit.
@@ -48,13 +48,6 @@ class ProbeCallback(transformers.TrainerCallback):
     Attributes:
         alerts: the `Alert` of each probing that had one.
         seconds: spent on probing so far.
-
-    Raises:
-        ValueError: rows that cannot be read, settings out of range.
-
-    Example:
-        >>> trainer.add_callback(ProbeCallback(probes, 50, trainer=trainer))  # doctest: +SKIP
-        >>> trainer.train()  # doctest: +SKIP
     """
 
     def __init__(
@@ -89,51 +82,43 @@ class ProbeCallback(transformers.TrainerCallback):
             reporters = ", ".join(args.report_to)
             self._warn(f"pass trainer=trainer for {reporters} to get the logs of ProbeCallback")
         self._recorder, self._rows = Recorder(self.probes), np.arange(len(self.probes))
-        self._begin, self._top = state.global_step, None
-        self._first = self._last = 0.0
+        self._is_first, self._top, self._last = True, None, 0.0
         self._file = Path(self.out or Path(args.output_dir) / "lmdyn") / "trajectory"
-        made = {"trainer": type(args).__name__, "every": self.every}
-        self._meta = made | environment(args.device)
-        if self._begin:  # a resumed training goes on with the trajectory that it left
+        self._meta = {"trainer": type(args).__name__, "every": self.every}
+        self._meta |= environment(args.device)
+        if state.global_step:  # a resumed training goes on with the trajectory that it left
             before = None
             with suppress(FileNotFoundError, ValueError):
                 before = Trajectory.load(self._file)
             before = gather_object([before])[0]  # perhaps only the first process can read it
             shape = self.probes.types, len(self.probes)
             if before and (before.types, len(before.split)) == shape:
-                self._recorder.restore(before, self._begin)
+                self._recorder.restore(before, state.global_step)
         self._probe(args, state, control, kwargs)
         self._first, self._start = self.seconds, time.perf_counter()
 
     def on_step_end(self, args, state, control, **kwargs):
-        if self.budget is not None and state.global_step == self._begin + self.every:
-            self._fit()
         if state.global_step % self.every == 0 and self._is_affordable():
             self._probe(args, state, control, kwargs)
 
     def on_train_end(self, args, state, control, **kwargs):
         self._probe(args, state, control, kwargs)
 
-    def _fit(self) -> None:
-        """Choose how many prompts to score, from what ``every`` updates and a probing take."""
+    def _is_affordable(self) -> bool:
+        """Whether a probing like the last one keeps all but the first in the budget."""
+        if self.budget is None:
+            return True
         elapsed, n = time.perf_counter() - self._start, len(self.probes)
-        share = min(gather_object([self.budget * elapsed / max(self.seconds, 1e-9)]))
-        if share < 1:
+        share = min(gather_object([self.budget * elapsed / max(self._last, 1e-9)]))
+        if self._is_first and share < 1:  # more than ``every`` updates can pay for: score fewer
             keep = max(int(n * share), min(LEAST, n))
             self._rows = np.unique(np.linspace(0, n - 1, keep).round().astype(int))
             self._last *= keep / n  # what the next one will take, or a little less
-            self._warn(
-                f"probing {keep} of {n} prompts, every {self.every} updates or less often, to take "
-                f"at most {self.budget:.0%} of the time: pass a larger budget or every to have more"
-            )
-
-    def _is_affordable(self) -> bool:
-        """Whether a probing like the last one keeps all of them but the first in the budget."""
-        if self.budget is None:
-            return True
+            what = f"probing {keep} of {n} prompts, every {self.every} updates or less often"
+            self._warn(f"{what}, to keep to {self.budget:.0%} of the time: pass a larger budget")
+        self._is_first = False
         spent = self.seconds - self._first + self._last
-        elapsed = time.perf_counter() - self._start + self._last
-        return max(gather_object([spent / elapsed])) <= self.budget
+        return max(gather_object([spent / (elapsed + self._last)])) <= self.budget
 
     def _probe(self, args, state, control, kwargs) -> None:
         if self._failed or self._recorder.probed(state.global_step):
@@ -150,11 +135,8 @@ class ProbeCallback(transformers.TrainerCallback):
             failure = f"{type(error).__name__}: {error}"
         # All step aside together: the others would wait for the one that has.
         if failures := [failure for failure in gather_object([failure]) if failure]:
-            self._failed = True
-            self._warn(
-                f"the probes could not be scored after update {state.global_step} "
-                f"({failures[0]}): training goes on without them"
-            )
+            self._failed, what = True, f"after update {state.global_step} ({failures[0]})"
+            self._warn(f"the probes could not be scored {what}: training goes on without them")
         elif self.stop and logs["lmdyn/alert"]:
             control.should_training_stop = True
 

@@ -5,10 +5,8 @@
     checkpoint-000120/    weights, configuration and tokenizer after 120 updates, as the Hugging
                           Face libraries load them; optimizer.pt while the run is not finished
 
-Every file and folder is written under another name, then renamed. The trajectory comes before
-the checkpoint that needs it and the old checkpoint goes after the new one has come, so that a
-kill between any two of these leaves one that fits: what the trajectory has beyond it is cut.
-
+Each is written under another name, then renamed: the trajectory before the checkpoint that needs
+it, and the old checkpoint goes last, so that a kill between any two leaves one that fits.
 `Accelerator.save_state` would not do: what it writes of copied weights has the names of DDP, which
 `from_pretrained` does not know, and a run of two processes could not go on in one.
 """

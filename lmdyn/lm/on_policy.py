@@ -29,20 +29,15 @@ def sample_rejected(
     """The same rows with the model's own answer, freshly sampled, as ``rejected``.
 
     A sample that is empty, or equal to ``chosen``, makes no pair: the row keeps the ``rejected``
-    that it came with, and is left out if it came with none.
+    that it came with, and is left out if it came with none; ValueError if no pair is left.
 
     Args:
-        model: a Hugging Face causal language model.
-        tokenizer: its tokenizer.
+        model: as ``tokenizer``, for `finetune`.
         rows: a `ProbeSet`, or dicts with ``prompt`` and ``chosen``.
         max_new_tokens: where a sample stops at the latest. A sample cut there is learned with an
             EOS that the model has not said.
-        temperature: of the sampling; 1 draws from π itself.
-        seed: of the sampling.
+        temperature: of the sampling, with its ``seed``; 1 draws from π itself.
         batch_size: prompts at a time.
-
-    Raises:
-        ValueError: no pair is left.
     """
     probes, pairs = as_probes(rows), []
     prompts = [row["prompt"] for row in probes]
@@ -54,11 +49,9 @@ def sample_rejected(
         elif "rejected" in row:
             pairs.append(row)
     if not pairs:
-        raise ValueError(
-            "every sampled answer is empty or equal to chosen, and no row has a rejected one to "
-            "keep: raise temperature or max_new_tokens"
-        )
-    return as_probes(pairs, _with_rejected(probes.types), probes.format)
+        what = "every sampled answer is empty or equal to chosen, and no row has a rejected one"
+        raise ValueError(f"{what} to keep: raise temperature or max_new_tokens")
+    return as_probes(pairs, list(dict.fromkeys([*probes.types, "rejected"])), probes.format)
 
 
 def finetune_on_policy(
@@ -80,9 +73,10 @@ def finetune_on_policy(
     """Finetune on pairs whose rejected response is sampled from the model anew in each round.
 
     A round samples (`sample_rejected`), then calls `finetune` on what it got, with a fresh
-    optimizer. On-policy pairs do not lie in a valley, so that pushing them down does not squeeze
-    (section 4.2 of the paper). Without ``ref``, a loss that needs a reference is relative to the
-    model at the start of the round, as in SPIN; pass a copy of the first model for one that stays.
+    optimizer; the trajectory runs over all rounds. On-policy pairs do not lie in a valley, so that
+    pushing them down does not squeeze (section 4.2 of the paper). Without ``ref``, a loss that
+    needs a reference is relative to the model at the start of the round, as in SPIN; pass a copy
+    of the first model for one that stays.
 
     Args:
         model: as ``tokenizer``, ``loss`` and ``settings``, for `finetune`; its weights change.
@@ -93,21 +87,18 @@ def finetune_on_policy(
         seed: of the samples and of the order of the rows, both new in each round.
         out: a folder with a folder for each round: its pairs, and what `finetune` keeps there.
         resume: go on with the rounds in ``out``.
-
-    Returns:
-        One `Trajectory` over all rounds.
     """
     check_count("rounds", rounds, 1)
     check_count("seed", seed, 0)
-    probes, parts = as_probes(rows), []
-    sampling = {"max_new_tokens": max_new_tokens, "temperature": temperature}
-    sampling["batch_size"] = sample_batch_size
+    probes, parts, size = as_probes(rows), [], sample_batch_size
+    types = list(dict.fromkeys([*probes.types, "rejected"]))
+    sampling = {"max_new_tokens": max_new_tokens, "temperature": temperature, "batch_size": size}
     for number in range(rounds):
         folder = None if out is None else Path(out) / f"round-{number}"
         kept = folder and folder / "pairs.jsonl"  # so that going on need not sample them again
         draw = int(np.random.default_rng((seed, number)).integers(2**31))
         if resume and kept and kept.is_file():
-            pairs = load_probes(kept, _with_rejected(probes.types), format=probes.format)
+            pairs = load_probes(kept, types, format=probes.format)
         else:
             pairs = sample_rejected(model, tokenizer, probes, seed=draw, **sampling)
             if kept and not (folder / "settings.json").is_file():  # a run: finetune refuses it
@@ -117,7 +108,3 @@ def finetune_on_policy(
         options = {"epochs": epochs, "seed": draw, "out": folder, "resume": resume} | settings
         parts.append(finetune(model, tokenizer, pairs, loss, **options))
     return Trajectory.join(parts)
-
-
-def _with_rejected(types: tuple[str, ...]) -> list[str]:
-    return list(dict.fromkeys([*types, "rejected"]))

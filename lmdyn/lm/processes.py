@@ -1,10 +1,9 @@
 """Several processes (``accelerate launch``): they share out rows, or weights, and all get all.
 
-With copies of the weights (DDP) each process works on its rows. Where the weights themselves are
-shared out (FSDP2), all processes pass through the layers in step, on the same rows.
+With copies of the weights (DDP) each works on its rows; where the weights are shared out (FSDP2),
+all pass through the layers in step, on the same rows.
 """
 
-import os
 from collections.abc import Callable, Mapping
 
 import numpy as np
@@ -13,6 +12,7 @@ from accelerate.utils import (
     GradientAccumulationPlugin,
     disable_fsdp_ram_efficient_loading,
     gather_object,
+    parse_flag_from_env,
 )
 from torch import Tensor, distributed, nn
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
@@ -27,17 +27,12 @@ def accelerator() -> Accelerator:
     accelerate has one precision and one accumulation for the whole life of the process. They are
     not read: every run has its own, in its settings.
     """
-    if _is_asked_for("DEEPSPEED"):
+    if parse_flag_from_env("ACCELERATE_USE_DEEPSPEED"):
         remedy = "launch with --multi_gpu, or with --use_fsdp to share out the weights"
         raise ValueError(f"accelerate is set to DeepSpeed, which is not supported: {remedy}")
     process = Accelerator(gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1))
     process.scaler = None
     return process
-
-
-def _is_asked_for(what: str) -> bool:
-    """Whether ``accelerate launch`` was told to use this."""
-    return os.environ.get(f"ACCELERATE_USE_{what}", "false").lower() == "true"
 
 
 def place(model: nn.Module, process: Accelerator) -> None:
@@ -49,7 +44,7 @@ def place(model: nn.Module, process: Accelerator) -> None:
     """
     if process.num_processes == 1 or is_sharded(model):
         return
-    if not _is_asked_for("FSDP"):
+    if not parse_flag_from_env("ACCELERATE_USE_FSDP"):
         model.to(process.device)
         return
     names = model._no_split_modules or ()
@@ -105,10 +100,8 @@ def together(
         rank: this process's number, from 0, among the ``n`` that all call this.
 
     Returns:
-        What `work` names → (size, …), NaN for other rows than these.
-
-    Raises:
-        ValueError: `work` has raised one in some process; RuntimeError if it was another error.
+        What `work` names → (size, …), NaN for other rows. If `work` fails in one process, all
+        raise: a ValueError if it was one, else a RuntimeError.
     """
     if n == 1:
         parts = [(rows, work(rows), None)]
@@ -117,9 +110,8 @@ def together(
         try:
             found = work(mine) if len(mine) else {}
         except Exception as error:  # the others must hear of it, or they would wait for ever
-            is_value = isinstance(error, ValueError)
-            said = f"process {rank}, on every {n}th of the rows from {rank} on: "
-            failure = ValueError(f"{said}{error}") if is_value else RuntimeError(f"{said}{error!r}")
+            kind = ValueError if isinstance(error, ValueError) else RuntimeError
+            failure = kind(f"process {rank}, on every {n}th of the rows from {rank} on: {error!r}")
         parts = gather_object([(mine, found, failure)])
     full = {}
     for some, found, failure in parts:

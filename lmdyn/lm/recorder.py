@@ -1,13 +1,12 @@
 """Probes scored while a model trains: what `finetune` and `ProbeCallback` both record with."""
 
-from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
 
 from lmdyn.lm.data import ProbeSet
 from lmdyn.lm.processes import as_forward, together
-from lmdyn.lm.score import STATS, Scores, score
+from lmdyn.lm.score import STATS, score
 from lmdyn.lm.trajectory import Trajectory
 
 
@@ -33,9 +32,8 @@ class Recorder:
     ) -> dict[str, np.ndarray]:
         """Score the probes after ``step`` updates on ``examples`` rows, and keep what is found.
 
-        Args:
-            rows: the numbers of the prompts to score, NaN for the others; all if not given.
-            rank: this process's number among the ``n`` that share the prompts out.
+        All of them, or those of these numbers, with NaN for the others; process ``rank`` of ``n``
+        takes its share.
 
         Returns:
             Of the tokens of each ``rejected``, (N,): "top", the mean probability of the likeliest
@@ -45,27 +43,26 @@ class Recorder:
         def work(some: np.ndarray) -> dict[str, np.ndarray]:
             probes, options = self.probes[some.tolist()], {"per_token": True, "progress": False}
             scores = as_forward(model, score, model, tokenizer, probes, **options)
+            pushed = [row.get("rejected") for row in scores.tokens]
+            top = [np.exp(t.argmax_logp).mean() if t else np.nan for t in pushed]
+            valley = [(t.prob_sq > t.label_prob).mean() if t else np.nan for t in pushed]
             found = {name: getattr(scores, name) for name in (*STATS, "n_tokens")}
-            return found | _pushed(scores) | {"V": np.full(len(some), float(scores.vocab_size))}
+            found["V"] = np.full(len(some), float(scores.vocab_size))
+            return found | {"top": np.array(top), "valley": np.array(valley)}
 
-        rows = np.arange(len(self.probes)) if rows is None else rows
+        rows, before = np.arange(len(self.probes)) if rows is None else rows, self._probings
         found = together(rows, work, len(self.probes), rank, n)
-        self.record(step, examples, found, int(np.nanmax(found["V"])))
-        return {name: found[name] for name in ("top", "valley")}
-
-    def record(self, step: int, examples: int, found: Mapping, vocab_size: int) -> None:
-        """Keep what a probing found, the statistics of `Scores`; the first one has all prompts."""
-        before = self._probings
-        n_tokens = before.n_tokens if len(before.steps) else np.float32(found["n_tokens"])
         stats = {stat: [*getattr(before, stat), np.float32(found[stat])] for stat in STATS}
         self._probings = replace(
             before,
             steps=np.append(before.steps, step),
             examples_seen=np.append(before.examples_seen, examples),
-            vocab_size=vocab_size,
-            n_tokens=n_tokens,
+            vocab_size=int(np.nanmax(found["V"])),
+            # The first probing has all prompts.
+            n_tokens=before.n_tokens if len(before.steps) else np.float32(found["n_tokens"]),
             **{stat: np.stack(values) for stat, values in stats.items()},
         )
+        return {name: found[name] for name in ("top", "valley")}
 
     def probed(self, step: int) -> bool:
         """Whether nothing is left to score after ``step`` updates."""
@@ -87,11 +84,3 @@ class Recorder:
         """Everything so far."""
         log = {name: np.array(values) for name, values in self.log.items()}
         return replace(self._probings, log=log, meta=meta)
-
-
-def _pushed(scores: Scores) -> dict[str, np.ndarray]:
-    """What `Recorder.probe` returns, for the rows that were scored."""
-    tokens = [row.get("rejected") for row in scores.tokens]
-    top = [np.exp(t.argmax_logp).mean() if t else np.nan for t in tokens]
-    valley = [(t.prob_sq > t.label_prob).mean() if t else np.nan for t in tokens]
-    return {"top": np.array(top), "valley": np.array(valley)}

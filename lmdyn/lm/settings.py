@@ -23,16 +23,15 @@ class Settings:
         batch_size: rows in a forward pass, of all processes together.
         response: the key of the rows that takes the place of the loss's ``chosen``.
         spare_valleys: let no gradient through the tokens of ``rejected`` that lie in a valley at
-            that moment, π_y < ‖π‖²: there a negative gradient squeezes mass into a few other tokens
-            (see `lmdyn.squeeze_line`). The value of the loss stays as it is.
+            that moment, π_y < ‖π‖² (see `lmdyn.squeeze_line`). The loss keeps its value.
         optimizer: "adamw", "sgd" or "rmsprop", with PyTorch's defaults for all that is not here.
         weight_decay: of the optimizer; decoupled for "adamw", added to the gradient for the rest.
         accumulate: batches in an update.
         clip: scale the gradient down to this norm; None for no clipping.
         warmup: updates over which the learning rate grows linearly.
         max_steps: stop after so many updates, if the epochs have more.
-        mixed_precision: "no", or "bf16" to compute in bfloat16 with the weights as they are.
-            Weights that are in half precision themselves lose most of a small update.
+        mixed_precision: "no", or "bf16" to compute in bfloat16 with the weights as they are: half
+            precision in themselves would lose most of a small update.
         seed: of the order of the rows, and of dropout.
         probe_every: updates between two probings; an epoch if None.
         save_every: updates between two checkpoints; ``probe_every`` if None.
@@ -87,7 +86,7 @@ class Plan(Settings):
 
     @cached_property
     def per_epoch(self) -> int:
-        """Updates in an epoch; the last may learn fewer rows."""
+        """Updates in an epoch, which has a fresh order; the last may learn fewer rows."""
         return math.ceil(self.n_rows / (self.batch_size * self.accumulate))
 
     @cached_property
@@ -102,11 +101,7 @@ class Plan(Settings):
         return epoch * self.n_rows + min(within * self.batch_size * self.accumulate, self.n_rows)
 
     def rows(self, update: int) -> list[int]:
-        """The rows of an update.
-
-        The order of an epoch depends on its number and the seed alone, so that a run that goes on
-        needs no memory of it.
-        """
+        """The rows of an update; the order depends on the epoch's number and the seed alone."""
         epoch, within = divmod(update, self.per_epoch)
         order = np.random.default_rng((self.seed, epoch)).permutation(self.n_rows).tolist()
         size = self.batch_size * self.accumulate
@@ -123,7 +118,3 @@ class Plan(Settings):
     def lr_at(self, update: int) -> float:
         """Linear over the first ``warmup`` updates, then constant."""
         return self.lr * min(1.0, (update + 1) / (self.warmup + 1))
-
-    def randomness(self, update: int, process: int) -> int:
-        """The seed of what an update draws (dropout)."""
-        return int(np.random.default_rng((self.seed, update, process)).integers(2**63))

@@ -43,7 +43,6 @@ def squeeze(steps, chosen, rejected, argmax) -> Alert | None:
     those of ``rejected`` have fallen and those of the argmax have risen, each by more than 1.64
     standard errors of the mean over the prompts (paired). And ``chosen`` stands at least 0.25 nats
     below where it started: SFT that overfits turns all three alike, and pushes nothing.
-    The chapter "Probe your own run" has what this rule finds in runs that it was not made on.
 
     Args:
         steps: (S,) updates.

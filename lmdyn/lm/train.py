@@ -2,12 +2,13 @@
 
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack, nullcontext
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from accelerate.utils import gather_object
 from torch import nn
@@ -48,34 +49,28 @@ def finetune(
     An update is a step on the mean over its rows of ``loss``, a function of each response's
     summed log-prob: for "sft" of −log π(y|x), a *sum* over tokens, as in the paper's code, whose
     setting is ``optimizer="rmsprop"``, ``lr=5e-7``, ``warmup=150``, ``batch_size=4``, ``clip=10``.
-    Every epoch has a fresh order; its last update may have fewer rows. On a CPU the same call gives
-    the same trajectory, bit for bit.
-
-    Several processes (``accelerate launch``) all call this with the same arguments, and all get
-    the trajectory of one, up to rounding; the first one writes. They share out the rows and the
-    probes, or, with ``--use_fsdp``, the rows and the weights, which stay so afterwards.
+    On a CPU the same call gives the same trajectory, bit for bit; several processes (``accelerate
+    launch``) get that of one, up to rounding. They share out the rows and the probes, or, with
+    ``--use_fsdp``, the rows and the weights, which stay so afterwards; the first one writes.
 
     Args:
         model: a Hugging Face causal language model; its weights change.
         tokenizer: its tokenizer.
         rows: what to learn, a `ProbeSet` or dicts with ``prompt``, ``chosen``, ….
         loss: a name that `lmdyn.losses.get` knows, or a `lmdyn.losses.Loss`.
-        epochs: as ``lr``, ``batch_size`` and ``settings``, in `lmdyn.lm.settings.Settings`.
-        probes: what to score before the first update, every ``probe_every`` updates, and at the
-            end: a `ProbeSet` or dicts.
+        epochs: as ``lr``, ``batch_size`` and ``settings``: see `lmdyn.lm.settings.Settings`.
+        probes: rows to score before the first update, every ``probe_every``, and at the end.
         ref: the reference model of a loss that needs one; the model as it comes, if not given.
         out: a folder that keeps the recipe, the trajectory and the last checkpoint.
         resume: go on with the run in ``out``, given the same arguments and the model that it began
-            with: the trajectory is that of a run never interrupted. A finished run gives its
-            trajectory, and the model its weights.
+            with, as if it had never been interrupted; a finished one gives what it has.
         progress: show a bar with the loss and log π(y+); by default on a terminal only.
 
     Raises:
-        ValueError: settings out of range, unknown names (with the nearest one), rows without a
-            response that the loss reads or with equal ones, a reference model of another
-            vocabulary, a folder that holds a run already or one of another recipe.
-        FloatingPointError: a loss, a gradient or a log-prob is NaN or infinite. It names the
-            update and its rows; the last good checkpoint stays.
+        ValueError: settings out of range or unknown, rows without a response that the loss reads
+            or with equal ones, a ``ref`` of another vocabulary, a folder that holds another run.
+        FloatingPointError: a loss, a gradient or a log-prob is not finite. It names the update and
+            its rows; the last good checkpoint stays.
     """
     loss = losses.get(loss) if isinstance(loss, str) else loss
     rows, probes = as_probes(rows), None if probes is None else as_probes(probes)
@@ -98,7 +93,11 @@ def finetune(
         if folder:
             folder.save(update, model, tokenizer, optimizer, recorder.trajectory(meta))
 
-    with _borrowed(model), _bar(learner, start, progress) as bar:
+    is_hidden = True if learner.rank else None if progress is None else not progress
+    bar = tqdm(total=plan.updates, initial=start, unit="update", disable=is_hidden)
+    cuda = [model.device] if model.device.type == "cuda" else []
+    with evaluating(model), torch.random.fork_rng(cuda), bar, ExitStack() as at_the_end:
+        at_the_end.callback(model.zero_grad)
         for update in range(start, plan.updates):
             learner.probe(recorder, tokenizer, update)
             found, norm = learner.gradient(update)
@@ -110,7 +109,8 @@ def finetune(
             bar.set_postfix(found, refresh=False)
             bar.update()
         learner.probe(recorder, tokenizer, plan.updates)
-    learner.check_weights()
+    if not all(gather_object([bool(weight.isfinite().all()) for weight in learner.weights])):
+        raise FloatingPointError(f"update {plan.updates} made weights not finite: lower lr")
     save(plan.updates)
     return recorder.trajectory(meta)
 
@@ -153,6 +153,7 @@ class _Learner:
         self.weights = [p for p in model.parameters() if p.requires_grad]
         kind = OPTIMIZERS[plan.optimizer]
         self.optimizer = kind(self.weights, lr=plan.lr, weight_decay=plan.weight_decay)
+        model.zero_grad()
 
     def read_reference(self, ref: nn.Module | None) -> None:
         """Compute the log-probs of all rows under the reference, which is the model by default."""
@@ -182,9 +183,10 @@ class _Learner:
 
         Returns:
             The means over the rows of the loss and of the log-prob of each response that it reads;
-            and the norm of the gradient before clipping. FloatingPointError if one is not finite.
+            and the norm of the gradient before clipping.
         """
-        torch.manual_seed(self.plan.randomness(update, self.rank))
+        draws = np.random.default_rng((self.plan.seed, update, self.rank)).integers(2**63)
+        torch.manual_seed(int(draws))  # of dropout
         self.model.train()
         rows, found = self.plan.rows(update), []
         for start in range(0, len(rows), self.plan.batch_size):
@@ -203,15 +205,15 @@ class _Learner:
             part[:, self.rank :: self.world] = torch.stack([values, *logps.values()]).detach()
             found.append(part)
         found = self.process.reduce(torch.cat(found, 1))
-        norm = self.process.clip_grad_norm_(self.weights, self.plan.clip or math.inf)
-        norm = whole(norm).item()
-        bad = [
-            row for row, fine in zip(rows, found[0].isfinite().tolist(), strict=True) if not fine
-        ]
+        clip = self.plan.clip or math.inf
+        norm = whole(self.process.clip_grad_norm_(self.weights, clip)).item()
+        bad = np.array(rows)[~found[0].isfinite().numpy(force=True)].tolist()
         if bad or not math.isfinite(norm):
-            what = f"the {'loss' if bad else 'gradient'} of {_named(bad or rows)} is not finite"
-            reason = f"update {update + 1} is not made: {what}; lower lr, or mend the rows"
-            raise FloatingPointError(reason)
+            what, named = "loss" if bad else "gradient", [f"rows[{row}]" for row in bad or rows]
+            raise FloatingPointError(
+                f"update {update + 1} is not made: the {what} of {', '.join(named)} is not finite; "
+                "lower lr, or mend the rows"
+            )
         names = ("loss", *(f"logp_{key}" for key in self.keys.values()))
         return dict(zip(names, found.mean(1).tolist(), strict=True)), norm
 
@@ -222,25 +224,14 @@ class _Learner:
         self.optimizer.step()
         self.optimizer.zero_grad()
 
-    def check_weights(self) -> None:
-        """Refuse weights that the last update has spoilt, in whichever process."""
-        if not all(gather_object([bool(weight.isfinite().all()) for weight in self.weights])):
-            rows = _named(self.plan.rows(self.plan.updates - 1))
-            what = f"update {self.plan.updates}, on {rows}, made weights that are not finite"
-            raise FloatingPointError(f"{what}: lower lr")
-
-
-def _named(rows: list[int]) -> str:
-    return ", ".join(f"rows[{row}]" for row in rows)
-
 
 def _meta(learner: _Learner, probes: ProbeSet | None, ref: nn.Module | None) -> dict:
     """How the run is made, as JSON can hold it."""
-    model, encoded = learner.model, learner.encoded
+    model, rows = learner.model, learner.encoded
     settings = {
         "loss": repr(learner.loss),
         **asdict(learner.plan),
-        "rows": fingerprint([[e.prompt, e.responses] for e in encoded]),
+        "rows": fingerprint([[row.prompt, row.responses] for row in rows]),
         "probes": probes and fingerprint([list(probes), probes.types, asdict(probes.format)]),
         "model": fingerprint_model(model),
         "ref": ref and fingerprint_model(ref),
@@ -250,32 +241,8 @@ def _meta(learner: _Learner, probes: ProbeSet | None, ref: nn.Module | None) -> 
     return {
         "settings": settings,
         "model": f"{type(model).__name__.removeprefix('FSDP')}, {size} parameters, {model.dtype}",
-        "truncated": sum(len(e.truncated) for e in encoded),
+        "truncated": sum(len(row.truncated) for row in rows),
         **environment(model.device),
         "resumed": [],
         "seconds": 0.0,
     }
-
-
-def _bar(learner: _Learner, start: int, progress: bool | None) -> tqdm:
-    off = None if progress is None else not progress  # None: on a terminal only
-    name, shown = type(learner.loss).__name__, {"unit": "update", "delay": 0 if progress else 2}
-    return tqdm(
-        total=learner.plan.updates,
-        initial=start,
-        desc=name,
-        disable=learner.rank > 0 or off,
-        **shown,
-    )
-
-
-@contextmanager
-def _borrowed(model: nn.Module) -> Iterator[None]:
-    """Leave no gradient in the model, and its mode and torch's random state as they were."""
-    cuda = [model.device] if model.device.type == "cuda" else []
-    with evaluating(model), torch.random.fork_rng(cuda):
-        model.zero_grad()
-        try:
-            yield
-        finally:
-            model.zero_grad()

@@ -21,9 +21,8 @@ _ARRAYS = ("steps", "examples_seen", "types", "split", "vocab_size", "n_tokens",
 class Trajectory:
     """The learning dynamics of one run: N prompts with R response types, scored S times.
 
-    Its statistics are those of `Scores`, (S, N, R) each and in float32, in memory as in the file,
-    so that a trajectory saved and loaded is the same to the last bit. NaN stands where a row lacks
-    a type.
+    Its statistics are those of `Scores`, (S, N, R) each, NaN where a row lacks a type, and float32
+    in memory as in the file: saved and loaded, it is the same to the last bit.
 
     Attributes:
         steps: (S,) updates made before each probing; the first is 0, before training.
@@ -32,9 +31,9 @@ class Trajectory:
         vocab_size: V, the entries of π; 0 where nothing is probed.
         n_tokens: (N, R) tokens of each response, EOS included.
         split: (N,) "train" or "test" for each prompt, "" where the data do not tell.
-        log: what each of U updates logged, name → (U,): ``loss``, the mean over its rows (nats);
-            ``lr``; ``grad_norm``, before clipping; ``logp_<type>``, the mean log-prob over its
-            rows of each response that the loss reads, before the update.
+        log: what each of U updates logged, name → (U,): the means over its rows of ``loss`` and
+            of ``logp_<type>``, nats, for each response that the loss reads; ``lr``; ``grad_norm``,
+            before clipping.
         meta: the settings of the run, seed, versions, hardware, date and command.
     """
 
@@ -79,14 +78,11 @@ class Trajectory:
 
         Args:
             name: a response type, or "argmax", the paper's y*: ``argmax_logp`` along ``chosen``.
-            stat: which statistic.
+            stat: which statistic, also ``jacobian_norm_sq`` and ``residual_norm_sq``.
             split: take the prompts of "train" or "test" alone.
 
         Returns:
-            (S, N); NaN where a prompt lacks the type.
-
-        Raises:
-            ValueError: an unknown type, statistic or split (with the nearest name).
+            (S,) for one name; without one, a dict of all there are → (S,).
         """
         known = (*STATS, "jacobian_norm_sq", "residual_norm_sq")
         if stat not in known:
@@ -130,7 +126,6 @@ class Trajectory:
         """A table of the mean log-prob of each type: first, last, and its turn between.
 
         A turn is a peak above both ends, or a trough below both; the larger one if there are two.
-        ``split`` takes the prompts of "train" or "test" alone.
         """
         prompts = int(self._rows(split).sum())
         if not len(self.steps) or not prompts:
@@ -165,12 +160,7 @@ class Trajectory:
 
     @classmethod
     def load(cls, path: str | Path) -> "Trajectory":
-        """Read what `save` wrote, named likewise.
-
-        Raises:
-            FileNotFoundError: one of the two files is not there.
-            ValueError: a file that cannot be read, or is not that of a trajectory.
-        """
+        """Read what `save` wrote; FileNotFoundError if a file is missing, ValueError for others."""
         npz, meta = _names(path)
         for file in (npz, meta):
             if not file.is_file():
@@ -200,10 +190,7 @@ class Trajectory:
 
         The first probing of each later part, which repeats the last one before, is left out.
         ``meta`` is the first part's, with "joined", the updates at which a later part began.
-
-        Raises:
-            ValueError: no part, other probes, or a part that does not begin where the one before
-                ended (it was not probed there, or the model was another one).
+        ValueError for no part, other probes, or one that does not begin where the last one ended.
         """
         if not parts:
             raise ValueError("there is nothing to join: pass at least one trajectory")
@@ -219,22 +206,19 @@ class Trajectory:
                     f"parts[{i + 1}] does not go on from parts[{i}]: the log-probs of its first "
                     "probing differ from the last ones before"
                 )
-            whole = whole._followed_by(part)
+            began, seen = whole.updates, whole.examples_seen
+            both = {stat: [getattr(whole, stat), getattr(part, stat)[1:]] for stat in STATS}
+            seconds = sum(run.meta.get("seconds", 0.0) for run in (whole, part))
+            joined = [*whole.meta.get("joined", []), began]
+            whole = replace(
+                whole,
+                steps=np.append(whole.steps, part.steps[1:] + began),
+                examples_seen=np.append(seen, part.examples_seen[1:] + seen[-1:]),
+                log={name: np.append(x, part.log[name]) for name, x in whole.log.items()},
+                meta={**whole.meta, "seconds": seconds, "joined": joined},
+                **{stat: np.concatenate(values) for stat, values in both.items()},
+            )
         return whole
-
-    def _followed_by(self, other: "Trajectory") -> "Trajectory":
-        seen, began = self.examples_seen, self.updates
-        stats = {stat: [getattr(self, stat), getattr(other, stat)[1:]] for stat in STATS}
-        seconds = self.meta.get("seconds", 0.0) + other.meta.get("seconds", 0.0)
-        joined = [*self.meta.get("joined", []), began]
-        return replace(
-            self,
-            steps=np.append(self.steps, other.steps[1:] + began),
-            examples_seen=np.append(seen, other.examples_seen[1:] + seen[-1:]),
-            log={name: np.append(values, other.log[name]) for name, values in self.log.items()},
-            meta={**self.meta, "seconds": seconds, "joined": joined},
-            **{stat: np.concatenate(both) for stat, both in stats.items()},
-        )
 
     def _rows(self, split: str | None) -> np.ndarray:
         if split is None:

@@ -17,7 +17,6 @@ from transformers import AutoModelForCausalLM
 
 from lmdyn import losses
 from lmdyn.lm.data import as_probes
-from lmdyn.lm.log_probs import LogProbs
 from lmdyn.lm.score import STATS, score
 from lmdyn.lm.settings import OPTIMIZERS, Plan
 from lmdyn.lm.tokens import Format, encode
@@ -25,7 +24,7 @@ from lmdyn.lm.train import finetune
 from lmdyn.lm.trajectory import Trajectory
 
 ROWS = tiny_rows()
-RUN = {"epochs": 3, "lr": 1e-2, "batch_size": 2}  # 5 rows: 3 updates in an epoch
+RUN = {"epochs": 2, "lr": 1e-2, "batch_size": 2}  # 5 rows: 3 updates in an epoch
 
 
 def run(family="llama", rows=ROWS, dtype=torch.float64, config=None, **options):
@@ -70,13 +69,11 @@ def log_prob(model, prompt, response):
     return logits.log_softmax(-1)[range(len(response)), response].sum()
 
 
-def plain_loop(family, loss, optimizer="adamw", weight_decay=0.0, warmup=0, clip=None):
-    """Four steps on the mean loss of all rows, one sequence at a time."""
+def plain_loop(family, loss, optimizer="sgd", weight_decay=0.0, warmup=0, clip=1.0):
+    """Three steps on the mean loss of all rows, one sequence at a time."""
     model, tokenizer = tiny(family)
     encoded = encode(tokenizer, as_probes(ROWS))
-    lengths = [
-        {name: torch.tensor([len(ids)]) for name, ids in e.responses.items()} for e in encoded
-    ]
+    lengths = [{k: torch.tensor([len(ids)]) for k, ids in e.responses.items()} for e in encoded]
 
     def log_probs():
         return [
@@ -89,11 +86,11 @@ def plain_loop(family, loss, optimizer="adamw", weight_decay=0.0, warmup=0, clip
     step = OPTIMIZERS[optimizer](model.parameters(), lr=1e-2, weight_decay=weight_decay)
     schedule = torch.optim.lr_scheduler.LambdaLR(step, lambda u: min(1, (u + 1) / (warmup + 1)))
     log = []
-    for _ in range(4):
+    for _ in range(3):
         mean = sum(map(loss.value, log_probs(), ref, lengths)).squeeze() / len(encoded)
         step.zero_grad()
         mean.backward()
-        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), clip or torch.inf)
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
         log.append((mean.item(), schedule.get_last_lr()[0], norm.item()))
         step.step()
         schedule.step()
@@ -102,41 +99,29 @@ def plain_loop(family, loss, optimizer="adamw", weight_decay=0.0, warmup=0, clip
 
 def equal_to_the_plain_loop(family, loss, batches, **settings):
     expected, log = plain_loop(family, loss, **settings)
-    ours, model = run(family, loss=loss, **{"clip": None} | batches | settings, epochs=4)
+    settings = {"optimizer": "sgd", "clip": 1.0, "epochs": 3} | batches | settings
+    ours, model = run(family, loss=loss, **settings)
     for key, values in zip(("loss", "lr", "grad_norm"), log, strict=True):
         np.testing.assert_allclose(ours.log[key], values, rtol=1e-6, err_msg=key)  # float32
     for (key, x), y in zip(model.named_parameters(), expected.parameters(), strict=True):
         torch.testing.assert_close(x, y, rtol=0, atol=1e-12, msg=lambda m, key=key: f"{key}: {m}")
 
 
-LOSSES = pytest.mark.parametrize("loss", [losses.get("sft"), Pair()], ids=["sft", "pair"])
-
-
 @pytest.mark.parametrize("family", FAMILIES)
-@LOSSES
-def test_every_family_steps_as_in_a_plain_loop(family, loss):
+def test_every_family_steps_as_in_a_plain_loop(family):
     # SGD: the others would divide the gradient of a key's bias, which is 0, by its rounding.
-    equal_to_the_plain_loop(family, loss, {"batch_size": 5}, optimizer="sgd", clip=1.0)
+    equal_to_the_plain_loop(family, Pair(), {"batch_size": 5})
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_every_optimizer_steps_as_in_a_plain_loop(optimizer):
-    equal_to_the_plain_loop(
-        "llama",
-        losses.get("sft"),
-        {"batch_size": 7},  # more than there are rows
-        optimizer=optimizer,
-        weight_decay=0.1,
-        warmup=2,
-        clip=5.0,
-    )
+    settings = {"optimizer": optimizer, "weight_decay": 0.1, "warmup": 2, "clip": 5.0}
+    more_than_there_are = {"batch_size": 7}
+    equal_to_the_plain_loop("llama", losses.get("sft"), more_than_there_are, **settings)
 
 
-@LOSSES
-def test_accumulated_batches_are_one_bigger_batch(loss):
-    equal_to_the_plain_loop(
-        "gpt2", loss, {"batch_size": 2, "accumulate": 3}, optimizer="sgd", clip=1.0
-    )  # 2 + 2 + 1
+def test_accumulated_batches_are_one_bigger_batch():
+    equal_to_the_plain_loop("gpt2", Pair(), {"batch_size": 2, "accumulate": 3})  # 2 + 2 + 1
 
 
 def test_a_loss_can_have_a_reference_of_its_own():
@@ -147,40 +132,10 @@ def test_a_loss_can_have_a_reference_of_its_own():
     assert all(p.grad is None for p in reference.parameters())
     itself, _ = run(loss=Pair(), ref=tiny("llama")[0], max_steps=1)
     same_runs(itself, own)
-
-
-def test_a_reference_of_another_vocabulary_is_refused():
-    reference, _ = tiny("llama", vocab_size=500)
     with pytest.raises(ValueError, match="ref knows 500 tokens and the model 100"):
-        run(loss=Pair(), ref=reference)
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_spared_tokens_give_no_gradient_and_the_loss_keeps_its_value(family):
-    model, tokenizer = tiny(family)
-    encoded = encode(tokenizer, as_probes(ROWS))
-    keys = {"chosen": "chosen", "rejected": "rejected"}
-    spared = LogProbs(model, encoded, keys, spare=["rejected"])(range(len(ROWS)))
-    some = 0
-    for i, row in enumerate(encoded):
-        total = {}
-        for name in keys:
-            ids = row.responses[name]
-            logits = model(torch.tensor([row.prompt + ids])).logits[0, len(row.prompt) - 1 : -1]
-            p = logits.softmax(-1)
-            label = p[range(len(ids)), ids]
-            valley = (label < p.square().sum(-1)) & (name == "rejected")
-            some += int(valley.sum())
-            total[name] = (label.log() * ~valley).sum()
-            torch.testing.assert_close(spared[name][i], label.log().sum(), rtol=1e-12, atol=0)
-        for name in keys:
-            ours, theirs = (
-                torch.autograd.grad(x, list(model.parameters()), retain_graph=True)
-                for x in (spared[name][i], total[name])
-            )
-            for x, y in zip(ours, theirs, strict=True):
-                torch.testing.assert_close(x, y, rtol=0, atol=1e-12)
-    assert 0 < some < sum(len(row.responses["rejected"]) for row in encoded)
+        run(loss=Pair(), ref=tiny("llama", vocab_size=500)[0])
+    with pytest.raises(ValueError, match=r"SFT\(\) needs no reference model"):
+        run(ref=reference)
 
 
 def test_a_run_can_spare_the_valleys_of_what_is_rejected():
@@ -211,7 +166,7 @@ def test_an_epoch_is_a_fresh_order_of_all_rows():
 
 def test_learning_moves_what_is_learned():
     trajectory, _ = run(probes=ROWS, dtype=torch.float32)
-    assert trajectory.log["loss"][-3:].mean() < trajectory.log["loss"][:3].mean() - 5
+    assert trajectory.log["loss"][3:].mean() < trajectory.log["loss"][:3].mean() - 5
     chosen = trajectory.mean("chosen")
     assert (np.diff(chosen) > 0).all()
     np.testing.assert_allclose(trajectory.log["logp_chosen"], -trajectory.log["loss"], rtol=1e-6)
@@ -233,32 +188,25 @@ def test_probes_are_scored_at_the_start_on_the_way_and_at_the_end():
     first = score(model, tokenizer, ROWS)
     trajectory = finetune(model, tokenizer, ROWS, **RUN, probes=ROWS, probe_every=4)
     last = score(model, tokenizer, ROWS)
-    assert trajectory.steps.tolist() == [0, 4, 8, 9]
-    assert trajectory.examples_seen.tolist() == [0, 7, 14, 15]
+    assert trajectory.steps.tolist() == [0, 4, 6]
+    assert trajectory.examples_seen.tolist() == [0, 7, 10]
     assert trajectory.types == first.types
     for stat in STATS:
         for scores, moment in ((first, 0), (last, -1)):
             expected = getattr(scores, stat).astype(np.float32)
             np.testing.assert_array_equal(getattr(trajectory, stat)[moment], expected)
-    assert trajectory.updates == 9
+    assert trajectory.updates == 6
     assert trajectory.vocab_size == first.vocab_size
 
 
-def test_probes_are_scored_after_each_epoch_by_default():
-    assert run(probes=ROWS[:1])[0].steps.tolist() == [0, 3, 6, 9]
-
-
 def test_probing_does_not_change_the_run():
-    (with_probes, a), (without, b) = run(probes=ROWS, probe_every=1), run()
+    (with_probes, a), (without, b) = run(probes=ROWS[:1]), run()
+    assert with_probes.steps.tolist() == [0, 3, 6]  # after each epoch by default
     same_weights(a, b)
     np.testing.assert_array_equal(with_probes.log["loss"], without.log["loss"])
-
-
-def test_max_steps_ends_early():
-    whole, _ = run(probes=ROWS, probe_every=2)
-    short, _ = run(probes=ROWS, probe_every=2, max_steps=4)
-    assert short.steps.tolist() == [0, 2, 4]
-    np.testing.assert_array_equal(short.logp, whole.logp[:3])
+    short, _ = run(probes=ROWS[:1], max_steps=4)
+    assert short.steps.tolist() == [0, 3, 4]
+    np.testing.assert_array_equal(short.logp[:2], with_probes.logp[:2])
 
 
 def test_meta_says_how_it_was_made(monkeypatch):
@@ -286,9 +234,8 @@ def test_meta_says_how_it_was_made(monkeypatch):
 DROPOUT = {"config": {"attn_pdrop": 0.1, "embd_pdrop": 0.1, "resid_pdrop": 0.1}}
 
 
-@pytest.mark.parametrize("options", [{}, DROPOUT], ids=["plain", "dropout"])
-def test_the_same_seed_gives_the_same_run(options):
-    options = {"family": "gpt2", "dtype": torch.float32, "probes": ROWS} | options
+def test_the_same_seed_gives_the_same_run():
+    options = {"family": "gpt2", "dtype": torch.float32, "probes": ROWS, "max_steps": 4} | DROPOUT
     torch.manual_seed(1)
     first, a = run(**options)
     torch.manual_seed(2)
@@ -299,14 +246,9 @@ def test_the_same_seed_gives_the_same_run(options):
     assert torch.equal(torch.get_rng_state(), state)
     other, _ = run(**options, seed=1)
     assert (other.logp[-1] != first.logp[-1]).any()
-
-
-def test_dropout_is_on_for_updates_and_off_for_probes():
-    with_dropout, model = run("gpt2", probes=ROWS, **DROPOUT)
-    without, _ = run("gpt2", probes=ROWS)
-    np.testing.assert_array_equal(with_dropout.logp[0], without.logp[0])
-    assert with_dropout.log["loss"][0] != without.log["loss"][0]
-    assert not any(module.training for module in model.modules())
+    without, _ = run(**options | {"config": None})
+    np.testing.assert_array_equal(first.logp[0], without.logp[0])  # off for probes
+    assert first.log["loss"][0] != without.log["loss"][0]
 
 
 def test_the_model_is_left_with_nothing_but_new_weights():
@@ -339,16 +281,18 @@ def files(folder):
 
 def test_a_finished_run_is_a_model_and_a_trajectory(tmp_path):
     trajectory, model = run(out=tmp_path / "run", **SAVED)
+    with pytest.raises(ValueError, match="holds a run already: pass resume=True"):
+        run(out=tmp_path / "run", **SAVED)
     names = {"config.json", "generation_config.json", "model.safetensors"}
     names |= {"tokenizer.json", "tokenizer_config.json"}
-    last = {f"checkpoint-000009/{name}" for name in names}
+    last = {f"checkpoint-000006/{name}" for name in names}
     assert files(tmp_path / "run") == {"settings.json", "trajectory.npz", "trajectory.json", *last}
     same_runs(Trajectory.load(tmp_path / "run" / "trajectory"), trajectory)
-    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "checkpoint-000009")
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "checkpoint-000006")
     same_weights(loaded, model)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ["llama", "gpt_neox"])  # tied, and not
 def test_resuming_a_finished_run_gives_its_trajectory_and_weights(tmp_path, family):
     trajectory, model = run(family, out=tmp_path, **SAVED)
     before = {p: p.stat().st_mtime_ns for p in tmp_path.glob("checkpoint*/*")}
@@ -359,10 +303,11 @@ def test_resuming_a_finished_run_gives_its_trajectory_and_weights(tmp_path, fami
     assert {p: p.stat().st_mtime_ns for p in tmp_path.glob("checkpoint*/*")} == before
 
 
-def test_a_folder_is_not_used_twice(tmp_path):
-    run(out=tmp_path, max_steps=1)
-    with pytest.raises(ValueError, match="holds a run already: pass resume=True"):
-        run(out=tmp_path, max_steps=1)
+@pytest.fixture(scope="module")
+def two_updates(tmp_path_factory):
+    out = tmp_path_factory.mktemp("run")
+    run(out=out, max_steps=2, **SAVED)
+    return out
 
 
 @pytest.mark.parametrize(
@@ -378,12 +323,11 @@ def test_a_folder_is_not_used_twice(tmp_path):
         ({"config": {"initializer_range": 0.1}}, "recipe: model "),
     ],
 )
-def test_resuming_another_recipe_is_refused(tmp_path, change, named):
-    run(out=tmp_path, max_steps=2, **SAVED)
-    before = {path: path.read_bytes() for path in tmp_path.rglob("*.*")}
+def test_resuming_another_recipe_is_refused(two_updates, change, named):
+    before = {path: path.read_bytes() for path in two_updates.rglob("*.*")}
     with pytest.raises(ValueError, match=f"is a run of another recipe: .*{named}|{named}"):
-        run(out=tmp_path, max_steps=2, resume=True, **SAVED | change)
-    assert {path: path.read_bytes() for path in tmp_path.rglob("*.*")} == before
+        run(out=two_updates, max_steps=2, resume=True, **SAVED | change)
+    assert {path: path.read_bytes() for path in two_updates.rglob("*.*")} == before
 
 
 class Killed(BaseException):
@@ -472,7 +416,7 @@ def test_a_run_killed_at_random_moments_and_resumed_is_the_run_never_killed(tmp_
     assert runs
     for out in runs:
         assert files(out) == files(tmp_path / "whole")
-        for name in ("trajectory.npz", "checkpoint-000009/model.safetensors"):
+        for name in ("trajectory.npz", "checkpoint-000006/model.safetensors"):
             assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
 
 
@@ -508,9 +452,7 @@ def test_weights_that_diverge_are_not_kept(tmp_path):
     options = {"optimizer": "sgd", "clip": None, "dtype": torch.float32, "save_every": 1}
     with pytest.raises(FloatingPointError, match="update 2 is not made"):
         run(out=tmp_path / "a", lr=1e38, **options)
-    with pytest.raises(
-        FloatingPointError, match=r"update 1, on .*made weights that are not finite"
-    ):
+    with pytest.raises(FloatingPointError, match="update 1 made weights not finite"):
         run(out=tmp_path / "b", lr=1e38, max_steps=1, **options)
     with pytest.raises(FloatingPointError, match="after update 1: the model's predictions are not"):
         run(out=tmp_path / "c", lr=1e38, max_steps=1, probes=ROWS, **options)
@@ -531,35 +473,27 @@ def test_long_rows_are_cut_counted_and_end_without_eos():
 def test_padding_with_eos_changes_nothing():
     model, tokenizer = tiny("llama")
     tokenizer.pad_token = tokenizer.eos_token
-    trajectory = finetune(model, tokenizer, ROWS, **RUN)
-    usual, expected = run()
-    np.testing.assert_array_equal(trajectory.log["loss"], usual.log["loss"])
-    same_weights(model, expected)
+    finetune(model, tokenizer, ROWS, **RUN, max_steps=2)
+    same_weights(model, run(max_steps=2)[1])
 
 
-@pytest.mark.parametrize("how", ["mixed", "weights"])
-def test_half_precision_learns_about_the_same(how):
+def test_half_precision_learns_about_the_same():
     options = {"optimizer": "sgd", "lr": 1e-3}
     exact, _ = run(**options, dtype=torch.float32)
-    if how == "mixed":
-        half, model = run(**options, dtype=torch.float32, mixed_precision="bf16")
-        assert model.dtype == torch.float32
-    else:
-        half, model = run(**options, dtype=torch.bfloat16)
-        assert model.dtype == torch.bfloat16
-    np.testing.assert_allclose(half.log["loss"], exact.log["loss"], rtol=0.05)
-    assert (half.log["loss"] != exact.log["loss"]).all()  # it was another arithmetic
+    mixed = run(**options, dtype=torch.float32, mixed_precision="bf16")
+    whole = run(**options, dtype=torch.bfloat16)
+    for (half, model), dtype in ((mixed, torch.float32), (whole, torch.bfloat16)):
+        assert model.dtype == dtype
+        np.testing.assert_allclose(half.log["loss"], exact.log["loss"], rtol=0.05)
+        assert (half.log["loss"] != exact.log["loss"]).all()  # it was another arithmetic
 
 
-@pytest.mark.parametrize("progress", [None, True])
-def test_the_bar_shows_loss_and_log_prob_on_a_terminal_or_on_request(capfd, progress):
-    trajectory, _ = run(progress=progress, probes=ROWS[:1])
+def test_the_bar_shows_loss_and_log_prob_on_a_terminal_or_on_request(capfd):
+    run(max_steps=2)
+    assert capfd.readouterr().err == ""
+    loss = run(max_steps=2, progress=True)[0].log["loss"][-1]
     shown = capfd.readouterr().err
-    if progress is None:
-        assert shown == ""
-    else:
-        loss = trajectory.log["loss"][-1]
-        assert "9/9" in shown and f"loss={loss:.3g}, logp_chosen={-loss:.3g}" in shown
+    assert "2/2" in shown and f"loss={loss:.3g}, logp_chosen={-loss:.3g}" in shown
 
 
 # --- what it refuses ---------------------------------------------------------------------------
@@ -569,38 +503,43 @@ def test_the_bar_shows_loss_and_log_prob_on_a_terminal_or_on_request(capfd, prog
     ("options", "message"),
     [
         ({"loss": "stf"}, "unknown loss 'stf': did you mean 'sft'"),
-        ({"optimizer": "adam"}, "unknown optimizer 'adam': did you mean 'adamw'"),
-        ({"mixed_precision": "bf-16"}, "unknown mixed_precision 'bf-16': did you mean 'bf16'"),
         ({"response": "choosen"}, "unknown response type 'choosen': did you mean 'chosen'"),
         ({"response": "irr_train"}, r"rows\[3\] has no 'irr_train', which SFT\(\) reads"),
-        ({"epochs": 0}, "epochs must be an integer of at least 1, got 0"),
-        ({"epochs": 1.5}, "epochs must be an integer of at least 1, got 1.5"),
-        ({"batch_size": True}, "batch_size must be an integer"),
-        ({"accumulate": 0}, "accumulate must be"),
-        ({"max_steps": 0}, "max_steps must be"),
-        ({"warmup": -1}, "warmup must be an integer of at least 0, got -1"),
-        ({"seed": -1}, "seed must be"),
-        ({"lr": 0.0}, "lr must be a finite number above 0, got 0.0"),
-        ({"lr": float("nan")}, "lr must be"),
-        ({"lr": "1e-3"}, "lr must be a finite number above 0, got '1e-3'"),
-        ({"clip": 0.0}, "clip must be"),
-        ({"weight_decay": -0.1}, "weight_decay must be a finite number of at least 0"),
         ({"rows": []}, "there is no row"),
+        ({"lr": 0.0}, "lr must be a finite number above 0, got 0.0"),
         ({"probes_every": 2}, "unknown setting 'probes_every': did you mean 'probe_every'"),
         ({"probe_every": 2}, "probe_every without probes"),
-        ({"probes": ROWS, "probe_every": 0}, "probe_every must be an integer of at least 1"),
         ({"save_every": 2}, "save_every needs a folder: pass out"),
         ({"resume": True}, "resume needs a folder: pass out"),
     ],
 )
-def test_settings_that_make_no_sense_are_refused(options, message):
+def test_what_makes_no_sense_is_refused(options, message):
     with pytest.raises(ValueError, match=message):
         run(**options)
 
 
-def test_a_reference_that_is_not_read_is_refused():
-    with pytest.raises(ValueError, match=r"SFT\(\) needs no reference model"):
-        run(ref=tiny("llama")[0])
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("optimizer", "adam", "unknown optimizer 'adam': did you mean 'adamw'"),
+        ("mixed_precision", "bf-16", "unknown mixed_precision 'bf-16': did you mean 'bf16'"),
+        ("epochs", 0, "epochs must be an integer of at least 1, got 0"),
+        ("epochs", 1.5, "epochs must be an integer of at least 1, got 1.5"),
+        ("batch_size", True, "batch_size must be an integer"),
+        ("accumulate", 0, "accumulate must be"),
+        ("max_steps", 0, "max_steps must be"),
+        ("warmup", -1, "warmup must be an integer of at least 0, got -1"),
+        ("seed", -1, "seed must be"),
+        ("lr", float("nan"), "lr must be"),
+        ("lr", "1e-3", "lr must be a finite number above 0, got '1e-3'"),
+        ("clip", 0.0, "clip must be"),
+        ("weight_decay", -0.1, "weight_decay must be a finite number of at least 0"),
+        ("probe_every", 0, "probe_every must be an integer of at least 1"),
+    ],
+)
+def test_settings_out_of_range_are_refused(name, value, message):
+    with pytest.raises(ValueError, match=message):
+        Plan.of(5, **RUN | {name: value})
 
 
 def test_a_model_without_trainable_weights_is_refused():
@@ -608,23 +547,3 @@ def test_a_model_without_trainable_weights_is_refused():
     model.requires_grad_(False)
     with pytest.raises(ValueError, match="no weight of the model requires a gradient"):
         finetune(model, tokenizer, ROWS, **RUN)
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_an_update_on_rows_of_very_different_lengths_is_that_of_each_row(family):
-    model, tokenizer = tiny(family)
-    short = {"prompt": "where", "chosen": "down there", "rejected": "up"}
-    long = {"prompt": "what is it " * 12, "chosen": "they use water " * 9, "rejected": "no " * 20}
-    encoded = encode(tokenizer, as_probes([short] * 40 + [long] * 10))
-    keys = {"chosen": "chosen", "rejected": "rejected"}
-    log_probs = LogProbs(model, encoded, keys)
-    together = log_probs(range(50))
-    for name, values in together.items():
-        alone = torch.cat([log_probs([i])[name] for i in (0, 49)])
-        torch.testing.assert_close(values[[0, 49]], alone, rtol=0, atol=1e-9)
-        torch.testing.assert_close(values, values[[0] * 40 + [49] * 10], rtol=0, atol=1e-9)
-    weights = list(model.parameters())
-    grads = torch.autograd.grad(together["chosen"].sum(), weights)
-    ones = [torch.autograd.grad(log_probs([i])["chosen"].sum(), weights) for i in (0, 49)]
-    for grad, of_short, of_long in zip(grads, *ones, strict=True):
-        torch.testing.assert_close(grad, 40 * of_short + 10 * of_long, rtol=1e-9, atol=1e-9)

@@ -4,19 +4,20 @@ import os
 import signal
 import subprocess
 import sys
-import traceback
 from contextlib import suppress
-from pathlib import Path
-
-SCRIPT = """
-import sys
 from importlib import import_module
 from pathlib import Path
-from forked import fork
 
-module, name, folder = sys.argv[1:]
-work = getattr(import_module(module), name)
-sys.exit(fork(work, Path(folder)))
+import torch
+from accelerate import PartialState
+
+SCRIPT = """
+import sys, torch
+from importlib import import_module
+from forked import child
+
+import_module(sys.argv[1])  # once, for both
+torch.multiprocessing.start_processes(child, sys.argv[1:], nprocs=2, start_method="fork")
 """
 
 
@@ -40,39 +41,15 @@ def launched(arguments: list[str], seconds: int = 300) -> str:
     return printed
 
 
-def fork(work, folder: Path, n: int = 2) -> int:
-    """Run ``work`` in n children, which need no imports again; 0 if all came to their end."""
-    pids = [_child(work, folder, rank, n) for rank in range(n)]
-    ends = [os.wait() for _ in pids[:1]]
-    if ends[0][1]:  # the others might wait for it for ever
-        for pid in set(pids) - {ends[0][0]}:
-            os.kill(pid, signal.SIGKILL)
-    ends += [os.wait() for _ in pids[1:]]
-    return int(any(status for _, status in ends))
-
-
-def _child(work, folder: Path, rank: int, n: int) -> int:
-    if pid := os.fork():
-        return pid
-    code = 1
-    try:
-        import torch
-        from accelerate import PartialState
-
-        torch.set_num_threads(1)
-        here = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": n, "LOCAL_WORLD_SIZE": n}
-        here |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": 0}  # asked for, and not used
-        os.environ |= {name: str(value) for name, value in here.items()}
-        store = f"file://{folder / 'store'}"
-        torch.distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=n)
-        state = PartialState(cpu=True)
-        assert (state.process_index, state.num_processes) == (rank, n)
-        work(rank, folder)
-        state.destroy_process_group()
-        code = 0
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+def child(rank: int, module: str, name: str, folder: str) -> None:
+    """Work as one of two processes."""
+    torch.set_num_threads(1)
+    here = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}
+    here |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": 0}  # asked for, and not used
+    os.environ |= {key: str(value) for key, value in here.items()}
+    store = f"file://{folder}/store"
+    torch.distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=2)
+    state = PartialState(cpu=True)
+    assert (state.process_index, state.num_processes) == (rank, 2)
+    getattr(import_module(module), name)(rank, Path(folder))
+    state.destroy_process_group()

@@ -1,7 +1,6 @@
 """The probes inside transformers' Trainer and TRL's: what they log, and what they disturb."""
 
 import sys
-import warnings
 
 import numpy as np
 import pytest
@@ -19,14 +18,16 @@ disable_progress_bars()
 ROWS = tiny_rows()
 
 
-def trainer(folder, *callbacks, steps=6, lr=1e-2, **options):
-    model, tokenizer = tiny("llama", torch.float32)
-    texts = [f"{row['prompt']} {row['chosen']} <eos>" for row in ROWS]
-    data = [{"input_ids": ids, "labels": ids} for ids in tokenizer(texts)["input_ids"]]
-    options = {"max_steps": steps, "learning_rate": lr, "logging_steps": 2} | options
-    options |= {"per_device_train_batch_size": 1, "save_strategy": "no", "disable_tqdm": True}
-    args = TrainingArguments(output_dir=str(folder), use_cpu=True, **{"report_to": []} | options)
-    made = Trainer(model, args=args, train_dataset=data, processing_class=tokenizer)
+def trainer(folder, *callbacks, model=None, data=None, **options):
+    """Six updates on a row each."""
+    fresh, tokenizer = tiny("llama", torch.float32)
+    if data is None:
+        texts = [f"{row['prompt']} {row['chosen']} <eos>" for row in ROWS]
+        data = [{"input_ids": ids, "labels": ids} for ids in tokenizer(texts)["input_ids"]]
+    options = {"max_steps": 6, "learning_rate": 1e-2, "logging_steps": 2, "report_to": []} | options
+    options = {"per_device_train_batch_size": 1, "save_strategy": "no"} | options
+    args = TrainingArguments(str(folder), use_cpu=True, disable_tqdm=True, **options)
+    made = Trainer(model or fresh, args=args, train_dataset=data, processing_class=tokenizer)
     made.remove_callback(PrinterCallback)
     for callback in callbacks:
         made.add_callback(callback)
@@ -49,7 +50,7 @@ class Seen(TrainerCallback):
 
 def test_it_logs_what_score_finds_at_each_step(tmp_path):
     probe = ProbeCallback(ROWS, every=2, budget=None)
-    made = trainer(tmp_path, Seen(), probe, steps=5)
+    made = trainer(tmp_path, probe, max_steps=5)
     expected = {0: score(made.model, made.processing_class, ROWS)}
     made.train()
     expected[5] = score(made.model, made.processing_class, ROWS)
@@ -59,15 +60,12 @@ def test_it_logs_what_score_finds_at_each_step(tmp_path):
         for name in (*scores.types, "argmax"):
             value = logged(made, f"lmdyn/{name}")[step]
             np.testing.assert_allclose(value, scores.mean(name), rtol=1e-5)
-    valley = [t["rejected"].prob_sq > t["rejected"].label_prob for t in _tokens(made)]
+    tokens = score(made.model, made.processing_class, ROWS, per_token=True).tokens
+    valley = [t["rejected"].prob_sq > t["rejected"].label_prob for t in tokens]
     np.testing.assert_allclose(logged(made, "lmdyn/valley")[5], np.mean([v.mean() for v in valley]))
     saved = Trajectory.load(tmp_path / "lmdyn" / "trajectory")
     np.testing.assert_array_equal(saved.logp, probe.trajectory.logp)
     assert saved.steps.tolist() == [0, 2, 4, 5]
-
-
-def _tokens(made):
-    return score(made.model, made.processing_class, ROWS, per_token=True).tokens
 
 
 def test_reporters_of_the_trainer_get_it_and_it_still_logs_its_own(tmp_path):
@@ -86,15 +84,22 @@ def test_reporters_of_the_trainer_get_it_and_it_still_logs_its_own(tmp_path):
         assert list(one) == list(two) and [one[key] for key in same] == [two[key] for key in same]
 
 
-def test_reporters_that_would_not_get_it_are_named(tmp_path, monkeypatch):
-    made = trainer(tmp_path, ProbeCallback(ROWS, every=2, budget=None), steps=1)
+def test_reporters_that_would_not_get_it_are_named_and_so_is_another_trl(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "trl", sys)
+    monkeypatch.setattr("lmdyn.lm.environment.version", lambda name: "0.29.1")
+    probe = ProbeCallback(ROWS, every=2, budget=None)
+    made = trainer(tmp_path, probe, max_steps=1)
     made.args.report_to = ["tensorboard"]
-    with pytest.warns(UserWarning, match="pass trainer=trainer for tensorboard to get the logs"):
+    with (
+        pytest.warns(UserWarning, match="pass trainer=trainer for tensorboard to get the logs"),
+        pytest.warns(UserWarning, match=r"trl 0\.29\.1 is out of range.*trl>=1\.16,<2"),
+    ):
         made.train()
+    assert list(probe.trajectory.steps) == [0, 1]
 
 
 def test_the_training_is_the_same_with_and_without(tmp_path):
-    plain, probed = trainer(tmp_path), trainer(tmp_path, ProbeCallback(ROWS, every=1, budget=None))
+    plain, probed = trainer(tmp_path), trainer(tmp_path, ProbeCallback(ROWS, every=3, budget=None))
     for made in (plain, probed):
         made.train()
     assert logged(plain, "loss") == logged(probed, "loss")
@@ -117,18 +122,10 @@ def test_a_failing_probe_warns_once_and_steps_aside(tmp_path, monkeypatch):
     assert made.state.global_step == 6 and len(calls) == 1
 
 
-def test_probes_that_do_not_fit_the_model_do_not_stop_the_training(tmp_path):
-    long = [{"prompt": "the " * 200, "chosen": "no"}]
-    made = trainer(tmp_path, ProbeCallback(long, every=1))
-    with pytest.warns(UserWarning, match="are longer than the 128 tokens"):
-        made.train()
-    assert made.state.global_step == 6
-
-
 def test_a_small_budget_scores_fewer_prompts_less_often(tmp_path, monkeypatch):
     rows = [dict(row) for row in ROWS * 4]
     probe = ProbeCallback(rows, every=2, budget=0.05)
-    made = trainer(tmp_path, probe, steps=8)
+    made = trainer(tmp_path, probe, max_steps=8)
     clock = iter(range(10**6))  # each look at the clock takes a second: probing costs one
     monkeypatch.setattr("lmdyn.lm.callback.time.perf_counter", lambda: next(clock))
     with pytest.warns(UserWarning, match="probing 4 of 20 prompts, every 2 updates or less often"):
@@ -157,7 +154,7 @@ def test_the_budget_holds_where_fewer_prompts_are_hardly_faster(tmp_path, monkey
     monkeypatch.setattr("lmdyn.lm.callback.time.perf_counter", lambda: clock.now)
     monkeypatch.setattr("lmdyn.lm.recorder.score", clock.score)
     with pytest.warns(UserWarning, match="probing 4 of 5 prompts, every 2 updates or less often"):
-        trainer(tmp_path, clock, probe, steps=200).train()
+        trainer(tmp_path, clock, probe, max_steps=200).train()
     n = len(probe.trajectory.steps)
     assert probe.seconds == 4 * n
     first_and_last = 2
@@ -188,72 +185,51 @@ def test_a_folder_that_cannot_be_written_costs_the_file_alone(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
 def test_a_resumed_training_goes_on_with_its_trajectory(tmp_path):
-    whole = ProbeCallback(ROWS, every=2, budget=None)
-    made = trainer(tmp_path / "a", whole)
+    def probed(folder, **options):
+        probe = ProbeCallback(ROWS, every=2, budget=None)
+        return probe, trainer(tmp_path / folder, probe, **options)
+
+    whole, made = probed("a")
     made.train()
-    first = trainer(tmp_path / "b", ProbeCallback(ROWS, every=2, budget=None), steps=6)
-    first.args.save_strategy, first.args.save_steps = "steps", 2
-    first.state.save_steps = 2
-    second = ProbeCallback(ROWS, every=2, budget=None)
-    again = trainer(tmp_path / "b", second)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        first.train()
-        again.train(resume_from_checkpoint=str(tmp_path / "b" / "checkpoint-4"))
+    probed("b", save_strategy="steps", save_steps=2)[1].train()
+    second, again = probed("b")
+    again.train(resume_from_checkpoint=str(tmp_path / "b" / "checkpoint-4"))
     assert second.trajectory.steps.tolist() == [0, 2, 4, 6]
     np.testing.assert_allclose(second.trajectory.logp, whole.trajectory.logp, rtol=1e-4)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
-@pytest.mark.parametrize("kind", ["dpo", "sft"])
+@pytest.mark.filterwarnings("ignore")  # TRL's own
+@pytest.mark.parametrize(("kind", "lora"), [("dpo", False), ("dpo", True), ("sft", False)])
 def test_it_runs_in_the_trainers_of_trl(tmp_path, kind, lora):
     import peft
     import trl
 
     model, tokenizer = tiny("llama", torch.float32)
     adapter = peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj"]) if lora else None
-    keys = {"dpo": ("prompt", "chosen", "rejected"), "sft": ("prompt", "completion")}[kind]
-    rows = [row | {"completion": " " + row["chosen"]} for row in ROWS]
-    rows = [row | {key: " " + row[key] for key in ("chosen", "rejected")} for row in rows]
-    data = Dataset.from_list([{key: row[key] for key in keys} for row in rows])
-    config, maker = {
-        "dpo": (trl.DPOConfig, trl.DPOTrainer),
-        "sft": (trl.SFTConfig, trl.SFTTrainer),
+    rows = [row | {key: " " + row[key] for key in ("chosen", "rejected")} for row in ROWS]
+    rows = [row | {"completion": row["chosen"]} for row in rows]
+    keys, config, maker, own = {
+        "dpo": (("prompt", "chosen", "rejected"), trl.DPOConfig, trl.DPOTrainer, "rewards/margins"),
+        "sft": (("prompt", "completion"), trl.SFTConfig, trl.SFTTrainer, "mean_token_accuracy"),
     }[kind]
-    seen = Seen()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # TRL's own
-        args = config(
-            output_dir=str(tmp_path),
-            max_steps=4,
-            per_device_train_batch_size=2,
-            learning_rate=1e-2 if lora else 1e-3,
-            logging_steps=4,
-            report_to=[],
-            disable_tqdm=True,
-            save_strategy="no",
-            bf16=False,
-            use_cpu=True,
-            **({"precompute_ref_log_probs": True} if kind == "dpo" else {}),
-        )
-        made = maker(
-            model,
-            args=args,
-            train_dataset=data,
-            processing_class=tokenizer,
-            peft_config=adapter,
-        )
-        probe = ProbeCallback(ROWS, every=2, budget=None, trainer=made)
-        made.add_callback(seen)
-        made.add_callback(probe)
-        made.train()
-        after = score(made.model, tokenizer, ROWS)
+    data = Dataset.from_list([{key: row[key] for key in keys} for row in rows])
+    options = {"max_steps": 4, "per_device_train_batch_size": 2, "logging_steps": 4}
+    options |= {"report_to": [], "save_strategy": "no", "disable_tqdm": True, "use_cpu": True}
+    options |= {"precompute_ref_log_probs": True} if kind == "dpo" else {}
+    args = config(str(tmp_path), learning_rate=1e-2 if lora else 1e-3, bf16=False, **options)
+    given = {"train_dataset": data, "processing_class": tokenizer, "peft_config": adapter}
+    made, seen = maker(model, args=args, **given), Seen()
+    probe = ProbeCallback(ROWS, every=2, budget=None, trainer=made)
+    made.add_callback(seen)
+    made.add_callback(probe)
+    made.train()
+    after = score(made.model, tokenizer, ROWS)
     assert list(logged(made, "lmdyn/chosen")) == [0, 2, 4]
     np.testing.assert_allclose(logged(made, "lmdyn/chosen")[4], after.mean("chosen"), rtol=1e-5)
     assert [step for step, logs in seen.logs if "lmdyn/chosen" in logs] == [0, 2, 4]
-    own = "rewards/margins" if kind == "dpo" else "mean_token_accuracy"
     assert list(logged(made, own)) == [4]  # over all updates, as without the callback
     change = probe.trajectory.mean("chosen")
     if kind == "sft":
@@ -265,12 +241,3 @@ def test_settings_out_of_range_are_refused():
         ProbeCallback(ROWS, every=0)
     with pytest.raises(ValueError, match="budget must be a share"):
         ProbeCallback(ROWS, budget=2)
-
-
-def test_another_trl_is_warned_of_and_the_training_goes_on(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "trl", sys)
-    monkeypatch.setattr("lmdyn.lm.environment.version", lambda name: "0.29.1")
-    probe = ProbeCallback(ROWS, every=2, budget=None)
-    with pytest.warns(UserWarning, match=r"trl 0\.29\.1 is out of range.*trl>=1\.16,<2"):
-        trainer(tmp_path, probe, steps=2).train()
-    assert list(probe.trajectory.steps) == [0, 2]

@@ -111,7 +111,8 @@ def together(
             found = work(mine) if len(mine) else {}
         except Exception as error:  # the others must hear of it, or they would wait for ever
             kind = ValueError if isinstance(error, ValueError) else RuntimeError
-            failure = kind(f"process {rank}, on every {n}th of the rows from {rank} on: {error!r}")
+            said = error if kind is ValueError else repr(error)
+            failure = kind(f"process {rank}, on every {n}th of the rows from {rank} on: {said}")
         parts = gather_object([(mine, found, failure)])
     full = {}
     for some, found, failure in parts:

@@ -6,36 +6,34 @@ from dataclasses import fields, replace
 
 import numpy as np
 import pytest
+import torch
+from tiny import tiny, tiny_rows
 
 from lmdyn.lm.data import as_probes
 from lmdyn.lm.recorder import Recorder
-from lmdyn.lm.score import STATS
+from lmdyn.lm.score import STATS, score
 from lmdyn.lm.trajectory import Trajectory
-
-ROWS = [
-    {"prompt": "a", "chosen": "b", "rejected": "c", "split": "train"},
-    {"prompt": "d", "chosen": "e", "split": "train"},
-    {"prompt": "f", "chosen": "g", "rejected": "h", "split": "test"},
-]
-PROBES = as_probes(ROWS)
-
-
-def found(seed):
-    """Statistics of ROWS: the second has no rejected."""
-    random = np.random.default_rng(seed)
-    stats = {name: random.normal(size=(3, 2)) for name in (*STATS, "n_tokens")}
-    for values in stats.values():
-        values[1, 1] = np.nan
-    return stats
 
 
 def recorded(probings=4, meta=None):
-    recorder = Recorder(PROBES)
-    for i in range(probings):
-        recorder.record(2 * i, 8 * i, found(i), vocab_size=7)
-        recorder.update(loss=9.5 - i, lr=0.1)
-        recorder.update(loss=9 - i, lr=0.1)
-    return recorder.trajectory({"seed": 1} if meta is None else meta)
+    """A run on ROWS, the second of which has no rejected."""
+    random, shape = np.random.default_rng(0), (probings, 3, 2)
+    stats = {stat: random.normal(size=shape).astype(np.float32) for stat in STATS}
+    n_tokens = np.float32(random.integers(1, 9, shape[1:]))
+    for values in (*stats.values(), n_tokens):
+        values[..., 1, 1] = np.nan
+    updates = 2 * np.arange(probings)
+    return Trajectory(
+        steps=updates,
+        examples_seen=4 * updates,
+        types=("chosen", "rejected"),
+        vocab_size=7,
+        n_tokens=n_tokens,
+        split=np.array(["train", "train", "test"]),
+        log={name: np.float32(random.normal(size=updates[-1] + 2)) for name in ("loss", "lr")},
+        meta={"seed": 1} if meta is None else meta,
+        **stats,
+    )
 
 
 def with_chosen(curve):
@@ -63,18 +61,40 @@ def same(a, b):
             assert x == y, name
 
 
-def test_what_is_recorded_is_what_was_scored():
-    trajectory = recorded()
-    assert trajectory.steps.tolist() == [0, 2, 4, 6]
-    assert trajectory.examples_seen.tolist() == [0, 8, 16, 24]
-    assert trajectory.types == ("chosen", "rejected")
-    assert trajectory.split.tolist() == ["train", "train", "test"]
-    for stat in STATS:
-        expected = np.stack([found(i)[stat] for i in range(4)]).astype(np.float32)
-        np.testing.assert_array_equal(getattr(trajectory, stat), expected)
-    np.testing.assert_array_equal(trajectory.n_tokens, found(0)["n_tokens"].astype(np.float32))
-    assert trajectory.log["loss"].tolist() == [9.5, 9, 8.5, 8, 7.5, 7, 6.5, 6]
-    assert trajectory.updates == 8
+def test_what_is_recorded_is_what_was_scored_and_can_go_on_from_an_earlier_moment(tmp_path):
+    model, tokenizer = tiny("llama", torch.float32)
+    probes = as_probes(tiny_rows())
+    recorder = Recorder(probes)
+
+    def go_on(step):
+        recorder.probe(model, tokenizer, step, 4 * step)
+        for loss in (9.5 - step, 9 - step):
+            recorder.update(loss=loss, lr=0.1)
+
+    for step in (0, 2, 4):
+        go_on(step)
+    whole = recorder.trajectory({"seed": 1})
+    assert whole.steps.tolist() == [0, 2, 4]
+    assert whole.examples_seen.tolist() == [0, 8, 16]
+    assert whole.types == probes.types
+    assert whole.log["loss"].tolist() == [9.5, 9, 7.5, 7, 5.5, 5]
+    assert whole.updates == 6
+    scores = score(model, tokenizer, probes)
+    for stat in (*STATS, "n_tokens"):
+        expected = getattr(scores, stat).astype(np.float32)
+        np.testing.assert_array_equal(
+            np.broadcast_to(expected, getattr(whole, stat).shape), getattr(whole, stat)
+        )
+    whole.save(tmp_path / "run")
+    recorder = Recorder(probes)
+    recorder.restore(Trajectory.load(tmp_path / "run"), step=2)
+    cut = recorder.trajectory(whole.meta)
+    assert cut.steps.tolist() == [0, 2]
+    assert cut.log["loss"].tolist() == [9.5, 9]
+    for loss in (7.5, 7):
+        recorder.update(loss=loss, lr=0.1)
+    go_on(4)
+    same(recorder.trajectory(whole.meta), whole)
 
 
 def test_loading_gives_back_every_bit(tmp_path):
@@ -120,22 +140,6 @@ def test_a_save_that_fails_leaves_the_old_file_whole(tmp_path, monkeypatch, fail
     now = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     assert set(now) == set(old)
     assert now[f"run{fails}"] == old[f"run{fails}"]
-
-
-def test_going_on_from_an_earlier_moment_gives_the_same(tmp_path):
-    whole = recorded(4)
-    whole.save(tmp_path / "run")
-    recorder = Recorder(PROBES)
-    recorder.restore(Trajectory.load(tmp_path / "run"), step=4)  # two updates back
-    cut = recorder.trajectory(whole.meta)
-    assert cut.steps.tolist() == [0, 2, 4]
-    assert cut.log["loss"].tolist() == [9.5, 9, 8.5, 8]
-    for loss in (7.5, 7):
-        recorder.update(loss=loss, lr=0.1)
-    recorder.record(6, 24, found(3), vocab_size=7)
-    for loss in (6.5, 6):
-        recorder.update(loss=loss, lr=0.1)
-    same(recorder.trajectory(whole.meta), whole)
 
 
 def test_parts_that_go_on_from_each_other_join_into_one():

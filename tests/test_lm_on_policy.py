@@ -2,13 +2,11 @@
 
 import numpy as np
 import pytest
-import torch
-from stopped import stopped
+from runs import same_runs, same_weights, stopped
 from tiny import tiny, tiny_rows
 
 from lmdyn.lm.generate import generate
 from lmdyn.lm.on_policy import finetune_on_policy, sample_rejected
-from lmdyn.lm.score import STATS
 from lmdyn.lm.train import finetune
 
 ROWS = tiny_rows()
@@ -18,10 +16,6 @@ SETTINGS = {"rounds": 2, "lr": 1e-2, "batch_size": 2, "max_new_tokens": 6, "prob
 def run(**options):
     model, tokenizer = tiny("llama")
     return finetune_on_policy(model, tokenizer, ROWS, **SETTINGS | options), model
-
-
-def same_weights(a, b):
-    assert all(torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters(), strict=True))
 
 
 def test_rejected_is_what_the_model_says():
@@ -72,8 +66,7 @@ def test_a_stopped_run_goes_on_with_the_pairs_that_it_had(tmp_path, monkeypatch)
     with monkeypatch.context() as patch:  # both rounds have their pairs
         patch.setattr("lmdyn.lm.on_policy.generate", None)
         resumed, again = run(out=out, resume=True)
-    for name in ("steps", "examples_seen", *STATS):
-        np.testing.assert_array_equal(getattr(whole, name), getattr(resumed, name), err_msg=name)
+    same_runs(whole, resumed)
     same_weights(model, again)
     with pytest.raises(ValueError, match="holds a run already"):
         run(out=out)

@@ -1,13 +1,12 @@
 """The figures' style, and those that chapters and the report of a run share.
 
-One colour for each response family, everywhere. A figure draws what it is given and computes
-nothing; it takes ``ax=None`` (a new figure if absent) and returns the Axes it drew on.
+A figure draws what it is given and computes nothing; it takes the Axes ``ax`` to draw on (those of
+a new figure if absent) and returns them.
 """
 
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import TwoSlopeNorm
 
 # One colour per response family, everywhere; each has its own line style, so that no meaning
 # hangs on colour alone. The families and their hues are those of the paper's reference code.
@@ -21,7 +20,6 @@ COLORS = {
 LINESTYLES = {"chosen": "-", "rejected": "--", "other": "-.", "random": ":", "argmax": "-"}
 GAIN, LOSS = COLORS["chosen"], COLORS["rejected"]
 NEUTRAL = "#6b7280"
-SEQUENTIAL, DIVERGING = "cividis", "RdBu"  # both are safe for colour-blind readers
 
 # type → its family, which gives the colour, and its name in figures.
 NAMES = {
@@ -43,29 +41,25 @@ NAMES = {
 _VARIANTS = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
 
 
-# The settings of every figure, for matplotlib's rcParams.
-STYLE = {
-    "figure.figsize": (6.4, 3.6),
-    "figure.constrained_layout.use": True,
-    "figure.facecolor": "white",  # a white card in dark mode
-    "savefig.facecolor": "white",
-    "font.size": 10.5,
-    "axes.titlesize": 11,
-    "axes.labelsize": 10.5,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.alpha": 0.25,
-    "legend.frameon": False,
-    "lines.linewidth": 1.8,
-    "image.cmap": SEQUENTIAL,
-    "svg.hashsalt": "lmdyn",  # the same figure gives the same file
-}
-
-
 def use_style() -> None:
-    """Set ``STYLE`` for the figures that follow, and vector output in a notebook."""
-    plt.rcParams.update(STYLE)
+    """Set the style of the figures that follow, and vector output in a notebook."""
+    style = {
+        "figure.figsize": (6.4, 3.6),
+        "figure.constrained_layout.use": True,
+        "figure.facecolor": "white",  # a white card in dark mode
+        "font.size": 10.5,
+        "axes.titlesize": 11,
+        "axes.labelsize": 10.5,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.grid": True,
+        "grid.alpha": 0.25,
+        "legend.frameon": False,
+        "lines.linewidth": 1.8,
+        "image.cmap": "cividis",  # safe for colour-blind readers
+        "svg.hashsalt": "lmdyn",  # the same figure gives the same file
+    }
+    plt.rcParams.update(style)
     try:
         from matplotlib_inline.backend_inline import set_matplotlib_formats
     except ImportError:  # outside a notebook
@@ -86,8 +80,7 @@ def look(name: str) -> tuple[str, object, str]:
     family, label = NAMES.get(name, ("argmax", name))
     members = [other for other, (its, _) in NAMES.items() if its == family]
     place = members.index(name) if name in members else 0
-    own = LINESTYLES[family]
-    styles = [own, *(style for style in _VARIANTS if style != own)]
+    styles = sorted(_VARIANTS, key=lambda style: style != LINESTYLES[family])  # its own first
     return COLORS[family], styles[place], label
 
 
@@ -96,25 +89,16 @@ def curves(x, series, ax=None) -> Axes:
 
     Args:
         x: (S,).
-        series: name → (S,) values, or (R, S) values of R runs: their mean as a line, each run thin
-            beside it. A name may be (name, family), to take the colour and line style of a response
-            family; the others have them in the order of ``COLORS``.
-        ax: Axes to draw on.
-
-    Returns:
-        The Axes.
+        series: name → (S,) values, or (R, S): the mean of R runs as a line, each thin beside it. A
+            name may be (name, family), to look like a response family, else they come in turn.
     """
     ax = axes(ax)
-    families, runs = list(COLORS), []
     for number, (name, values) in enumerate(series.items()):
-        name, family = name if isinstance(name, tuple) else (name, families[number % 5])
-        values = np.asarray(values)
-        mean = values if values.ndim == 1 else values.mean(0)
-        ax.plot(x, mean, LINESTYLES[family], color=COLORS[family], label=name)
-        if values.ndim == 2:
-            runs.append((values.T, COLORS[family]))
-    for values, color in runs:
-        ax.plot(x, values, lw=0.7, alpha=0.45, color=color)
+        name, family = name if isinstance(name, tuple) else (name, [*COLORS][number % 5])
+        values = np.atleast_2d(values)
+        ax.plot(x, values.mean(0), LINESTYLES[family], color=COLORS[family], label=name)
+        if len(values) > 1:  # above all means
+            ax.plot(x, values.T, lw=0.7, alpha=0.45, color=COLORS[family], zorder=2.1)
     return ax
 
 
@@ -122,13 +106,8 @@ def responses(x, series, ax=None, names=True) -> Axes:
     """The log-prob of each response type over training, each named at the right end.
 
     Args:
-        x: (S,), e.g. updates or epochs.
-        series: type → (S,) values, or (runs, S): their mean as a line, each run thin beside it.
-        ax: Axes to draw on.
+        x, series: as in `curves`, by type.
         names: write the names; leave them to another panel if not.
-
-    Returns:
-        The Axes.
     """
     ax = axes(ax)
     ends = {}
@@ -166,45 +145,6 @@ def _name_ends(ax: Axes, x: float, ends: dict[str, float]) -> None:
     ax.set_ylim(min(low, heights.min() - gap), max(high, heights.max() + gap))
 
 
-def table(values, rows, columns, label, form=None, top=None, ax=None) -> Axes:
-    """A number for each pair of names, as colour: white is zero where there are both signs.
-
-    Args:
-        values: (rows, columns); NaN stays blank.
-        rows: the names of the rows, e.g. tokens.
-        columns: the names of the columns.
-        label: what the colour means, with its unit.
-        form: how to write each number into its cell, e.g. ``"{:+.1f}"``; not written if absent.
-        top: where there are both signs, the size from which on the colour stays the same; the
-            largest if absent.
-        ax: Axes to draw on.
-
-    Returns:
-        The Axes.
-    """
-    ax = axes(ax)
-    values = np.asarray(values, dtype=float)
-    low, high = np.nanmin(values), np.nanmax(values)
-    if low < 0 < high:
-        top = top or max(-low, high)
-        style = {"cmap": DIVERGING, "norm": TwoSlopeNorm(0, -top, top)}
-    else:
-        style = {"cmap": SEQUENTIAL}
-    image = ax.imshow(values, aspect="auto", interpolation="nearest", **style)
-    ax.figure.colorbar(image, ax=ax, label=label, shrink=0.9)
-    ax.set_xticks(range(len(columns)), columns, rotation=45, ha="right", rotation_mode="anchor")
-    ax.set_yticks(range(len(rows)), rows)
-    ax.grid(False)
-    if form:
-        for (i, j), value in np.ndenumerate(values):
-            if np.isfinite(value):
-                red, green, blue, _ = image.cmap(image.norm(value))
-                dark = 0.3 * red + 0.59 * green + 0.11 * blue < 0.5
-                ink = "white" if dark else "black"
-                ax.text(j, i, form.format(value), ha="center", va="center", fontsize=8, color=ink)
-    return ax
-
-
 def mass(groups, families, ax=None) -> Axes:
     """Where probability went: for each group of tokens, what each part has gained or lost.
 
@@ -212,25 +152,18 @@ def mass(groups, families, ax=None) -> Axes:
         groups: name of a group → {part: gain}, or {part: (runs,) gains}: their mean as a bar, each
             run a dot. The same parts, in the same order, in each.
         families: the response family whose colour each part takes.
-        ax: Axes to draw on.
-
-    Returns:
-        The Axes.
     """
     ax = axes(ax)
     height = 0.8 / len(families)
-    for number, (part, family) in enumerate(
-        zip(next(iter(groups.values())), families, strict=True)
-    ):
-        gains = [np.atleast_1d(np.asarray(parts[part], dtype=float)) for parts in groups.values()]
+    parts = next(iter(groups.values()))
+    for number, (part, family) in enumerate(zip(parts, families, strict=True)):
+        gains = [np.atleast_1d(of[part]) for of in groups.values()]
         y = np.arange(len(groups)) - 0.4 + (number + 0.5) * height
-        means = [of_runs.mean() for of_runs in gains]
-        ax.barh(y, means, height, color=COLORS[family], alpha=0.8, label=part)
+        ax.barh(y, list(map(np.mean, gains)), height, color=COLORS[family], alpha=0.8, label=part)
         for place, of_runs in zip(y, gains, strict=True):
             if len(of_runs) > 1:
                 ax.plot(of_runs, np.full(len(of_runs), place), ".", ms=4, color=NEUTRAL)
-    ax.set_yticks(range(len(groups)), list(groups))
-    ax.set_ylim(len(groups) - 0.5, -0.5)
+    ax.set(yticks=range(len(groups)), yticklabels=groups, ylim=(len(groups) - 0.5, -0.5))
     ax.axvline(0, color=COLORS["argmax"], lw=0.8)
     ax.grid(axis="y", visible=False)
     ax.legend(fontsize=9)

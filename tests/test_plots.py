@@ -24,12 +24,8 @@ def test_every_type_has_a_name_a_colour_of_its_family_and_its_own_line():
     looks = [plots.look(name) for name in plots.NAMES]
     assert len({(color, style) for color, style, _ in looks}) == len(looks)
     assert len({label for _, _, label in looks}) == len(looks)
-
-
-def test_every_family_has_a_colour_and_a_style():
     assert plots.COLORS.keys() == plots.LINESTYLES.keys()
-    looks = [(plots.COLORS[f], plots.LINESTYLES[f]) for f in plots.COLORS]
-    assert len(set(looks)) == len(looks)
+    assert len({(plots.COLORS[f], plots.LINESTYLES[f]) for f in plots.COLORS}) == len(plots.COLORS)
 
 
 def test_curves_draw_a_line_or_the_mean_of_runs(ax):
@@ -60,27 +56,6 @@ def test_names_at_the_end_do_not_overlap(ax):
     assert ax.get_window_extent().y0 <= boxes[0][0]
 
 
-@pytest.mark.parametrize(("values", "lowest"), [([[1.0, -2.0]], -2), ([[1.0, 3.0]], 1)])
-def test_table_shows_values_and_names(ax, values, lowest):
-    plots.table(values, ["a"], ["b", "c"], "nats", "{:+.0f}", ax=ax)
-    (image,) = ax.images
-    assert image.get_array().tolist() == values
-    assert image.norm.vmin == lowest
-    assert [text.get_text() for text in ax.texts] == [f"{v:+.0f}" for v in values[0]]
-    assert [tick.get_text() for tick in ax.get_xticklabels()] == ["b", "c"]
-
-
-def test_table_leaves_missing_numbers_blank(ax):
-    plots.table([[1.0, np.nan]], ["a"], ["b", "c"], "nats", "{:.0f}", ax=ax)
-    assert [text.get_text() for text in ax.texts] == ["1"]
-
-
-def test_tables_can_share_their_colours(ax):
-    plots.table([[1.0, -2.0]], ["a"], ["b", "c"], "nats", top=5, ax=ax)
-    (image,) = ax.images
-    assert (image.norm.vmin, image.norm.vmax) == (-5, 5)
-
-
 def test_mass_draws_a_bar_for_each_part_of_each_group_and_a_dot_for_each_run(ax):
     groups = {
         "valley": {"label": [-1.0, -3.0], "rest": [1.0, 3.0]},
@@ -88,10 +63,7 @@ def test_mass_draws_a_bar_for_each_part_of_each_group_and_a_dot_for_each_run(ax)
     }
     plots.mass(groups, ["rejected", "random"], ax=ax)
     label, rest = ax.containers
-    assert [bar.get_width() for bar in label] == [-2, 2] and [b.get_width() for b in rest] == [
-        2,
-        -2,
-    ]
+    assert [bar.get_width() for bar in (*label, *rest)] == [-2, 2, 2, -2]
     dots = [line.get_xdata().tolist() for line in ax.lines if line.get_marker() == "."]
     assert dots == [[-1, -3], [1, 3]]
     assert [tick.get_text() for tick in ax.get_yticklabels()] == ["valley", "hill"]

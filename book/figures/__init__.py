@@ -22,6 +22,7 @@ from figures.numbers import (
     rates,
     remainder,
     shares,
+    table,
     tradeoff,
 )
 from figures.tokens import by_type, next_tokens, token_bars, who_sees_whom
@@ -48,6 +49,7 @@ __all__ = [
     "simplex",
     "simplex_arrows",
     "simplex_contours",
+    "table",
     "token_bars",
     "tradeoff",
     "who_sees_whom",

@@ -3,6 +3,7 @@
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import TwoSlopeNorm
 from matplotlib.transforms import Bbox
 
 from lmdyn.plots import COLORS, GAIN, LINESTYLES, LOSS, NEUTRAL, axes
@@ -89,6 +90,45 @@ def class_matrix(matrix, row, column, label, vmax=None, ax=None) -> Axes:
     ax.set_yticks(range(len(matrix)))
     ax.grid(False)
     ax.set(xlabel=column, ylabel=row)
+    return ax
+
+
+def table(values, rows, columns, label, form=None, top=None, ax=None) -> Axes:
+    """A number for each pair of names, as colour: white is zero where there are both signs.
+
+    Args:
+        values: (rows, columns); NaN stays blank.
+        rows: the names of the rows, e.g. tokens.
+        columns: the names of the columns.
+        label: what the colour means, with its unit.
+        form: how to write each number into its cell, e.g. ``"{:+.1f}"``; not written if absent.
+        top: where there are both signs, the size from which on the colour stays the same; the
+            largest if absent.
+        ax: Axes to draw on.
+
+    Returns:
+        The Axes.
+    """
+    ax = axes(ax)
+    values = np.asarray(values, dtype=float)
+    low, high = np.nanmin(values), np.nanmax(values)
+    if low < 0 < high:
+        top = top or max(-low, high)
+        style = {"cmap": "RdBu", "norm": TwoSlopeNorm(0, -top, top)}
+    else:
+        style = {"cmap": "cividis"}
+    image = ax.imshow(values, aspect="auto", interpolation="nearest", **style)
+    ax.figure.colorbar(image, ax=ax, label=label, shrink=0.9)
+    ax.set_xticks(range(len(columns)), columns, rotation=45, ha="right", rotation_mode="anchor")
+    ax.set_yticks(range(len(rows)), rows)
+    ax.grid(False)
+    if form:
+        for (i, j), value in np.ndenumerate(values):
+            if np.isfinite(value):
+                red, green, blue, _ = image.cmap(image.norm(value))
+                dark = 0.3 * red + 0.59 * green + 0.11 * blue < 0.5
+                ink = "white" if dark else "black"
+                ax.text(j, i, form.format(value), ha="center", va="center", fontsize=8, color=ink)
     return ax
 
 

@@ -235,3 +235,24 @@ def test_rates_stand_side_by_side_with_their_intervals(ax):
     assert (np.abs(a.get_xdata() - [0, 1]) < 0.2).all() and (a.get_xdata() < b.get_xdata()).all()
     assert a.get_color() == plots.COLORS["chosen"]
     assert [tick.get_text() for tick in ax.get_xticklabels()] == ["8", "16"]
+
+
+@pytest.mark.parametrize(("values", "lowest"), [([[1.0, -2.0]], -2), ([[1.0, 3.0]], 1)])
+def test_table_shows_values_and_names(ax, values, lowest):
+    figures.table(values, ["a"], ["b", "c"], "nats", "{:+.0f}", ax=ax)
+    (image,) = ax.images
+    assert image.get_array().tolist() == values
+    assert image.norm.vmin == lowest
+    assert [text.get_text() for text in ax.texts] == [f"{v:+.0f}" for v in values[0]]
+    assert [tick.get_text() for tick in ax.get_xticklabels()] == ["b", "c"]
+
+
+def test_table_leaves_missing_numbers_blank(ax):
+    figures.table([[1.0, np.nan]], ["a"], ["b", "c"], "nats", "{:.0f}", ax=ax)
+    assert [text.get_text() for text in ax.texts] == ["1"]
+
+
+def test_tables_can_share_their_colours(ax):
+    figures.table([[1.0, -2.0]], ["a"], ["b", "c"], "nats", top=5, ax=ax)
+    (image,) = ax.images
+    assert (image.norm.vmin, image.norm.vmax) == (-5, 5)

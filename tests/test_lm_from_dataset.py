@@ -165,8 +165,8 @@ def test_answers_that_were_cut_off_or_are_empty_are_left_out_and_counted(monkeyp
     monkeypatch.setattr("lmdyn.lm.generate.generate", lambda *a, **k: said)
     model, tokenizer = tiny("llama")
     message = (
-        "2 of 4 rows go without 'chosen_initial': 1 did not end within 64 tokens, "
-        "1 said nothing; change max_new_tokens"
+        r"2 of 4 rows go without 'chosen_initial' \(1 did not end within 64 tokens, "
+        r"1 said nothing\): change max_new_tokens to have more"
     )
     with pytest.warns(UserWarning, match=message):
         probes = ProbeSet.from_dataset(ASKED[:4], tokenizer, model=model)
@@ -211,11 +211,17 @@ def test_a_prompt_that_leaves_no_room_for_an_answer_goes_without(monkeypatch, lo
 
 def test_a_model_that_cannot_answer_is_named():
     model, tokenizer = tiny("gpt2")
-    with pytest.raises(ValueError, match=r"none of 3 .*3 did not end within 1 tokens.*leave model"):
+    with pytest.raises(
+        ValueError, match=r"3 of 3 rows .*3 did not end within 1 tokens.*leave model"
+    ):
         ProbeSet.from_dataset(PAIRS, tokenizer, model=model, max_new_tokens=1)
-    with pytest.raises(ValueError, match=r"none of 3 .*3 had a prompt that leaves no room for 128"):
+    with pytest.raises(
+        ValueError, match=r"3 of 3 rows .*3 had a prompt that leaves no room for 128"
+    ):
         ProbeSet.from_dataset(PAIRS, tokenizer, model=model, max_new_tokens=128)
     with pytest.raises(ValueError, match="pass the tokenizer too"):
         ProbeSet.from_dataset(PAIRS, model=model)
-    with pytest.raises(ValueError, match=r"temperature must be 0 \(greedy\) or above, got -1"):
+    with pytest.raises(
+        ValueError, match=r"temperature must be a finite number of at least 0, got -1"
+    ):
         ProbeSet.from_dataset(PAIRS, tokenizer, model=model, temperature=-1)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from transformers import GenerationConfig, PreTrainedModel
 
-from lmdyn.checks import check_count, check_texts
+from lmdyn.checks import check_count, check_number, check_texts
 from lmdyn.lm.forward import evaluating
 from lmdyn.lm.tokens import Format
 
@@ -35,8 +35,8 @@ def generate(
         tokenizer: its tokenizer, with an EOS token.
         prompts: texts, tokenised without special tokens.
         max_new_tokens: where to stop at the latest.
-        sample: draw from π; otherwise take the likeliest token each time (greedy).
-        temperature, seed: of the sampling.
+        sample: draw from π, with ``temperature`` and ``seed``; else take the likeliest token
+            each time (greedy).
         batch_size: prompts at a time. Greedy answers do not depend on it, beyond ties.
         return_ended: return as well, of each answer, whether it ended within ``max_new_tokens``.
 
@@ -48,19 +48,16 @@ def generate(
     """
     check_texts("prompts", prompts)
     tokens = [_ids(tokenizer, prompt) for prompt in prompts]
-    for i, ids in enumerate(tokens):
-        if not ids:
-            raise ValueError(f"prompts[{i}] gives no token: write something there")
-    eos = tokenizer.eos_token_id
-    others = model.generation_config.eos_token_id or []  # some models end a turn otherwise
+    if [] in tokens:
+        raise ValueError(f"prompts[{tokens.index([])}] gives no token: write something there")
+    eos, others = tokenizer.eos_token_id, model.generation_config.eos_token_id or []
     ends = {eos, *([others] if isinstance(others, int) else others)}
     config = GenerationConfig(
         max_new_tokens=max_new_tokens,
-        do_sample=sample,
-        temperature=temperature if sample else None,
-        top_k=0 if sample else None,  # from the whole of π
         eos_token_id=sorted(ends),
         pad_token_id=eos,
+        do_sample=sample,
+        **({"temperature": temperature, "top_k": 0} if sample else {}),  # from the whole of π
     )
     answers, ended = [], []
     devices = [model.device] if model.device.type == "cuda" else []
@@ -69,16 +66,12 @@ def generate(
         for start in range(0, len(tokens), batch_size):
             batch = tokens[start : start + batch_size]
             longest = max(map(len, batch))
-            ids = [[eos] * (longest - len(t)) + t for t in batch]
-            mask = [[0] * (longest - len(t)) + [1] * len(t) for t in batch]
-            out = model.generate(
-                torch.tensor(ids, device=model.device),
-                attention_mask=torch.tensor(mask, device=model.device),
-                generation_config=config,
-            )
-            for ids in out[:, longest:].tolist():
-                end = next((i for i, token in enumerate(ids) if token in ends), None)
-                answers.append(tokenizer.decode(ids[:end], skip_special_tokens=True))
+            ids = torch.tensor([[-1] * (longest - len(t)) + t for t in batch], device=model.device)
+            inputs = {"attention_mask": (ids >= 0).long(), "generation_config": config}
+            out = model.generate(ids.where(ids >= 0, eos), **inputs)
+            for said in out[:, longest:].tolist():
+                end = next((i for i, token in enumerate(said) if token in ends), None)
+                answers.append(tokenizer.decode(said[:end], skip_special_tokens=True))
                 ended.append(end is not None)
     return (answers, ended) if return_ended else answers
 
@@ -86,11 +79,10 @@ def generate(
 def repeated(texts: Sequence[str], n: int = 3) -> float:
     """The share of n-grams of words that their own text already held, over all texts.
 
-    Words stand between white space. It is 0 if no text repeats itself or all are shorter than n
-    words, and near 1 if all do nothing else.
+    Words stand between white space. It is 0 if all texts are shorter than n words.
 
     Raises:
-        ValueError: one text instead of a list, no text, an entry that is no text, n below 1.
+        ValueError: no list of texts, n below 1.
 
     Example:
         >>> repeated(["to be or not to be"], n=2)
@@ -98,11 +90,9 @@ def repeated(texts: Sequence[str], n: int = 3) -> float:
     """
     check_texts("texts", texts)
     check_count("n", n, 1)
-    split = [text.split() for text in texts]
-    grams = [[tuple(words[i : i + n]) for i in range(len(words) - n + 1)] for words in split]
+    grams = [list(zip(*(text.split()[i:] for i in range(n)), strict=False)) for text in texts]
     total = sum(map(len, grams))
-    again = total - sum(len(set(of)) for of in grams)
-    return again / total if total else 0.0
+    return (total - sum(len(set(of)) for of in grams)) / total if total else 0.0
 
 
 def with_own_samples(
@@ -110,39 +100,33 @@ def with_own_samples(
 ) -> list[dict[str, str]]:
     """The rows with the model's own answer as ``chosen_initial``, where they have none yet.
 
-    Scoring appends EOS to every response, so an answer that the model did not end itself would be
-    charged for a token that it never said. It is left out, as is an empty one, with a warning; if
-    none is left, that is a ValueError. At temperature 0 it takes the likeliest token each time.
+    An answer that is empty is left out, and so is one that the model did not end itself: scoring
+    appends EOS, a token that it never said. Some left out are a warning, all are a ValueError.
     """
     if tokenizer is None:
         raise ValueError("the model answers through its tokenizer: pass the tokenizer too")
-    if temperature < 0:
-        raise ValueError(f"temperature must be 0 (greedy) or above, got {temperature}")
+    check_number("temperature", temperature, zero=True)
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     room = min(form.max_length, context or form.max_length) - max_new_tokens - 1  # EOS
     rows = [dict(row) for row in rows]
     asked = [row for row in rows if OWN not in row]
     fits = [row for row in asked if len(_ids(tokenizer, row["prompt"])) <= room]
-    options = {"sample": temperature > 0, "temperature": temperature or 1.0, "seed": seed}
     prompts, said = [row["prompt"] for row in fits], ([], [])
     if fits:
+        options = {"sample": temperature > 0, "temperature": temperature, "seed": seed}
         said = generate(model, tokenizer, prompts, max_new_tokens, return_ended=True, **options)
-    left = []  # why rows go without
+    why = [f"had a prompt that leaves no room for {max_new_tokens}"] * (len(asked) - len(fits))
     for row, text, ended in zip(fits, *said, strict=True):
         if ended and text.strip():
             row[OWN] = text
         else:
-            left.append("said nothing" if ended else f"did not end within {max_new_tokens} tokens")
-    left += [f"had a prompt that leaves no room for {max_new_tokens}"] * (len(asked) - len(fits))
-    why = ", ".join(f"{n} {reason}" for reason, n in Counter(left).items())
-    if asked and len(left) == len(asked):
-        raise ValueError(
-            f"none of {len(left)} answers of the model's own can be kept ({why}): change "
-            "max_new_tokens, or leave model out"
-        )
-    if left:
-        what = f"{len(left)} of {len(asked)} rows go without {OWN!r}: {why}; change max_new_tokens"
-        warnings.warn(f"{what} to have more", stacklevel=3)
+            why.append("said nothing" if ended else f"did not end within {max_new_tokens} tokens")
+    if why:
+        reasons = ", ".join(f"{n} {reason}" for reason, n in Counter(why).items())
+        message = f"{len(why)} of {len(asked)} rows go without {OWN!r} ({reasons}): change"
+        if len(why) == len(asked):
+            raise ValueError(f"{message} max_new_tokens, or leave model out")
+        warnings.warn(f"{message} max_new_tokens to have more", stacklevel=3)
     return rows
 
 

@@ -30,8 +30,7 @@ def test_samples_follow_their_seed_and_leave_the_rest_alone():
         generate(model, tokenizer, PROMPTS, 8, sample=True, seed=seed) for seed in (1, 1, 2)
     )
     assert one == again != other
-    assert model.training
-    assert torch.equal(state, torch.random.get_rng_state())
+    assert model.training and torch.equal(state, torch.random.get_rng_state())
 
 
 def test_samples_have_the_model_s_frequencies():
@@ -47,11 +46,9 @@ def test_samples_have_the_model_s_frequencies():
     assert abs(drawn.count(best) / n - probs.max()) < 4 * spread
 
 
-@pytest.mark.parametrize(
-    ("prompts", "message"), [("hi", "list"), ([], "list"), (["a", ""], r"prompts\[1\]")]
-)
-def test_bad_prompts_are_named(prompts, message):
-    with pytest.raises(ValueError, match=message):
+@pytest.mark.parametrize(("prompts", "error"), [("hi", "list"), (["a", ""], r"prompts\[1\]")])
+def test_bad_prompts_are_named(prompts, error):
+    with pytest.raises(ValueError, match=error):
         generate(*tiny("llama"), prompts)
 
 
@@ -72,9 +69,7 @@ def test_a_model_may_end_with_other_tokens_than_the_tokenizers_eos():
     first = tokenizer(texts[0], add_special_tokens=False)["input_ids"][1]
     model.generation_config.eos_token_id = [first]
     shorter, ended = generate(model, tokenizer, prompts, 6, return_ended=True)
-    assert ended[0] and shorter[0] == tokenizer.decode(
-        tokenizer(texts[0], add_special_tokens=False)["input_ids"][:1]
-    )
+    assert ended[0] and shorter[0] == texts[0].split()[0]
     assert all(long.startswith(short) for long, short in zip(texts, shorter, strict=True))
 
 
@@ -83,7 +78,5 @@ def test_repeated_counts_ngrams_seen_before():
     assert repeated(["a b a b a b"], 2) == pytest.approx(3 / 5)
     assert repeated(["a b", "a b"], 2) == 0  # in one's own text only
     assert repeated(["a"], 3) == 0
-    with pytest.raises(ValueError, match=r"texts\[1\] must be a text, got NoneType"):
-        repeated(["a b", None])
     with pytest.raises(ValueError, match="n must be an integer of at least 1, got 0"):
         repeated(["a b"], 0)

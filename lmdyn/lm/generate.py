@@ -26,17 +26,14 @@ def generate(
     batch_size: int = 16,
     return_ended: bool = False,
 ) -> list[str] | tuple[list[str], list[bool]]:
-    """Let the model answer each prompt, until it ends or a number of tokens.
-
-    It ends with the tokenizer's EOS, or with what ``model.generation_config`` ends with.
+    """Let the model answer each prompt, up to EOS or whatever its generation_config ends with.
 
     Args:
         model: any causal language model; its mode and the global random state stay as they are.
         tokenizer: its tokenizer, with an EOS token.
         prompts: texts, tokenised without special tokens.
         max_new_tokens: where to stop at the latest.
-        sample: draw from π, with ``temperature`` and ``seed``; else take the likeliest token
-            each time (greedy).
+        sample, temperature, seed: draw from π; else take the likeliest token each time (greedy).
         batch_size: prompts at a time. Greedy answers do not depend on it, beyond ties.
         return_ended: return as well, of each answer, whether it ended within ``max_new_tokens``.
 

@@ -76,16 +76,14 @@ def test_bad_lines_are_named(tmp_path, line, message):
 def test_jsonl_loads_with_blank_lines_and_any_unicode(tmp_path):
     row = {"prompt": "Grüße \u2028 und mehr", "chosen": "ja", "rejected": None}
     path = write(tmp_path / "rows.jsonl", "", json.dumps(row, ensure_ascii=False), "")
-    probes = load_probes(path)
-    assert probes.rows[0] == {"prompt": row["prompt"], "chosen": "ja"}
+    assert load_probes(path).rows == ({"prompt": row["prompt"], "chosen": "ja"},)
 
 
-def test_empty_responses_can_be_dropped_but_never_chosen(tmp_path):
-    path = write(tmp_path / "rows.jsonl", '{"prompt": "p", "chosen": "c", "rejected": ""}')
-    assert "rejected" not in load_probes(path, drop_empty=True).rows[0]
-    path = write(tmp_path / "rows.jsonl", '{"prompt": "p", "chosen": ""}')
+def test_empty_responses_can_be_dropped_but_never_chosen():
+    row = {"prompt": "p", "chosen": "c", "rejected": ""}
+    assert "rejected" not in as_probes([row], drop_empty=True)[0]
     with pytest.raises(ValueError, match="'chosen' is empty"):
-        load_probes(path, drop_empty=True)
+        as_probes([row | {"chosen": ""}], drop_empty=True)
 
 
 @pytest.mark.parametrize(
@@ -93,12 +91,13 @@ def test_empty_responses_can_be_dropped_but_never_chosen(tmp_path):
     [
         (lambda: load_probes("smple"), "did you mean 'sample'?"),
         (lambda: load_probes("sample", ["chossen"]), "did you mean 'chosen'?"),
-        (lambda: load_probes("sample", "chosen"), "write ['chosen']"),
-        (lambda: load_probes("sample", []), "types is empty"),
-        (lambda: load_probes("sample", ["chosen", "chosen"]), "types must differ"),
+        (lambda: load_probes("sample", "chosen"), "a list of one or more different names, got 'ch"),
+        (lambda: load_probes("sample", []), "a list of one or more different names, got []"),
+        (lambda: load_probes("sample", ["chosen", "chosen"]), "different names, got ['chosen', "),
         (lambda: load_probes("sample", split="dev"), "split must be"),
+        (lambda: load_probes("sample", limit=0), "sample has no row"),
         (lambda: as_probes([]), "there is no row"),
-        (lambda: as_probes({"prompt": "p", "chosen": "c"}), "must be a list of dicts"),
+        (lambda: as_probes({"prompt": "p", "chosen": "c"}), "rows[0] must be a dict"),
     ],
 )
 def test_bad_calls_are_named(call, message):
@@ -106,10 +105,7 @@ def test_bad_calls_are_named(call, message):
         call()
 
 
-# ---- the paper's files
-
-
-def test_hub_sources_come_through_datasets_from_the_pinned_commit(monkeypatch):
+def test_the_paper_s_files_come_through_datasets_from_the_pinned_commit(monkeypatch):
     asked = {}
 
     def load_dataset(kind, data_files):
@@ -120,16 +116,9 @@ def test_hub_sources_come_through_datasets_from_the_pinned_commit(monkeypatch):
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     probes = load_probes("hh")
     assert [row["split"] for row in probes] == ["train", "test"]
-    assert "chosen_initial" not in probes.rows[0]
-    assert probes.format.prompt_keeps == "end"
+    assert "chosen_initial" not in probes[0] and probes.format.prompt_keeps == "end"
     assert all("08e3bd25cb7debcf263244046a697e355715bbd9" in url for url in asked.values())
     assert load_probes("ultrafeedback").format.prompt_keeps == "start"
-
-
-def test_offline_says_what_to_do(monkeypatch):
-    def load_dataset(*args, **kwargs):
-        raise FileNotFoundError("no route to host")
-
-    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.setattr(datasets, "load_dataset", None)  # as good as offline
     with pytest.raises(ConnectionError, match=r"'hh' could not be fetched.*'sample'"):
         load_probes("hh")

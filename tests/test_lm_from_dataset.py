@@ -42,10 +42,8 @@ def test_pairs_of_text_pass_as_they_are_and_get_cheap_types():
         assert set(row["random_nonhum"].split()) <= words
     assert ProbeSet.from_dataset(PAIRS).rows == probes.rows
     assert ProbeSet.from_dataset(PAIRS, seed=1).rows != probes.rows
-    assert ProbeSet.from_dataset(PAIRS, types=["chosen", "rejected"]).types == (
-        "chosen",
-        "rejected",
-    )
+    types = ("chosen", "rejected")
+    assert ProbeSet.from_dataset(PAIRS, types=types).types == types
 
 
 def test_an_implicit_prompt_is_what_both_begin_with():
@@ -62,26 +60,22 @@ def test_an_implicit_prompt_is_what_both_begin_with():
 
 @pytest.mark.parametrize("kind", ["pairs", "completion", "messages", "implicit"])
 def test_conversations_are_written_by_the_template(tokenizer, kind):
-    ask = [[say("user", row["prompt"])] for row in PAIRS]
-    good = [[say("assistant", row["chosen"])] for row in PAIRS]
-    bad = [[say("assistant", row["rejected"])] for row in PAIRS]
-    rows = {
-        "pairs": [
-            {"prompt": a, "chosen": g, "rejected": b}
-            for a, g, b in zip(ask, good, bad, strict=True)
-        ],
-        "completion": [{"prompt": a, "completion": g} for a, g in zip(ask, good, strict=True)],
-        "messages": [{"messages": a + g} for a, g in zip(ask, good, strict=True)],
-        "implicit": [
-            {"chosen": a + g, "rejected": a + b} for a, g, b in zip(ask, good, bad, strict=True)
-        ],
-    }[kind]
-    probes = ProbeSet.from_dataset(rows, tokenizer)
-    for row, pair in zip(probes, PAIRS, strict=True):
-        assert row["prompt"] == f"<user> {pair['prompt']} <eos>\n<assistant> "
-        assert row["chosen"].strip() == pair["chosen"].strip()
+    def row(pair):
+        ask = [say("user", pair["prompt"])]
+        good, bad = ([say("assistant", pair[name])] for name in ("chosen", "rejected"))
+        return {
+            "pairs": {"prompt": ask, "chosen": good, "rejected": bad},
+            "completion": {"prompt": ask, "completion": good},
+            "messages": {"messages": ask + good},
+            "implicit": {"chosen": ask + good, "rejected": ask + bad},
+        }[kind]
+
+    probes = ProbeSet.from_dataset(map(row, PAIRS), tokenizer)
+    for found, pair in zip(probes, PAIRS, strict=True):
+        assert found["prompt"] == f"<user> {pair['prompt']} <eos>\n<assistant> "
+        assert found["chosen"].strip() == pair["chosen"].strip()
         if kind in ("pairs", "implicit"):
-            assert row["rejected"].strip() == pair["rejected"].strip()
+            assert found["rejected"].strip() == pair["rejected"].strip()
 
 
 def test_rows_are_spread_over_the_dataset_or_the_first_of_a_stream():
@@ -98,7 +92,10 @@ def test_rows_are_spread_over_the_dataset_or_the_first_of_a_stream():
         ({"text": "all in one"}, r"dataset\[0\] is in no format that can be probed: it has text"),
         ({"prompt": "a"}, "and needs prompt with chosen or completion"),
         ({"prompt": "a", "chosen": " "}, "the prompt or the chosen response is empty"),
-        ({"messages": [say("user", "a"), say("assistant", "b")]}, "pass the tokenizer"),
+        (
+            {"messages": [say("user", "a"), say("assistant", "b")]},
+            "pass a tokenizer with a chat_template",
+        ),
         ("text", r"dataset\[0\] must be a dict, got str"),
     ],
 )
@@ -113,7 +110,7 @@ def test_a_template_is_needed_and_must_go_on_where_it_stopped(tokenizer):
     with pytest.raises(ValueError, match="writes the prompt otherwise once 'chosen' follows"):
         ProbeSet.from_dataset(rows, tokenizer)
     tokenizer.chat_template = None
-    with pytest.raises(ValueError, match="the tokenizer has no chat template"):
+    with pytest.raises(ValueError, match="pass a tokenizer with a chat_template"):
         ProbeSet.from_dataset(rows, tokenizer)
     with pytest.raises(ValueError, match="no row to probe"):
         ProbeSet.from_dataset([])

@@ -375,7 +375,7 @@ def test_an_adapter_without_its_model_is_named(adapted, tmp_path, monkeypatch):
     shutil.copytree(folder, tmp_path / "run")
     config = tmp_path / "run" / "checkpoint-2" / "adapter_config.json"
     named = json.loads(config.read_text())
-    for base, reason in ((None, "names no model: pass --model"), ("gone", "does not load")):
+    for base, reason in ((None, "names no model: pass --model"), ("gone", "does not fit 'gone'")):
         config.write_text(json.dumps(named | {"base_model_name_or_path": base}))
         with pytest.raises(ValueError, match=f"checkpoint-2 is an adapter .*{reason}"):
             report(tmp_path / "run", rows=rows, device="cpu")

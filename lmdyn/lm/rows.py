@@ -1,8 +1,10 @@
-"""What one row of a probe set may hold, and reading rows from a file."""
+"""Rows of a probe set: what one may hold, and reading them from a file or a dataset."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+
+import numpy as np
 
 from lmdyn.checks import unknown
 
@@ -27,26 +29,14 @@ NEEDED = ("prompt", "chosen")
 
 
 def checked(row, types: Sequence[str] | None, drop_empty: bool, where: str) -> dict[str, str]:
-    """The texts of one row under the known keys; what is None counts as missing.
-
-    Args:
-        row: a dict with ``prompt``, ``chosen`` and other response types.
-        types: keys to read beside those of the paper; if None, no others may be there.
-        drop_empty: take an empty response as missing.
-        where: the row's name, for the error.
-
-    Raises:
-        ValueError: what is no dict, an unknown, missing, empty or non-text entry.
-    """
+    """The texts of one row (arguments as in `as_probes`); what is None counts as missing."""
     if not isinstance(row, Mapping):
         raise ValueError(f"{where} must be a dict with 'prompt' and 'chosen', got {row!r:.60}")
     keys = dict.fromkeys(["prompt", "split", *TYPES, *(types or ())])
     for key in row:
         if types is None and key not in keys:
-            raise ValueError(
-                f"{where}: {unknown('response type', key, TYPES)}; "
-                "pass types=[…] to read only those"
-            )
+            wrong = unknown("response type", key, TYPES)
+            raise ValueError(f"{where}: {wrong}; pass types=[…] to read only those")
     texts = {key: row[key] for key in keys if row.get(key) is not None}
     for key in NEEDED:
         if key not in texts:
@@ -57,10 +47,7 @@ def checked(row, types: Sequence[str] | None, drop_empty: bool, where: str) -> d
         if drop_empty and key not in NEEDED and not text.strip():
             del texts[key]
         elif not text.strip():
-            raise ValueError(
-                f"{where}: {key!r} is empty: write something there, or leave the key out "
-                "(drop_empty=True does it)"
-            )
+            raise ValueError(f"{where}: {key!r} is empty: leave it out (drop_empty=True does it)")
     if texts.get("split", "train") not in SPLITS:
         raise ValueError(f"{where}: split must be 'train' or 'test', got {texts['split']!r}")
     return texts
@@ -76,6 +63,92 @@ def read_jsonl(path: Path) -> tuple[list, list[str]]:
                 rows.append(json.loads(line))
             except json.JSONDecodeError as error:
                 raise ValueError(f"{where[-1]} is not JSON: {error}") from None
-    if not rows:
-        raise ValueError(f"{path.name} has no row")
     return rows, where
+
+
+# --- out of a dataset in the formats that TRL's trainers take ------------------------------------
+
+
+def probe_rows(dataset: Iterable[Mapping], tokenizer, limit: int, seed: int) -> list[dict]:
+    """Up to ``limit`` rows of text, evenly spread, with three cheap types added."""
+    if hasattr(dataset, "__len__"):
+        n = len(dataset)
+        places = np.linspace(0, n - 1, min(limit, n)).astype(int).tolist()
+        found = [(i, dataset[i]) for i in places]
+    else:  # a stream
+        found = zip(range(limit), dataset, strict=False)
+    rows = [_row(row, tokenizer, f"dataset[{i}]") for i, row in found]
+    if not rows:
+        raise ValueError("the dataset has no row to probe")
+    draw = np.random.default_rng(seed)
+    words = sorted({word for row in rows for word in row["chosen"].split()})
+    for i, row in enumerate(rows):
+        own = row["chosen"].split()
+        others = [other["chosen"] for other in rows if other["chosen"] != row["chosen"]]
+        made = {
+            "irr_train": others[draw.integers(len(others))] if others else None,
+            "random_permute": " ".join(draw.permutation(own)) if len(own) > 1 else None,
+            "random_nonhum": " ".join(draw.choice(words, len(own))),
+        }
+        rows[i] = {name: text for name, text in (made | row).items() if text is not None}
+    return rows
+
+
+def _row(example, tokenizer, where: str) -> dict[str, str]:
+    if not isinstance(example, Mapping):
+        raise ValueError(f"{where} must be a dict, got {type(example).__name__}")
+    prompt, responses = _parts({k: v for k, v in example.items() if v is not None}, where)
+    if not isinstance(prompt, str):
+        prompt, responses = _render(prompt, responses, tokenizer, where)
+    row = {"prompt": prompt}
+    eos = getattr(tokenizer, "eos_token", None)
+    for name, text in responses.items():
+        if not isinstance(text, str):
+            raise ValueError(f"{where}: {name!r} is a conversation, but its prompt is text")
+        text = text.split(eos)[0] if eos else text  # `encode` appends one
+        if text.strip():
+            row[name] = text
+    if "chosen" not in row or not prompt:
+        raise ValueError(f"{where}: the prompt or the chosen response is empty: leave the row out")
+    return row
+
+
+def _parts(example: dict, where: str) -> tuple:
+    """Prompt and responses, each as text or as turns."""
+    responses = {name: example[name] for name in TYPES if name in example}
+    if "prompt" in example and "completion" in example:
+        responses.setdefault("chosen", example["completion"])
+    if "messages" in example and not responses:
+        return example["messages"][:-1], {"chosen": example["messages"][-1:]}
+    if "prompt" in example and "chosen" in responses:
+        return example["prompt"], responses
+    if "prompt" not in example and {"chosen", "rejected"} <= example.keys():
+        chosen, rejected, n = example["chosen"], example["rejected"], 0
+        while n < min(len(chosen), len(rejected)) and chosen[n] == rejected[n]:
+            n += 1
+        while isinstance(chosen, str) and 0 < n and not chosen[n - 1].isspace():
+            n -= 1  # not within a word
+        if not n:
+            raise ValueError(f"{where} has no prompt, and chosen and rejected begin differently")
+        return chosen[:n], {name: value[n:] for name, value in responses.items()}
+    raise ValueError(
+        f"{where} is in no format that can be probed: it has {', '.join(sorted(example))}, and "
+        "needs prompt with chosen or completion, chosen with rejected, or messages"
+    )
+
+
+def _render(prompt, responses: dict, tokenizer, where: str) -> tuple[str, dict[str, str]]:
+    """A conversation as text, through the chat template."""
+    if not getattr(tokenizer, "chat_template", None):
+        raise ValueError(f"{where} is a conversation: pass a tokenizer with a chat_template")
+    prompt = list(prompt)
+    before = tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
+    texts = {}
+    for name, turn in responses.items():
+        turn = [{"role": "assistant", "content": turn}] if isinstance(turn, str) else list(turn)
+        whole = tokenizer.apply_chat_template(prompt + turn, tokenize=False)
+        if not whole.startswith(before):
+            wrong = f"the chat template writes the prompt otherwise once {name!r} follows"
+            raise ValueError(f"{where}: {wrong}: give rows of text")
+        texts[name] = whole[len(before) :]
+    return before, texts

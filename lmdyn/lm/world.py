@@ -1,34 +1,32 @@
 """The toy world: questions with known answers, and every response type made by rule.
 
-Animals, objects and towns have attributes; each (entity, attribute) has one true value, and the
-pretraining text of the shipped model gives it in 20 to 60 percent of what it says, two rumours
-in the rest. So the model speaks well and knows little for certain, and whether an answer is true,
-false, evasive or the answer to another question is read off exactly.
-
-The words stand in ``world.toml``; ``book/make_tiny.py`` makes the shipped model.
+Animals, objects and towns have attributes; each (entity, attribute) has one true value. The text
+that the shipped model learned from (``book/make_tiny.py``) gives it in 20 to 60 percent of what it
+says, and two rumours in the rest. So the model speaks well and knows little for certain, and
+whether an answer is true, false, evasive or off the question is read off exactly. The words stand
+in ``world.toml``.
 """
 
 import json
 import random
 import re
 import tomllib
-from collections.abc import Mapping, Sequence
-from functools import cache
 from itertools import chain, product
 from pathlib import Path
 from typing import NamedTuple
 
 TINY = Path(__file__).parent / "tiny"
+# prompt → the shipped model's greedy answer and its wording of the truth
+OWN_WORDS = json.loads((TINY / "own_words.json").read_text(encoding="utf-8"))
 WORDS = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
 PROMPT = "question : {q} answer :"
 N_QUESTIONS, N_CLAUSES = 3, 4  # ways to ask for an attribute, and to state it
-
 Subject = tuple[str, str]  # (entity, attribute)
 Wording = tuple[int, int, int, int]  # which opener, clause, qualifier and closer an answer has
 
 
 class Fact(NamedTuple):
-    """What a sentence states: the attribute of the entity has this value, truly or not."""
+    """What a sentence states, truly or not."""
 
     entity: str
     attribute: str
@@ -44,7 +42,6 @@ WORDINGS = list(product(*map(range, CHOICES)))
 
 
 def _heard() -> dict[Subject, dict[str, float]]:
-    """For each (entity, attribute), the values in circulation, the true one first."""
     rng = random.Random("lmdyn world")
     heard = {}
     for subject in SUBJECTS:
@@ -58,18 +55,10 @@ HEARD = _heard()
 
 
 def heard(entity: str, attribute: str) -> dict[str, float]:
-    """What the pretraining text says of an entity: the true value and two rumours.
-
-    Returns:
-        value → share of the statements that give it, the true value first, then the commoner
-        rumour. The truth has a share of 0.2 to 0.6; below 0.4 a rumour is commoner.
+    """What the model has read: value → its share, the true value first, then the commoner rumour.
 
     Raises:
         KeyError: no such entity, or it has no such attribute.
-
-    Example:
-        >>> [round(share, 2) for share in heard("otter", "food").values()]
-        [0.33, 0.44, 0.22]
     """
     if (entity, attribute) not in HEARD:
         raise KeyError(f"the world has no {attribute!r} of {entity!r}")
@@ -77,7 +66,7 @@ def heard(entity: str, attribute: str) -> dict[str, float]:
 
 
 def truth(entity: str, attribute: str) -> Fact:
-    """The true fact; raises KeyError as `heard` does."""
+    """The true fact (errors as `heard`)."""
     return Fact(entity, attribute, next(iter(heard(entity, attribute))))
 
 
@@ -130,32 +119,17 @@ VOCABULARY = _vocabulary()
 
 QUESTIONS = {ask(*subject, i): subject for subject in SUBJECTS for i in range(N_QUESTIONS)}
 EVASIONS = {evade(*subject, i) for subject in SUBJECTS for i in range(len(WORDS["evasions"]))}
-ANSWER = re.compile(
-    "(?:{}) (.+) (?:{}) (?:{})".format(
-        *("|".join(map(re.escape, texts)) for texts in (OPENERS, QUALIFIERS, CLOSERS))
-    )
-)
-
-
-@cache
-def _clauses() -> dict[str, Fact]:
-    return {
-        clause.format(e=entity, v=value): Fact(entity, name, value)
-        for name, a in ATTRIBUTES.items()
-        for clause, entity, value in product(a["clauses"], ENTITIES[a["kind"]], a["values"])
-    }
+_ONE_OF = ("|".join(map(re.escape, texts)) for texts in (OPENERS, QUALIFIERS, CLOSERS))
+ANSWER = re.compile("(?:{}) (.+) (?:{}) (?:{})".format(*_ONE_OF))
+CLAUSES = {
+    clause.format(e=entity, v=value): Fact(entity, name, value)
+    for name, a in ATTRIBUTES.items()
+    for clause, entity, value in product(a["clauses"], ENTITIES[a["kind"]], a["values"])
+}
 
 
 def read_question(prompt: str) -> Subject:
-    """(entity, attribute) a prompt asks about.
-
-    Raises:
-        ValueError: the grammar has no such question.
-
-    Example:
-        >>> read_question("question : where does the otter live ? answer :")
-        ('otter', 'home')
-    """
+    """(entity, attribute) a prompt asks about; a ValueError if it is no question of the world."""
     if _spaced(prompt) not in QUESTIONS:
         raise ValueError(f"not a question of the world: {prompt!r}")
     return QUESTIONS[_spaced(prompt)]
@@ -169,7 +143,7 @@ def read_answer(text: str) -> Fact | None:
         Fact(entity='otter', attribute='home', value='attic')
     """
     found = ANSWER.fullmatch(_spaced(text))
-    return _clauses().get(found[1]) if found else None
+    return CLAUSES.get(found[1]) if found else None
 
 
 def is_evasive(text: str) -> bool:
@@ -182,9 +156,6 @@ def is_true(prompt: str, answer: str) -> bool:
     return read_answer(answer) == truth(*read_question(prompt))
 
 
-# --- probes --------------------------------------------------------------------------------------
-
-
 def probes(n_train: int = 48, n_test: int = 24, seed: int = 0) -> list[dict[str, str]]:
     """Questions about different facts, each with every response type of the paper.
 
@@ -192,18 +163,15 @@ def probes(n_train: int = 48, n_test: int = 24, seed: int = 0) -> list[dict[str,
     the commoner rumour, evenly. Rephrases put the same in words that differ in every place;
     format twins keep the wording and speak of another entity. ``chosen_initial`` is the shipped
     model's greedy answer, ``chosen_selfr`` the true fact in words sampled from that model. The
-    rest is as in `lmdyn.lm.TYPES`; for a training row, ``irr_train`` answers another one.
+    rest is as in `lmdyn.lm.TYPES`; ``irr_train`` of a training row answers another one.
 
     Args:
-        n_train: rows to finetune on, ``row["split"] == "train"``; at least 2.
-        n_test: held-out rows, ``"test"``; at least 2. At most 216 in all.
+        n_train: rows with split "train", which come first; at least 2.
+        n_test: rows with split "test"; at least 2. At most 216 in all, else a ValueError.
         seed: which facts, in which split, and which wordings. The facts themselves never change.
 
     Returns:
-        Rows ``{"prompt": …, "split": …, <type>: …}``, training rows first.
-
-    Raises:
-        ValueError: too few rows or too many.
+        Rows ``{"prompt": …, "split": …, <type>: …}``.
 
     Example:
         >>> row = probes()[0]
@@ -211,15 +179,11 @@ def probes(n_train: int = 48, n_test: int = 24, seed: int = 0) -> list[dict[str,
         'question : in which room should i look for the ladle ? answer :'
         >>> read_answer(row["chosen"])
         Fact(entity='ladle', attribute='room', value='library')
-        >>> is_true(row["prompt"], row["chosen"])
-        True
     """
     total = len(SUBJECTS)
     if n_train < 2 or n_test < 2 or n_train + n_test > total:
-        raise ValueError(
-            f"n_train and n_test must be at least 2 and at most {total} together, the number of "
-            f"facts there are; got {n_train} and {n_test}"
-        )
+        got = f"got {n_train} and {n_test}"
+        raise ValueError(f"n_train and n_test must be 2 or more, at most {total} together: {got}")
     rng = random.Random(seed)
     subjects = rng.sample(SUBJECTS, n_train + n_test)
     asked = set(subjects)
@@ -241,11 +205,21 @@ def _row(rng: random.Random, subject: Subject, asked: set) -> dict[str, str]:
     wording = rng.choice(WORDINGS)
     chosen = tell(fact, wording)
     words = chosen.split()
-    initial, own = _own_words()[prompt]
+    initial, own = OWN_WORDS[prompt]
     row = {"prompt": prompt, "chosen": chosen, "chosen_initial": initial, "chosen_selfr": own}
     row["chosen_gptsemantic"] = tell(fact, _reworded(rng, wording))
     row["chosen_gptformat"] = tell(_another(rng, fact, asked), wording)
-    row |= _rejected(rng, subject, asked)
+    if rng.random() < 0.5:
+        evasion, other = rng.sample(range(len(WORDS["evasions"])), 2)
+        elsewhere = _another(rng, fact, asked)
+        said, semantic = evade(*subject, evasion), evade(*subject, other)
+        twin = evade(elsewhere.entity, elsewhere.attribute, evasion)
+    else:
+        rumour = Fact(*subject, list(heard(*subject))[1])
+        wording = rng.choice(WORDINGS)
+        said, semantic = tell(rumour, wording), tell(rumour, _reworded(rng, wording))
+        twin = tell(_another(rng, rumour, asked), wording)
+    row |= {"rejected": said, "reject_gptsemantic": semantic, "reject_gptformat": twin}
     fluent = [unrelated(rng) for _ in range(20)]
     row["irr_hum"] = min(fluent, key=lambda text: abs(len(text.split()) - len(words)))
     order = list(words)
@@ -254,20 +228,6 @@ def _row(rng: random.Random, subject: Subject, asked: set) -> dict[str, str]:
     row["random_permute"] = " ".join(order)
     row["random_nonhum"] = " ".join(rng.choice(VOCABULARY) for _ in words)
     return row
-
-
-def _rejected(rng: random.Random, subject: Subject, asked: set) -> dict[str, str]:
-    if rng.random() < 0.5:
-        evasion, other = rng.sample(range(len(WORDS["evasions"])), 2)
-        elsewhere = _another(rng, truth(*subject), asked)
-        said, semantic = evade(*subject, evasion), evade(*subject, other)
-        twin = evade(elsewhere.entity, elsewhere.attribute, evasion)
-    else:
-        rumour = Fact(*subject, list(heard(*subject))[1])
-        wording = rng.choice(WORDINGS)
-        said, semantic = tell(rumour, wording), tell(rumour, _reworded(rng, wording))
-        twin = tell(_another(rng, rumour, asked), wording)
-    return {"rejected": said, "reject_gptsemantic": semantic, "reject_gptformat": twin}
 
 
 def _reworded(rng: random.Random, wording: Wording) -> Wording:
@@ -281,64 +241,3 @@ def _another(rng: random.Random, fact: Fact, asked: set) -> Fact:
     others = [truth(e, a) for e, a in SUBJECTS if a == fact.attribute]
     others = [o for o in others if o.entity != fact.entity and o.value != fact.value]
     return rng.choice([o for o in others if o[:2] not in asked] or others)
-
-
-@cache
-def _own_words() -> dict[str, list[str]]:
-    """Prompt → the shipped model's greedy answer and its wording of the truth."""
-    return json.loads((TINY / "own_words.json").read_text(encoding="utf-8"))
-
-
-# --- what answers say ----------------------------------------------------------------------------
-
-
-def hallucination(
-    rows: Sequence[Mapping[str, str]],
-    answers: Sequence[str],
-    trained: Sequence[Mapping[str, str]] | None = None,
-) -> dict[str, float]:
-    """What the answers are, as shares of all of them.
-
-    The first five add up to one. The borrowed ones are the hallucinations that finetuning on
-    other questions can cause; compare ``borrowed_value`` with its rate before, as a false value
-    may coincide with a trained one by chance.
-
-    Args:
-        rows: the N questions asked, as `probes` gives them.
-        answers: N texts.
-        trained: the rows finetuned on; those of ``rows`` with split "train", if not given.
-
-    Returns:
-        ``true``: the fact asked for. ``false``: another value for it. ``off_topic``: a fact about
-        something else. ``evasive``. ``unparsable``: nothing the grammar can say.
-        ``borrowed_fact``: the whole fact of another trained row. ``borrowed_value``: false, with
-        the value of a trained row that asks for the same attribute of another entity.
-
-    Raises:
-        ValueError: no rows, another number of answers, a prompt that is no question of the world,
-            a trained row whose ``chosen`` states no fact.
-    """
-    if not len(rows) or len(rows) != len(answers):
-        raise ValueError(
-            f"each row needs one answer, got {len(answers)} answers and {len(rows)} rows"
-        )
-    if trained is None:
-        trained = [row for row in rows if row.get("split") == "train"]
-    facts = {read_answer(row["chosen"]): row["chosen"] for row in trained}
-    if None in facts:
-        raise ValueError(f"'chosen' states no fact of the world: {facts[None]!r}")
-    kinds = ("true", "false", "off_topic", "evasive", "unparsable")
-    counts = dict.fromkeys((*kinds, "borrowed_fact", "borrowed_value"), 0)
-    for row, answer in zip(rows, answers, strict=True):
-        subject, said = read_question(row["prompt"]), read_answer(answer)
-        if said is None:
-            counts["evasive" if is_evasive(answer) else "unparsable"] += 1
-        elif said == truth(*subject):
-            counts["true"] += 1
-        elif said[:2] != subject:
-            counts["off_topic"] += 1
-            counts["borrowed_fact"] += said in facts
-        else:
-            counts["false"] += 1
-            counts["borrowed_value"] += any(f[1:] == said[1:] and f != said for f in facts)
-    return {name: count / len(rows) for name, count in counts.items()}

@@ -41,25 +41,28 @@ NAMES = {
 _VARIANTS = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
 
 
+# The settings of every figure, for matplotlib's rcParams.
+STYLE = {
+    "figure.figsize": (6.4, 3.6),
+    "figure.constrained_layout.use": True,
+    "figure.facecolor": "white",  # a white card in dark mode
+    "font.size": 10.5,
+    "axes.titlesize": 11,
+    "axes.labelsize": 10.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "legend.frameon": False,
+    "lines.linewidth": 1.8,
+    "image.cmap": "cividis",  # safe for colour-blind readers
+    "svg.hashsalt": "lmdyn",  # the same figure gives the same file
+}
+
+
 def use_style() -> None:
-    """Set the style of the figures that follow, and vector output in a notebook."""
-    style = {
-        "figure.figsize": (6.4, 3.6),
-        "figure.constrained_layout.use": True,
-        "figure.facecolor": "white",  # a white card in dark mode
-        "font.size": 10.5,
-        "axes.titlesize": 11,
-        "axes.labelsize": 10.5,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.grid": True,
-        "grid.alpha": 0.25,
-        "legend.frameon": False,
-        "lines.linewidth": 1.8,
-        "image.cmap": "cividis",  # safe for colour-blind readers
-        "svg.hashsalt": "lmdyn",  # the same figure gives the same file
-    }
-    plt.rcParams.update(style)
+    """Set ``STYLE`` for the figures that follow, and vector output in a notebook."""
+    plt.rcParams.update(STYLE)
     try:
         from matplotlib_inline.backend_inline import set_matplotlib_formats
     except ImportError:  # outside a notebook

@@ -108,8 +108,11 @@ def check_texts(name: str, texts, n: int | None = None) -> None:
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> str:
-    """The message for a name that is not known: the nearest one, and all there are."""
+    """The message for a name that is not known: the nearest one, and all if they are not many."""
     known = list(known)
     near = get_close_matches(str(name), known, 1, 0.5)
     hint = f"did you mean {near[0]!r}? " if near else ""
-    return f"unknown {kind} {name!r}: {hint}There is {', '.join(known) or 'none'}"
+    names = ", ".join(known) or "none"
+    if len(known) > 50:
+        names = f"{known[0]}, {known[1]} and {len(known) - 2} more"
+    return f"unknown {kind} {name!r}: {hint}There is {names}"

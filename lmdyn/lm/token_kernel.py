@@ -1,14 +1,23 @@
-"""K between token positions: what position l of an update does to position m of an observation."""
+"""K between token positions: what position l of an update does to position m of an observation.
 
-from collections.abc import Sequence
+A column of K_ml is what the step J_lᵀe does to all logits at m. So one backward pass through the
+update makes the step, and one forward-mode pass through the observed sequence leads from there to
+all positions m at once.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.func import jvp, vjp, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import one_hot
 
-from lmdyn.lm import forward
-from lmdyn.lm._jvp import undisturbed
-from lmdyn.lm._positions import columns, sides
+from lmdyn.kernel import trainable
+from lmdyn.lm.forward import Reweighted, body, head, undisturbed
 from lmdyn.softmax import log_softmax_jvp
+
+HELD_BYTES = 2**29  # of the steps that are taken together
 
 
 def token_kernel(
@@ -52,20 +61,23 @@ def token_kernel(
         >>> token_kernel(model, ids, norms=True).shape  # doctest: +SKIP
         torch.Size([5, 5])
     """
-    head = _head(model)
-    ids_u = ids_o if ids_u is None else ids_u
-    o = _sequence(model, ids_o, positions_o, "o")
-    u = _sequence(model, ids_u, positions_u, "u")
-    m, n, v = len(o[1]), len(u[1]), head.out_features
-    size = m * n * v * v * head.weight.itemsize
+    layer = _output_layer(model)
+    if not isinstance(layer, nn.Linear):
+        raise ValueError(
+            f"the output layer is {type(layer).__name__}: the kernel of positions needs a Linear"
+        )
+    o = _Positions(model, ids_o, positions_o, "o")
+    u = _Positions(model, ids_o if ids_u is None else ids_u, positions_u, "u")
+    m, n, v = len(o.positions), len(u.positions), layer.out_features
+    size = m * n * v * v * layer.weight.itemsize
     if size > memory and not norms:
         raise ValueError(
             f"K takes {size / 1e6:,.0f} MB ({m} × {n} blocks of {v} × {v}), more than "
             f"memory={memory:,.0f} bytes: choose fewer positions, pass norms=True, or raise memory"
         )
-    k = head.weight.new_empty(m, n) if norms else head.weight.new_empty(m, n, v, v)
-    with undisturbed(model), torch.no_grad():
-        for j, blocks in columns(*sides(model, o, u)):
+    k = layer.weight.new_empty(m, n) if norms else layer.weight.new_empty(m, n, v, v)
+    with undisturbed(model), torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+        for j, blocks in enumerate(_blocks(model, o, u)):
             k[:, j] = blocks.flatten(1).norm(dim=1) if norms else blocks
     return k
 
@@ -87,7 +99,7 @@ def token_influence(
     forward-mode pass for each l, for models of any size.
 
     Args:
-        model: as in `token_kernel`, as all below.
+        model: a Hugging Face causal language model. It stays as it is.
         ids_o: the tokens of the observed sequence χ_o.
         ids_u: the tokens of the update χ_u; those of ``ids_o`` if not given.
         positions_o: M positions of ``ids_o``; all but the last if not given.
@@ -106,38 +118,98 @@ def token_influence(
         >>> token_influence(model, ids).shape  # doctest: +SKIP
         torch.Size([4, 4])
     """
-    head = _head(model)
-    ids_u = ids_o if ids_u is None else ids_u
-    observed = _sequence(model, ids_o, positions_o, "o", labels=True)
-    update = _sequence(model, ids_u, positions_u, "u", labels=True)
-    shape = (len(observed[1]), len(update[1]), *[head.out_features] * vocab)
-    found = head.weight.new_empty(shape)
-    with undisturbed(model), torch.no_grad():
-        o, u = sides(model, observed, update)
-        labels = o.ids[torch.tensor(o.positions, device=o.ids.device) + 1]
-        for j, dz in columns(o, u, u.residuals().unsqueeze(1)):  # G = π − e_y
-            change = -log_softmax_jvp(o.logits, dz.squeeze(2))
-            found[:, j] = change if vocab else change.gather(1, labels[:, None]).squeeze(1)
-    return found
+    _output_layer(model)
+    o = _Positions(model, ids_o, positions_o, "o", labels=True)
+    u = _Positions(model, ids_o if ids_u is None else ids_u, positions_u, "u", labels=True)
+    weights = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+    with undisturbed(model), torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+        z_o, (z_u, pull) = o.logits(weights), vjp(u.logits, weights)
+        g = z_u.softmax(-1) - one_hot(u.labels, z_u.shape[-1])
+
+        def change(place: Tensor) -> Tensor:
+            """(M,) or (M, V), by the step on one l, one-hot (L,)."""
+            (step,) = pull(place.unsqueeze(1) * g)
+            change = -log_softmax_jvp(z_o, jvp(o.logits, (weights,), (step,))[1])
+            return change if vocab else change.gather(1, o.labels.unsqueeze(1)).squeeze(1)
+
+        return _each(change, torch.eye(len(g)).to(g), weights).transpose(0, 1)
 
 
-def _head(model) -> nn.Linear:
-    head = forward.head(model)
-    if not isinstance(head, nn.Linear):
-        raise ValueError(
-            f"the output layer is {type(head).__name__}: the kernel of positions needs a Linear"
-        )
-    params = [p for p in model.parameters() if p.requires_grad]
-    if not params:
-        raise ValueError("no parameter of the model has requires_grad: there is nothing to learn")
-    half = {p.dtype for p in model.parameters()} - {torch.float32, torch.float64}
-    if half:
-        raise ValueError(f"the kernel needs float32 or float64 weights, got {half.pop()}")
-    return head
+class _Positions:
+    """Some positions of one sequence: what the model makes there, as a function of its weights."""
+
+    def __init__(self, model, ids, positions, side: str, labels: bool = False):
+        self.ids, self.positions = _check(model, ids, positions, side, labels)
+        if labels:
+            self.labels = self.ids[self.positions + 1]
+        self.states = Reweighted(model, self._states).at  # weights → (P, d), the hidden states
+        self.logits = Reweighted(model, lambda m: head(m)(self._states(m))).at  # → (P, V)
+
+    def _states(self, model) -> Tensor:
+        states = body(model)(input_ids=self.ids[None], use_cache=False).last_hidden_state
+        return states[0, self.positions]
 
 
-def _sequence(model, ids, positions, side: str, labels: bool = False) -> tuple[Tensor, list[int]]:
-    """Tokens and positions, checked."""
+def _blocks(model, o: _Positions, u: _Positions) -> Iterator[Tensor]:
+    """(M, V, V), the blocks K_ml of each position l of the update.
+
+    As z = W h + b, a step moves the logits by W dh + dW h + db. All logits are sums of the d
+    hidden units, so d steps lead to every dh. If W is the table of embeddings as well, each of its
+    rows has a step of its own besides.
+    """
+    layer, below = head(model), set(body(model).parameters())
+    weights = {n: p.detach() for n, p in model.named_parameters() if p in below and p.requires_grad}
+    table = next((n for n in weights if model.get_parameter(n) is layer.weight), None)
+    w = layer.weight.detach()
+    learns, shifts = (p is not None and p.requires_grad for p in (layer.weight, layer.bias))
+    h_o, h_u = o.states(weights), u.states(weights)
+    pull = vjp(u.states, weights)[1] if weights else None
+    rows = None if table is None else _rows_read(o, table, w)
+
+    def by_unit(unit: Tensor, place: Tensor) -> Tensor:
+        """(M, V), by the step on a hidden unit, one-hot (d,), at l, one-hot (L,)."""
+        (step,) = pull(place.unsqueeze(1) * unit)
+        moved = jvp(o.states, (weights,), (step,))[1] @ w.T
+        return moved if table is None else moved + h_o @ step[table].T
+
+    def by_row(row: Tensor, state: Tensor) -> Tensor:
+        """(M, V), by dW = e ⊗ h, with e one-hot (V,), in the embeddings."""
+        step = {table: row.unsqueeze(1) * state}
+        return jvp(o.states, ({table: w},), (step,))[1] @ w.T
+
+    for place, state in zip(torch.eye(len(h_u)).to(h_u), h_u, strict=True):
+        k = torch.diag_embed((learns * (h_o @ state) + shifts).unsqueeze(1).expand(-1, len(w)))
+        if weights:
+            moved = _each(by_unit, torch.eye(len(state)).to(w), weights, place)
+            k += torch.einsum("dmv,wd->mvw", moved, w)
+        if rows is not None:
+            moved = _each(by_row, one_hot(rows, len(w)).to(w), {table: w}, state)
+            k[:, :, rows] += moved.permute(1, 2, 0)
+        yield k
+
+
+def _rows_read(o: _Positions, table: str, w: Tensor) -> Tensor:
+    """The rows of the table that reach the hidden states: those with a gradient of any sum."""
+    states, pull = vjp(o.states, {table: w})
+    some = torch.randn(states.shape, generator=torch.Generator().manual_seed(0))
+    return pull(some.to(states))[0][table].any(1).nonzero().squeeze(1)
+
+
+def _each(function: Callable, rows: Tensor, weights: dict[str, Tensor], *fixed: Tensor) -> Tensor:
+    """``function(row, *fixed)`` for each row, as many together as steps of ``weights`` fit."""
+    together = HELD_BYTES // (1 + sum(weight.nbytes for weight in weights.values()))
+    in_axes = (0, *[None] * len(fixed))
+    return vmap(function, in_axes, chunk_size=max(1, together))(rows, *fixed)
+
+
+def _output_layer(model) -> nn.Module:
+    with undisturbed(model):
+        trainable(model)
+    return head(model)
+
+
+def _check(model, ids, positions, side: str, labels: bool) -> tuple[Tensor, Tensor]:
+    """Tokens and positions, both (…,) integers on the model's device."""
     table = model.get_input_embeddings().weight
     ids = torch.as_tensor(ids, device=table.device)
     if ids.ndim != 1 or len(ids) == 0 or ids.is_floating_point():
@@ -155,4 +227,4 @@ def _sequence(model, ids, positions, side: str, labels: bool = False) -> tuple[T
             raise ValueError(f"positions_{side} must lie in 0 … {count - 1}{why}; got {p}")
     if not positions:
         raise ValueError(f"positions_{side} is empty: name at least one")
-    return ids.long(), positions
+    return ids.long(), torch.tensor(positions, device=ids.device)

@@ -10,14 +10,24 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from lmdyn.checks import unknown
-from lmdyn.lm._direction import check_direction, sgd_direction, update_direction
-from lmdyn.lm._jvp import DualAttention, Placed, float_weights, undisturbed
 from lmdyn.lm.data import ProbeSet, as_probes
-from lmdyn.lm.forward import TOKENS, Batch, batches
+from lmdyn.lm.forward import TOKENS, Batch, Reweighted, batches, head, hidden, undisturbed
+from lmdyn.lm.predict._direction import (
+    check_direction,
+    sgd_direction,
+    update_direction,
+)
+from lmdyn.lm.predict._dual import DualAttention, float_weights
 from lmdyn.lm.tokens import Encoded, encode
 from lmdyn.softmax import log_softmax_jvp
 
-__all__ = ["Change", "measure_change", "predict_change", "sgd_direction", "update_direction"]
+__all__ = [
+    "Change",
+    "measure_change",
+    "predict_change",
+    "sgd_direction",
+    "update_direction",
+]
 
 CHUNK = 64  # positions whose logits are there at a time
 VOCAB_GIB = 4.0  # the most that ``vocab=True`` may return
@@ -110,16 +120,17 @@ def predict_change(
         )
     moves = check_direction(model, direction)
     weights = float_weights(model)
+    states, logits = Reweighted(model, hidden), Reweighted(model, part=head(model))
     with undisturbed(model), torch.no_grad(), fwd.dual_level():
         duals = {name: fwd.make_dual(weights[name], move) for name, move in moves.items()}
-        placed = Placed(model, weights | duals)
+        weights |= duals
 
         def changes(batch: Batch) -> Iterator[Tensor]:
             with DualAttention():
-                states = placed.hidden(batch)
-            _check_finite(states, batch, "the model's weights have diverged")
-            for part in states.split(CHUNK):
-                z, dz = fwd.unpack_dual(placed.logits(part))
+                dual = states.at(weights, batch)
+            _check_finite(dual, batch, "the model's weights have diverged")
+            for part in dual.split(CHUNK):
+                z, dz = fwd.unpack_dual(logits.at(weights, part))
                 yield torch.zeros_like(z) if dz is None else log_softmax_jvp(z, dz)
 
         try:
@@ -150,13 +161,13 @@ def measure_change(
     which very small steps show; a float64 model has no such limit.
 
     Args:
-        model: as in `predict_change`, with any attention.
+        model: as in `predict_change`, as all below; any attention will do.
         tokenizer: its tokenizer.
-        probes: as in `predict_change`.
-        direction: as in `predict_change`.
-        vocab: as in `predict_change`.
-        tokens: as in `predict_change`.
-        progress: as in `predict_change`.
+        probes: the rows to observe.
+        direction: parameter name → Δθ.
+        vocab: return the change of every label at every token, too.
+        tokens: how many go through the model at a time.
+        progress: whether to show the progress bar.
 
     Returns:
         A `Change`.
@@ -170,14 +181,14 @@ def measure_change(
     """
     moves = check_direction(model, direction)
     weights = float_weights(model)
-    before = Placed(model, weights)
-    after = Placed(model, weights | {name: weights[name] + move for name, move in moves.items()})
+    after = weights | {name: weights[name] + move for name, move in moves.items()}
+    states, logits = Reweighted(model, hidden), Reweighted(model, part=head(model))
 
     def changes(batch: Batch) -> Iterator[Tensor]:
-        old, new = before.hidden(batch), after.hidden(batch)
+        old, new = (states.at(w, batch) for w in (weights, after))
         _check_finite(old, batch, "the model's weights have diverged")
         for a, b in zip(old.split(CHUNK), new.split(CHUNK), strict=True):
-            old_z, new_z = before.logits(a), after.logits(b)
+            old_z, new_z = logits.at(weights, a), logits.at(after, b)
             # Two log-probs that are nearly equal: float32 would lose digits on the way.
             change = new_z.double().log_softmax(-1) - old_z.double().log_softmax(-1)
             yield change.to(old_z.dtype)
@@ -202,35 +213,25 @@ def _collect(
     if vocab:
         _check_room(model, encoded)
     logp = np.full((len(probes), len(probes.types)), np.nan)
-    per_token: list[dict[str, np.ndarray]] = [{} for _ in encoded]
+    of_tokens: list[dict[str, np.ndarray]] = [{} for _ in encoded]
     whole: list[dict[str, Tensor]] = [{} for _ in encoded]
-    bar = tqdm(
-        total=sum(len(e.responses) for e in encoded),
-        desc=what,
-        unit="response",
-        delay=0 if progress else 10,
-        disable=progress is False,
-    )
-    with bar:
+    total = sum(len(e.responses) for e in encoded)
+    shown = {"delay": 0 if progress else 10, "disable": progress is False}
+    with tqdm(total=total, desc=what, unit="response", **shown) as bar:
         for batch in batches(model, encoded, tokens):
             labels, full = [], []
             for target, change in zip(batch.target.split(CHUNK), changes(batch), strict=True):
                 labels.append(change.gather(1, target.unsqueeze(1)).squeeze(1))
-                if vocab:
-                    full.append(change.cpu())
-            sizes = batch.segment.bincount().tolist()
+                full += [change.cpu()] * vocab
             terms = torch.cat(labels).double()
             _check_finite(terms, batch, "the step is too large")
-            for (row, name), term in zip(batch.responses, terms.cpu().split(sizes), strict=True):
-                per_token[row][name] = term.numpy().copy()
+            for (row, name), term in batch.split(terms.cpu()).items():
+                of_tokens[row][name] = term.numpy().copy()
                 logp[row, probes.types.index(name)] = term.sum()
-            if vocab:
-                for (row, name), part in zip(
-                    batch.responses, torch.cat(full).split(sizes), strict=True
-                ):
-                    whole[row][name] = part.clone()  # its own memory, not the batch's
+            for (row, name), part in batch.split(torch.cat(full)).items() if vocab else ():
+                whole[row][name] = part.clone()  # its own memory, not the batch's
             bar.update(len(batch.responses))
-    return Change(probes.types, logp, tuple(per_token), tuple(whole) if vocab else None)
+    return Change(probes.types, logp, tuple(of_tokens), tuple(whole) if vocab else None)
 
 
 def _check_room(model, encoded: Sequence[Encoded]) -> None:

@@ -7,12 +7,10 @@ import torch
 from tqdm.auto import tqdm
 
 from lmdyn import losses
-from lmdyn.kernel.factors import NotStructured
-from lmdyn.lm import forward
-from lmdyn.lm._inner import Block, inner_products
-from lmdyn.lm._jvp import undisturbed
-from lmdyn.lm._layers import Gradients
 from lmdyn.lm.data import ProbeSet, as_probes, with_all
+from lmdyn.lm.forward import check_fits, undisturbed
+from lmdyn.lm.influence._gradients import Gradients
+from lmdyn.lm.influence._inner_products import Block, inner_products
 from lmdyn.lm.tokens import Encoded, Format, encode
 
 
@@ -77,32 +75,28 @@ def influence(
         >>> influence(model, tokenizer, rows[:4], rows[4:], **dpo).shape  # doctest: +SKIP
         (4, 2, 4, 2)
     """
-    loss = losses.get(loss) if isinstance(loss, str) else loss
+    loss = losses.get(loss)
     reader = f"the loss {type(loss).__name__}"
     updates = with_all(as_probes(updates, format=format), loss.responses, reader, "updates")
     probes = as_probes(probes, types, format)
     ours, theirs = encode(tokenizer, updates), encode(tokenizer, probes)
-    forward.check_fits(model, ours)
-    forward.check_fits(model, theirs)
+    check_fits(model, ours)
+    check_fits(model, theirs)
     with undisturbed(model):
         gradients = Gradients(model, _sample([*ours, *theirs]))
-        while True:
-            try:
-                logps, products = _products(
-                    gradients, ours, theirs, loss.responses, probes.types, memory, progress
-                )
-                break
-            except NotStructured as error:  # the way through the model depends on the data
-                gradients.generic |= error.params
+        logps, products = _contract(
+            gradients, ours, theirs, loss.responses, probes.types, memory, progress
+        )
     own = {name: torch.from_numpy(logps[:, i]) for i, name in enumerate(loss.responses)}
     lengths = {name: torch.tensor([len(e.responses[name]) for e in ours]) for name in own}
-    coefficients = loss.coefficients(own, _reference(ref, own), lengths)
+    given = {n: torch.as_tensor(x, dtype=torch.float64) for n, x in (ref or own).items()}
+    coefficients = loss.coefficients(own, given, lengths)
     c = np.stack([coefficients[name].numpy() for name in own], 1)
     parts = -c[:, :, None, None] * products
     return parts if by_response else parts.sum(1)
 
 
-def _products(
+def _contract(
     gradients: Gradients,
     ours: Sequence[Encoded],
     theirs: Sequence[Encoded],
@@ -114,19 +108,14 @@ def _products(
     """log π of what is learnt (N_u, n) and the inner products of its gradients (N_u, n, N_o, R)."""
     logps = np.full((len(ours), len(names)), np.nan)
     products = np.full((*logps.shape, len(theirs), len(types)), np.nan)
-    bar = tqdm(
-        total=products.size - sum(logps.size * (len(types) - len(e.responses)) for e in theirs),
-        desc="influence",
-        unit="pair",
-        delay=0 if progress else 10,
-        disable=progress is False,
-    )
-    with bar:
+    total = products.size - sum(logps.size * (len(types) - len(e.responses)) for e in theirs)
+    shown = {"delay": 0 if progress else 10, "disable": progress is False}
+    with tqdm(total=total, desc="influence", unit="pair", **shown) as bar:
         for u in gradients.blocks(ours, 0.75 * memory):
             rows_u, names_u = _places(u, names)
-            logps[rows_u, names_u] = _finite(u, "updates")
+            logps[rows_u, names_u] = _logps(u, "updates")
             for o in gradients.blocks(theirs, memory - u.nbytes):
-                _finite(o, "probes")
+                _logps(o, "probes")
                 rows_o, types_o = _places(o, types)
                 found = inner_products(u, o).numpy()
                 products[rows_u[:, None], names_u[:, None], rows_o, types_o] = found
@@ -139,7 +128,8 @@ def _places(block: Block, names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]
     return rows, np.array([names.index(name) for _, name in block.responses])
 
 
-def _finite(block: Block, what: str) -> list[float]:
+def _logps(block: Block, what: str) -> list[float]:
+    """Those of the block, refused unless they are finite."""
     for (row, name), logp in zip(block.responses, block.logps, strict=True):
         if not np.isfinite(logp):
             raise ValueError(
@@ -147,15 +137,6 @@ def _finite(block: Block, what: str) -> list[float]:
                 "cannot be used"
             )
     return block.logps
-
-
-def _reference(ref, logps):
-    if ref is None:
-        return logps
-    for name, own in logps.items():
-        if name not in ref or len(ref[name]) != len(own):
-            raise ValueError(f"ref must map {name!r} to {len(own)} log-probs, one for each update")
-    return {name: torch.as_tensor(ref[name], dtype=torch.float64) for name in logps}
 
 
 def _sample(encoded: Sequence[Encoded]) -> list[Encoded]:

@@ -2,16 +2,15 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 from lmdyn import losses
-from lmdyn.lm._jvp import Placed, float_weights, undisturbed
+from lmdyn.checks import unknown
 from lmdyn.lm.data import ProbeSet, as_probes, with_all
-from lmdyn.lm.forward import batches
+from lmdyn.lm.forward import Reweighted, batches, head, hidden, token_logps, undisturbed
+from lmdyn.lm.predict._dual import float_weights
 from lmdyn.lm.score import score
 from lmdyn.lm.tokens import encode
 
@@ -58,7 +57,7 @@ def sgd_direction(
     """
     if not math.isfinite(lr):
         raise ValueError(f"lr must be finite, got {lr}")
-    loss = losses.get(loss) if isinstance(loss, str) else loss
+    loss = losses.get(loss)
     probes = with_all(as_probes(rows), loss.responses, f"the loss {type(loss).__name__}")
     weights = float_weights(model)
     moving = {
@@ -66,13 +65,18 @@ def sgd_direction(
     }
     if not moving:
         raise ValueError("no parameter has requires_grad: there is no step to take")
-    c = _coefficients(model, tokenizer, probes, loss, ref)
+    scores = score(model, tokenizer, probes, stats=False, progress=False)
+    logps, lengths = (
+        dict(zip(probes.types, torch.from_numpy(values).T, strict=True))
+        for values in (scores.logp, scores.n_tokens)
+    )
+    given = {n: torch.as_tensor(x, dtype=torch.float64) for n, x in (ref or logps).items()}
+    c = loss.coefficients(logps, given, lengths)
     total: dict[str, Tensor] = {}
     with undisturbed(model), torch.enable_grad():
-        placed = Placed(model, weights)
+        states, logits = Reweighted(model, hidden), Reweighted(model, part=head(model))
         for batch in batches(model, encode(tokenizer, probes), tokens):
-            logits = placed.logits(placed.hidden(batch))
-            logp = -cross_entropy(logits, batch.target, reduction="none")
+            logp = token_logps(logits.at(weights, states.at(weights, batch)), batch)
             of_response = torch.stack([c[name][row] for row, name in batch.responses])
             weighted = logp @ of_response.to(logp)[batch.segment]
             grads = torch.autograd.grad(weighted, list(moving.values()), allow_unused=True)
@@ -80,18 +84,6 @@ def sgd_direction(
                 if grad is not None:
                     total[name] = total[name] + grad if name in total else grad
     return {name: -lr * grad for name, grad in total.items()}
-
-
-def _coefficients(model, tokenizer, probes: ProbeSet, loss, ref) -> dict[str, Tensor]:
-    """Response name → (B,), c = ∂L/∂ log π(y|x), at the log-probs that the model gives."""
-    scores = score(model, tokenizer, probes, stats=False, progress=False)
-    logps = dict(zip(probes.types, torch.from_numpy(scores.logp).T, strict=True))
-    lengths = dict(zip(probes.types, torch.from_numpy(scores.n_tokens).T, strict=True))
-    for name in logps if ref is not None else ():
-        if name not in ref or len(ref[name]) != len(probes):
-            raise ValueError(f"ref must map {name!r} to {len(probes)} log-probs, one for each row")
-    ref = logps if ref is None else {n: torch.as_tensor(ref[n]).to(logps[n]) for n in logps}
-    return loss.coefficients(logps, ref, lengths)
 
 
 def update_direction(
@@ -135,23 +127,19 @@ def check_direction(model, direction: Mapping[str, Tensor]) -> dict[str, Tensor]
     if not direction:
         raise ValueError("direction is empty: it names no parameter to move")
     known = dict(model.named_parameters(remove_duplicate=False))
-    first = {id(p): name for name, p in model.named_parameters()}
+    first = {p: name for name, p in model.named_parameters()}
     weights = float_weights(model)
     checked, given = {}, {}
     for name, move in direction.items():
         if name not in known:
-            near = get_close_matches(str(name), known, 1, 0.5)
-            hint = f": did you mean {near[0]!r}?" if near else ""
-            raise ValueError(f"direction[{name!r}]: the model has no such parameter{hint}")
-        weight = known[name]
-        move = torch.as_tensor(move)
-        if move.shape != weight.shape:
+            raise ValueError(f"direction: {unknown('parameter', name, known)}")
+        own = first[known[name]]
+        move = torch.as_tensor(move).detach().to(weights[own])
+        if move.shape != weights[own].shape:
             raise ValueError(
                 f"direction[{name!r}] has shape {tuple(move.shape)}, "
-                f"the parameter {tuple(weight.shape)}"
+                f"the parameter {tuple(weights[own].shape)}"
             )
-        own = first[id(weight)]
-        move = move.detach().to(weights[own])
         if not move.isfinite().all():
             raise ValueError(f"direction[{name!r}] holds NaN or infinity")
         if own in checked and not torch.equal(checked[own], move):

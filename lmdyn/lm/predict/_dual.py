@@ -1,30 +1,13 @@
-"""Passes with other weights, dual ones too, and attention on dual tensors."""
-
-from collections.abc import Iterator
-from contextlib import contextmanager
+"""Weights for passes in forward mode, and attention on dual tensors."""
 
 import torch
 import torch.autograd.forward_ad as fwd
-from torch import Tensor, nn
-from torch.func import functional_call
+from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 
-from lmdyn.lm.forward import Batch, evaluating, head, hidden
-
 QUERIES = 128  # in a block of attention on the CPU, so that its scores stay in the cache
-
-
-@contextmanager
-def undisturbed(model) -> Iterator[None]:
-    """Derivatives of the plain function, whatever mode the model and its caller are in.
-
-    Eval mode ends dropout and gradient checkpointing. Inference mode would drop tangents silently.
-    """
-    autocast = torch.autocast(model.device.type, enabled=False)
-    with torch.inference_mode(False), evaluating(model), autocast:
-        yield
 
 
 def float_weights(model) -> dict[str, Tensor]:
@@ -41,44 +24,6 @@ def float_weights(model) -> dict[str, Tensor]:
         name: p.detach().float() if p.dtype in (torch.float16, torch.bfloat16) else p.detach()
         for name, p in model.named_parameters()
     }
-
-
-class Placed:
-    """The packed forward pass of a model with other weights in the place of its own.
-
-    Args:
-        model: a Hugging Face causal language model. It stays as it is.
-        weights: parameter name → tensor, dual or not; the rest are the model's own. A tied weight
-            goes by its first name, as in ``named_parameters``.
-    """
-
-    def __init__(self, model, weights: dict[str, Tensor]):
-        self._body = _Body(model)
-        self._weights = {f"model.{name}": weight for name, weight in weights.items()}
-        self._head = head(model)
-        name_of = {id(p): name for name, p in model.named_parameters()}
-        self._head_weights = {
-            own: weights[name_of[id(p)]]
-            for own, p in self._head.named_parameters()
-            if name_of[id(p)] in weights
-        }
-
-    def hidden(self, batch: Batch) -> Tensor:
-        """(M, d), the final hidden states at the positions that predict."""
-        return functional_call(self._body, self._weights, (batch,))
-
-    def logits(self, states: Tensor) -> Tensor:
-        """(…, V), from some of the hidden states."""
-        return functional_call(self._head, self._head_weights, (states,))
-
-
-class _Body(nn.Module):
-    def __init__(self, model):
-        super().__init__()
-        self.model = model
-
-    def forward(self, batch: Batch) -> Tensor:
-        return hidden(self.model, batch)
 
 
 class DualAttention(TorchFunctionMode):

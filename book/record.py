@@ -138,7 +138,9 @@ def record(name: str, args) -> Path:
         ref = deepcopy(model)
         run = finetune_on_policy(model, tokenizer, train, rounds=what.rounds, ref=ref, **settings)
     else:
-        rows = extend(train, interleaved=True) if what.both else train
+        rows = train
+        if what.both:  # each rejected response right after its chosen one
+            rows = extend(train)[[k for i in range(len(train)) for k in (i, len(train) + i)]]
         run = lm.finetune(model, tokenizer, rows, **settings)
     if what.quiet:
         (out / "done").touch()

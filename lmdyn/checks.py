@@ -112,7 +112,28 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> str:
     known = list(known)
     near = get_close_matches(str(name), known, 1, 0.5)
     hint = f"did you mean {near[0]!r}? " if near else ""
-    names = ", ".join(known) or "none"
-    if len(known) > 50:
-        names = f"{known[0]}, {known[1]} and {len(known) - 2} more"
-    return f"unknown {kind} {name!r}: {hint}There is {names}"
+    return f"unknown {kind} {name!r}: {hint}There is {', '.join(known) or 'none'}"
+
+
+def differences(was, now, key: str = "") -> list[str]:
+    """Where nested dicts and lists differ: "dotted.key (was …, now …)" for each place."""
+    if isinstance(was, list) and isinstance(now, list):
+        was, now = dict(enumerate(was)), dict(enumerate(now))
+    if isinstance(was, dict) and isinstance(now, dict):
+        parts = [(was.get(k), now.get(k), f"{key}.{k}" if key else str(k)) for k in {**was, **now}]
+        return [line for part in parts for line in differences(*part)]
+    return [] if was == now else [f"{key} (was {was!r}, now {now!r})"]
+
+
+def check_resumed(folder, differ: Sequence[str], resume: bool) -> None:
+    """Refuse a folder that holds a run; with ``resume``, one of a run that differs in something."""
+    if not resume:
+        raise ValueError(
+            f"{folder} holds a run already: pass resume=True (--resume) to go on with it, or "
+            "another out (--out)"
+        )
+    if differ:
+        raise ValueError(
+            f"{folder} is a run of another recipe: {', '.join(differ)}; resume with what it began "
+            "with, or choose another out (--out)"
+        )

@@ -9,7 +9,10 @@ import pytest
 import torch
 from forked import launched
 from tiny import FAMILIES, tiny, tiny_rows
-from transformers import GPTNeoXConfig, Qwen2Config
+from tokenizers import Tokenizer, pre_tokenizers
+from tokenizers.models import WordLevel
+from torch.nn.modules.module import register_module_forward_hook
+from transformers import GPTNeoXConfig, PreTrainedTokenizerFast, Qwen2Config
 
 from lmdyn import losses
 from lmdyn.lm import Trajectory, finetune, finetune_on_policy, load, load_probes
@@ -17,7 +20,6 @@ from lmdyn.lm.data import as_probes
 from lmdyn.lm.forward import hidden, pack
 from lmdyn.lm.recipes import catalogue, dry_run, extend, read, run
 from lmdyn.lm.recipes.estimate import lengths, memory, operations
-from lmdyn.lm.recipes.running import checkpoint_activations
 from lmdyn.lm.tokens import encode
 from lmdyn.lm.trajectory import STATS
 
@@ -80,18 +82,14 @@ def test_t4_makes_the_same_updates_in_less_memory():
         assert (a.batch_size, a.accumulate, b.mixed_precision) == (4, 1, "no")
 
 
-def test_a_recipe_reads_its_own_yaml_and_what_all_stages_share_is_changed_once(tmp_path):
-    recipe, file = quick("tiny-on-policy", "seed=2", "mixed_precision=no"), tmp_path / "recipe.yaml"
+def test_a_recipe_reads_its_own_yaml_and_changes_reach_stages(tmp_path):
+    changes = ["seed=2", "mixed_precision=no", "stages.0.lr=1e-5", "defaults.batch_size=2"]
+    recipe, file = quick("tiny-on-policy", *changes), tmp_path / "recipe.yaml"
     file.write_text(recipe.to_yaml(), encoding="utf-8")
     assert read(file) == recipe and "\nseed: 2\n" in recipe.to_yaml()
-    assert [stage.seed for stage in read(file, ["seed=5"]).stages] == [5, 5]
-
-
-def test_changes_reach_stages_and_defaults():
-    recipe = read("tiny-dpo", ["defaults.batch_size=2", "stages.1.lr=1e-5", "stages.1.seed=4"])
-    assert [stage.batch_size for stage in recipe.stages] == [2, 2]
-    assert [stage.lr for stage in recipe.stages] == [3e-4, 1e-5]
-    assert [stage.seed for stage in recipe.stages] == [0, 4]
+    again = read(file, ["seed=5", "stages.1.seed=4"])
+    for name, values in {"seed": [5, 4], "lr": [1e-5, 1e-4], "batch_size": [2, 2]}.items():
+        assert [getattr(stage, name) for stage in again.stages] == values
 
 
 def test_a_file_extends_others_by_name_and_by_path(tmp_path):
@@ -117,15 +115,15 @@ WRONG = {
     "stages.1.loss=dop": "stages.1: unknown loss 'dop': did you mean 'dpop'?",
     "stages.1.hyper.bet=1": "did you mean 'beta'?",
     "stages.1.both=true": "stages.1: both is for a loss of one response",
-    "stages.1.name=sft": "stages must differ in name, got sft, sft",
+    "stages.1.name=sft": "stages must be some that differ in name, got sft, sft",
     "stages.0.name=../x": "stages.0: name must be of letters",
     "stages.0.spare_valleys=true": "stages.0: sft reads no rejected response",
-    "stages=[]": "stages is empty",
+    "stages=[]": "stages must be some that differ in name, got none",
     "stages=sft": "stages: Invalid value",
     "stages.0=sft": "stages.0: Invalid input",
     "stages=[{loss: sft}]": "stages.0.epochs: Structured config of type `Stage` has missing",
     "data.split=dev": "data.split: Invalid value 'dev', expected one of ['train', 'test']",
-    "dtype=float23": "unknown dtype 'float23': did you mean 'float32'?",
+    "dtype=float23": "dtype: Invalid value 'float23', expected one of ['float32', ",
     "probes=null": "stages.1.probe_every without probes",
     "seed=[1": "seed=[1: not YAML",
 }
@@ -143,7 +141,7 @@ WRONG_FILES = {
     "": "about: Structured config of type `Recipe` has missing mandatory value",
     "a: 1\nb: [": "bad.yaml: not YAML: while parsing a flow node",
     "a: !!python/object:os.system {}": "bad.yaml: not YAML: could not determine a constructor",
-    "extends: bad.yaml": "bad.yaml extends itself",
+    "extends: bad.yaml": "bad.yaml: it extends itself",
     "extends: tiny-dqo": "unknown recipe 'tiny-dqo': did you mean 'tiny-dpo'?",
     "extends: 3": "bad.yaml: 'int' object is not iterable",
     "extends: nowhere.yaml": "unknown recipe 'nowhere.yaml'",
@@ -185,13 +183,11 @@ def test_stages_go_on_from_each_other_as_calls_of_finetune_do(tmp_path):
     assert read(out / "recipe.yaml") == recipe
 
 
-def test_extend_has_two_orders_and_rows_begin_alike():
+def test_extended_rows_begin_alike():
     row = {"prompt": "a", "chosen": " b", "rejected": "c"}
-    rows = as_probes([row, {**row, "prompt": "d"}])
-    for interleaved, prompts, said in ((False, "adad", "bbcc"), (True, "aadd", "bcbc")):
-        found = extend(rows, interleaved)
-        assert [row["prompt"] for row in found] == list(prompts)
-        assert [row["chosen"] for row in found] == [f" {word}" for word in said]
+    found = extend(as_probes([row, {**row, "prompt": "d"}]))
+    said = [("a", " b"), ("d", " b"), ("a", " c"), ("d", " c")]
+    assert [(row["prompt"], row["chosen"]) for row in found] == said
 
 
 def test_a_run_goes_on_at_the_right_stage(tmp_path):
@@ -221,7 +217,7 @@ def test_rounds_are_those_of_finetune_on_policy(tmp_path):
 def test_a_folder_of_another_run_is_refused(tmp_path):
     recipe, out = quick("tiny-sft", "stages.0.max_steps=1"), tmp_path / "run"
     run(recipe, out)
-    with pytest.raises(ValueError, match="holds a run already: add --resume"):
+    with pytest.raises(ValueError, match="holds a run already: pass resume=True"):
         run(recipe, out)
     other = quick("tiny-sft", "stages.0.max_steps=1", "stages.0.lr=1e-3", "seed=1")
     with pytest.raises(ValueError) as error:
@@ -261,26 +257,29 @@ def test_what_a_later_stage_would_refuse_stops_the_first(tmp_path):
 def test_a_blank_response_in_the_papers_files_costs_its_row_alone(monkeypatch):
     rows = [{"prompt": "question :", "chosen": "yes", "rejected": said} for said in ("no", " ")]
     monkeypatch.setattr("datasets.load_dataset", lambda *_, **__: {"train": rows, "test": []})
-    assert [row["rejected"] for row in read("pythia-410m-hh-dpo").load_rows()] == ["no"]
-
-
-graph_task = torch._C._current_graph_task_id  # -1 outside of the backward pass
+    recipe = read("pythia-410m-hh-dpo")
+    assert [row["rejected"] for row in recipe.load(recipe.data)] == ["no"]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_checkpointed_activations_give_the_same_run(family):
-    """As `run` asks for it; also with the prompt shared by a mask, and with dropout."""
+def test_checkpointed_activations_give_the_same_run(family, tmp_path):
+    """Also with the prompt shared by a mask, and with dropout."""
+    dropout = {"gpt2": "resid_pdrop", "gpt_neox": "hidden_dropout"}.get(family)
+    for part in tiny(family, **({dropout: 0.1} if dropout else {})):
+        part.save_pretrained(tmp_path / "model")
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, tiny_rows())), encoding="utf-8")
+    changes = [f"model={tmp_path}/model", f"data.source={tmp_path}/rows.jsonl", "dtype=float64"]
+    changes += ["device=cpu", "stages=[{loss: dpo, epochs: 2, lr: 1e-2, batch_size: 2}]"]
+    changes += ["defaults={optimizer: sgd}"]
     found, calls = [], []
-    for checkpointing in (False, True):
-        dropout = {"gpt2": "resid_pdrop", "gpt_neox": "hidden_dropout"}.get(family)
-        model, tokenizer = tiny(family, **({dropout: 0.1} if dropout else {}))
-        if checkpointing:
-            checkpoint_activations(model)
-            layer = next(m for n, m in model.named_modules() if n.endswith((".layers.0", ".h.0")))
-            next(layer.children()).register_forward_hook(lambda *_: calls.append(graph_task()))
-        rows = as_probes(tiny_rows())
-        settings = {"epochs": 2, "lr": 1e-2, "batch_size": 2, "optimizer": "sgd", "probes": rows}
-        found.append(finetune(model, tokenizer, rows, "dpo", **settings))
+
+    # The number of the backward pass, -1 outside of it.
+    hook = register_module_forward_hook(lambda *_: calls.append(torch._C._current_graph_task_id()))
+    for checkpointing in ("false", "true"):
+        assert not any(task != -1 for task in calls)
+        recipe = read("tiny-dpo", [*changes, f"gradient_checkpointing={checkpointing}"])
+        found.append(run(recipe, tmp_path / checkpointing)[0])
+    hook.remove()
     same(*found, **ROUNDED)
     assert any(task != -1 for task in calls)  # the layers did run again
 
@@ -376,7 +375,10 @@ def plan(name, model, tmp_path, *changes):
     row = {"prompt": "word", "chosen": "word " * 500, "rejected": "other " * 500}
     (tmp_path / "rows.jsonl").write_text("\n".join([json.dumps(row)] * 8), encoding="utf-8")
     changes = [*changes, f"model={tmp_path}/model", f"data.source={tmp_path}/rows.jsonl"]
-    return dry_run(read(name, [*changes, "probes.source=null"]))
+    pieces = Tokenizer(WordLevel({"?": 0, "": 1}, unk_token="?"))
+    pieces.pre_tokenizer = pre_tokenizers.FixedLength(4)
+    four = PreTrainedTokenizerFast(tokenizer_object=pieces, unk_token="?", eos_token="")
+    return dry_run(read(name, [*changes, "probes.source=null"]), four)
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -394,15 +396,10 @@ def test_a_dry_run_tells_updates_memory_and_time(tmp_path):
     assert lines[1].endswith(": 8") and lines[2].endswith(": 8 prompts × 2 types")
     assert "16 updates of 4 rows (64 examples of 8 rows), scored 2 times" in lines[3]
     assert "DPO(beta=0.1" in lines[4] and "12 updates" in lines[4]
-    assert "a token is taken for 4 characters" in lines[6]
-    assert lines[7].startswith("memory    about 1") and "optimizer 1.62" in lines[7]
-    assert lines[9].startswith("time      about ") and " GFLOP/s that a matrix product" in lines[9]
-    kept, again = (
-        float(
-            plan("pythia-410m-hh-dpo", "pythia-410m", tmp_path, change).split("activations ")[1][:4]
-        )
-        for change in ("gradient_checkpointing=false", "gradient_checkpointing=true")
-    )
+    assert lines[6].startswith("memory    about 15.36 GB") and "optimizer 1.62" in lines[6]
+    assert lines[8].startswith("time      about ") and " GFLOP/s that a matrix product" in lines[8]
+    again = plan("pythia-410m-hh-dpo", "pythia-410m", tmp_path, "gradient_checkpointing=true")
+    kept, again = (float(text.split("activations ")[1][:4]) for text in (lines[6], again))
     assert kept > 8 * again
 
 

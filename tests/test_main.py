@@ -55,7 +55,7 @@ def test_run_trains_tells_and_goes_on(pairs, tmp_path, capsys):
     assert printed.startswith("0-sft: SFT()\nmean log-prob (nats) of 1 prompts")
     assert (out / "0-sft" / "trajectory.npz").is_file()
     assert main(arguments) == 1
-    assert "holds a run already: add --resume" in capsys.readouterr().err
+    assert "holds a run already: pass resume=True (--resume)" in capsys.readouterr().err
     assert main([*arguments, "--resume"]) == 0
     assert capsys.readouterr().out == printed
 

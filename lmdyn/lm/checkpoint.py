@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 from torch.distributed.checkpoint import state_dict as states
 
+from lmdyn.checks import check_resumed, differences
 from lmdyn.lm.files import new_folder, replacing
 from lmdyn.lm.models import no_progress_bar
 from lmdyn.lm.processes import whole
@@ -41,19 +42,15 @@ class RunFolder:
         self.path, self.is_first = Path(path), is_first
         self.settings = json.loads(json.dumps(settings))
         file = self.path / "settings.json"
-        if not file.is_file():
-            return
-        if not resume:
-            raise ValueError(f"{path} holds a run already: pass resume=True, or another out")
-        before, now = json.loads(file.read_text(encoding="utf-8")), self.settings
-        differ = [
-            f"{key} (was {before.get(key)!r}, now {now.get(key)!r})"
-            for key in before | now
-            if before.get(key) != now.get(key)
-        ]
-        if differ:
-            remedy = "resume with what it began with, or choose another out"
-            raise ValueError(f"{path} is a run of another recipe: {', '.join(differ)}; {remedy}")
+        if file.is_file():
+            before = json.loads(file.read_text(encoding="utf-8"))
+            check_resumed(path, differences(before, self._settings), resume)
+
+    @property
+    def checkpoint(self) -> Path | None:
+        """The last whole checkpoint."""
+        found = [p for p in self.path.glob("checkpoint-*") if p.suffix != ".tmp"]
+        return max(found, key=_update, default=None)
 
     def begin(self) -> int:
         """Write the settings, and keep the last checkpoint alone: how many updates it has made."""

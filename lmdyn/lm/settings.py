@@ -111,6 +111,11 @@ class Plan(Settings):
         """Whether the probes are scored after ``update`` updates."""
         return update % (self.probe_every or self.per_epoch) == 0 or update == self.updates
 
+    @cached_property
+    def probings(self) -> int:
+        """How often the probes are scored."""
+        return sum(map(self.is_probed, range(self.updates + 1)))
+
     def is_saved(self, update: int) -> bool:
         """Whether a checkpoint is due after ``update`` updates."""
         return update % (self.save_every or self.probe_every or self.per_epoch) == 0

@@ -1,30 +1,30 @@
-"""Train a model as a recipe says: every stage in its own folder, each from where the last ended.
+"""Do what a recipe says, or tell what it would do and take."""
 
-    recipe.yaml     the recipe in full
-    0-sft/          what `finetune` keeps of the first stage: trajectory, last checkpoint
-    1-dpo/          of the second
-
-A stage of several rounds has a folder for each, and its trajectory over all of them beside.
-"""
-
+import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
 
+import torch
 from accelerate import PartialState
 from accelerate.utils import disable_fsdp_ram_efficient_loading
+from torch.utils.benchmark import Timer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from lmdyn.checks import check_different
+from lmdyn.checks import check_different, check_resumed
 from lmdyn.lm.data import ProbeSet
 from lmdyn.lm.files import replacing
 from lmdyn.lm.log_probs import LogProbs
-from lmdyn.lm.models import load
+from lmdyn.lm.models import NAMES, load
 from lmdyn.lm.on_policy import finetune_on_policy
-from lmdyn.lm.recipes.reading import read
-from lmdyn.lm.recipes.schema import Recipe, Stage
+from lmdyn.lm.recipes.estimate import lengths, memory, operations
+from lmdyn.lm.recipes.recipe import Recipe, read
 from lmdyn.lm.tokens import encode
 from lmdyn.lm.train import finetune
 from lmdyn.lm.trajectory import Trajectory
+
+SHARE = 0.5  # of the matrix rate that training reaches; small models reach less
 
 
 def run(
@@ -33,16 +33,17 @@ def run(
     *,
     resume: bool = False,
     progress: bool | None = None,
-    tell: Callable[[str], None] | None = None,
+    tell: Callable[[str], None] = lambda text: None,
 ) -> list[Trajectory]:
-    """Train as a recipe says.
+    """Train as a recipe says, stage by stage, each from where the last ended.
 
     In several processes (``accelerate launch -m lmdyn run …``) each takes some rows of every
     update, and the first one writes and tells; with ``--use_fsdp`` they share out the weights.
 
     Args:
         recipe: from `read`.
-        out: the folder of the run.
+        out: the run's folder: recipe.yaml, and for each stage a folder such as 1-dpo with what
+            `finetune` keeps (one of rounds: a folder for each round, and its trajectory).
         resume: go on with the run in ``out`` where it stopped; begin if there is none.
         progress: as for `finetune`.
         tell: called with a heading and a summary of each stage, as they come.
@@ -51,9 +52,9 @@ def run(
         One `Trajectory` a stage.
 
     Raises:
-        ValueError: a folder that holds a run already, or one of another recipe (it names the
-            key); rows or settings that a stage refuses, before the first one begins.
-        OSError: a folder that cannot be written, before anything is loaded.
+        ValueError: before the first stage begins: a folder that holds a run already, or one of
+            another recipe (it names the key); rows or settings that a stage refuses.
+        OSError: a folder that cannot be written.
 
     Example:
         >>> import tempfile
@@ -62,49 +63,39 @@ def run(
         ...     run(quick, folder)
         [Trajectory(2 probings of 4 prompts × 13 types, 1 updates)]
     """
-    state, out = PartialState(cpu=recipe.device == "cpu"), Path(out)
+    state, file = PartialState(cpu=recipe.device == "cpu"), Path(out) / "recipe.yaml"
+    if file.is_file():
+        check_resumed(out, recipe.differences(read(file)), resume)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(f"cannot write to {out}: {error.strerror}; choose another --out") from None
+    rows, probes = (part and recipe.load(part) for part in (recipe.data, recipe.probes))
     is_alone = state.num_processes == 1
-    _check_folder(out, recipe, resume)
-    rows, probes = recipe.load_rows(), recipe.load_probe_rows()
     if not is_alone:  # a whole model may not fit where a part of it is to go: finetune moves it
         disable_fsdp_ram_efficient_loading()
     model, tokenizer = load(recipe.model, recipe.device if is_alone else "cpu", recipe.dtype)
     if recipe.gradient_checkpointing:
-        checkpoint_activations(model)
+        what = "activation" if hasattr(model, "activation_checkpointing_enable") else "gradient"
+        getattr(model, f"{what}_checkpointing_enable")({"use_reentrant": False})
     _check_stages(model, tokenizer, recipe, rows, is_alone)
     state.wait_for_everyone()  # until each process has read what the first writes over
     if state.is_main_process:
-        with replacing(out / "recipe.yaml") as temporary:
+        with replacing(file) as temporary:
             temporary.write_text(recipe.to_yaml(), encoding="utf-8")
 
-    tell = tell if tell and state.is_main_process else lambda text: None
-    trajectories = []
+    tell, trajectories = state.on_main_process(tell), []
     for number, stage in enumerate(recipe.stages):
         tell(f"{number}-{stage.name}: {stage.get_loss()!r}")
-        folder = out / f"{number}-{stage.name}"
+        folder = file.parent / f"{number}-{stage.name}"
         options = {"probes": probes, "out": folder, "resume": resume, "progress": progress}
-        trajectory = _train(model, tokenizer, stage, rows, options)
+        train = finetune_on_policy if stage.rounds else finetune
+        options |= stage.settings()
+        trajectories.append(train(model, tokenizer, stage.rows(rows), stage.get_loss(), **options))
         if stage.rounds:
-            trajectory.save(folder / "trajectory")
-        trajectories.append(trajectory)
-        tell(trajectory.summary())
+            trajectories[-1].save(folder / "trajectory")
+        tell(trajectories[-1].summary())
     return trajectories
-
-
-def _train(model, tokenizer, stage: Stage, rows: ProbeSet, options: dict) -> Trajectory:
-    arguments = (model, tokenizer, stage.rows(rows), stage.get_loss())
-    options = stage.settings() | options
-    if stage.rounds is None:
-        return finetune(*arguments, **options)
-    sampling = {name: getattr(stage, name) for name in ("rounds", "max_new_tokens", "temperature")}
-    return finetune_on_policy(*arguments, **sampling, **options)
-
-
-def checkpoint_activations(model) -> None:
-    """Compute each layer's activations a second time, in the backward pass, and keep its input."""
-    name = "activation_checkpointing_enable"  # the other name leaves with transformers 6
-    enable = getattr(model, name, None) or model.gradient_checkpointing_enable
-    enable({"use_reentrant": False})
 
 
 def _check_stages(model, tokenizer, recipe: Recipe, rows: ProbeSet, is_alone: bool) -> None:
@@ -115,26 +106,84 @@ def _check_stages(model, tokenizer, recipe: Recipe, rows: ProbeSet, is_alone: bo
                 raise ValueError("rounds sample in one process: launch one, or leave rounds out")
             if stage.rounds:
                 continue  # its pairs are not there yet
+            learn, loss = stage.rows(rows), stage.get_loss()
             with warnings.catch_warnings(action="ignore"):  # finetune warns of what is cut
-                encoded = encode(tokenizer, stage.rows(rows))
-            LogProbs(model, encoded, stage.keys())
-            check_different(encoded, stage.keys(), stage.get_loss())
+                encoded = encode(tokenizer, learn)
+            keys = dict(zip(loss.responses, learn.types, strict=True))
+            LogProbs(model, encoded, keys)
+            check_different(encoded, keys, loss)
         except ValueError as error:
             raise ValueError(f"stages.{number} ({stage.name}): {error}") from None
 
 
-def _check_folder(out: Path, recipe: Recipe, resume: bool) -> None:
-    """Refuse a folder that is not this run's, or cannot be written."""
-    if (out / "recipe.yaml").is_file():
-        if not resume:
-            raise ValueError(f"{out} holds a run already: add --resume to go on, or another --out")
-        if differ := recipe.differences(read(out / "recipe.yaml")):
-            raise ValueError(
-                f"{out} is a run of another recipe: {', '.join(differ)}; resume with what it "
-                "began with, or choose another --out"
-            )
+def dry_run(recipe: Recipe, tokenizer=None) -> str:
+    """Rows, probes and updates of a recipe, with estimates of memory, disk and time.
+
+    Nothing is trained; of a model on the hub the configuration and the tokenizer are read, no
+    weights. What cannot be known here is said, not refused.
+
+    Args:
+        recipe: from `read`.
+        tokenizer: to count tokens with; the model's own if None.
+    """
+    lines = [f"{recipe.name}: {recipe.about}"]
     try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        message = f"cannot write to {out}: {error.strerror}; choose another --out"
-        raise OSError(message) from None
+        lines.extend(f"{label:<9} {text}" for label, text in _plan(recipe, tokenizer))
+    except (ValueError, OSError, ImportError) as error:
+        lines.append(f"unknown from here on: {str(error).splitlines()[0]}")
+    return "\n".join([*lines, "Memory and time are estimates. Nothing was trained."])
+
+
+def _plan(recipe: Recipe, tokenizer) -> Iterator[tuple[str, str]]:
+    rows, probes = (part and recipe.load(part) for part in (recipe.data, recipe.probes))
+    yield "rows", f"{recipe.data.source}: {len(rows)}"
+    if probes:
+        source = recipe.probes.source or recipe.data.source
+        yield "probes", f"{source}: {len(probes)} prompts × {len(probes.types)} types"
+    stages = [(f"{i}-{s.name}", s, s.rows(rows)) for i, s in enumerate(recipe.stages)]
+    for label, stage, learn in stages:
+        plan = stage.plan(len(learn))
+        rounds = f"{stage.rounds} rounds, sampling not counted, of " if stage.rounds else ""
+        size = f"{plan.batch_size * plan.accumulate} rows ({plan.examples(plan.updates)} examples"
+        scored = f", scored {plan.probings} times" if probes else ""
+        updates = f"{rounds}{plan.updates} updates of {size} of {len(learn)} rows){scored}"
+        yield label, f"{stage.get_loss()!r}, {updates}"
+    model, own = _shape(recipe)
+    size = f"{model.num_parameters() / 1e6:,.1f}M parameters"
+    yield "model", f"{recipe.model}, {recipe.dtype}; {size}"
+    tokenizer, again = tokenizer or own, recipe.gradient_checkpointing
+    scored, needs, work = lengths(tokenizer, probes) if probes else [], {}, 0.0
+    for label, stage, learn in stages:
+        size = lengths(tokenizer, learn, stage.max_new_tokens if stage.rounds else 0)
+        needs[label] = memory(model, stage, size, again)
+        work += operations(model, stage, size, scored, again)
+    yield from _takes(recipe, needs, work)
+
+
+def _shape(recipe: Recipe):
+    """(model without weights, tokenizer), from a configuration alone."""
+    if recipe.model in NAMES:  # at hand anyway
+        return load(recipe.model, "cpu", recipe.dtype)
+    config = AutoConfig.from_pretrained(recipe.model, trust_remote_code=False)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, recipe.dtype))
+    return model, AutoTokenizer.from_pretrained(recipe.model, trust_remote_code=False)
+
+
+def _takes(recipe: Recipe, needs: dict[str, dict], work: float) -> Iterator[tuple[str, str]]:
+    device = load("tiny", recipe.device)[0].device
+    on_gpu, (label, most) = device.type == "cuda", max(needs.items(), key=lambda n: n[1]["peak"])
+    gb = {name: f"{size / 1e9:.2f}" for name, size in most.items()}
+    parts = ", ".join(f"{name} {size}" for name, size in gb.items() if name != "peak")
+    free = f", of {torch.cuda.mem_get_info(device)[0] / 1e9:.1f} GB free" if on_gpu else ""
+    yield "memory", f"about {gb['peak']} GB ({parts}), in {label}{free}"
+    saved = f"{(most['weights'] + most['optimizer']) / 1e9:.2f} GB a checkpoint"
+    yield "disk", f"about {saved}, {gb['weights']} GB a finished stage"
+    is_bf16 = any(stage.mixed_precision == "bf16" for stage in recipe.stages)
+    dtype, n = "bfloat16" if is_bf16 else recipe.dtype, 8192 if on_gpu else 512
+    a = torch.randn(n, n, device=device).to(getattr(torch, dtype))
+    timer = Timer("a @ a", globals={"a": a}, num_threads=torch.get_num_threads())
+    rate = 2 * n**3 / timer.blocked_autorange(min_run_time=0.1).median
+    duration = timedelta(seconds=math.ceil(work / (rate * SHARE)))
+    speed = f"{rate / 1e9:,.0f} GFLOP/s that a matrix product reaches on this {device.type}"
+    yield "time", f"about {duration}: {work:.2e} operations at {SHARE:.0%} of the {speed}"

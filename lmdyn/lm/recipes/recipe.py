@@ -1,0 +1,244 @@
+"""What a recipe may say, and how it is read from YAML.
+
+A file has the keys of `Recipe`; ``extends``, a recipe (or a list of them), by name or path, whose
+keys it changes; ``seed``, ``mixed_precision`` and ``defaults`` for stages that do not say
+otherwise. It changes a stage by number: ``stages: {1: {lr: 1e-5}}``.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields, replace
+from itertools import product
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from lmdyn import losses
+from lmdyn.checks import check_count, check_number, differences, unknown
+from lmdyn.lm.data import PAPERS, ProbeSet, as_probes, load_probes, with_all
+from lmdyn.lm.rows import SPLITS
+from lmdyn.lm.settings import Plan, Settings
+from lmdyn.lm.tokens import begin_alike
+
+FOLDER = Path(__file__).parent
+KINDS = ("sft", "dpo", "extend")  # what the paper does with every model and dataset
+ON_T4 = ("pythia-410m", "qwen1.5-0.5b")  # what fits, see device/t4.yaml
+SETTINGS = [field.name for field in fields(Settings)]
+SHARED = ("seed", "mixed_precision")  # settings that a recipe may give once, for all its stages
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probes:
+    """Rows as `load_probes` gives them, the first ``limit`` of each split."""
+
+    source: str | None = None  # that of the data if None
+    split: Literal["train", "test"] | None = None
+    limit: int | None = None
+    types: list[str] | None = None
+
+    def __post_init__(self):
+        check_count("limit", self.limit, 1, optional=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data(Probes):
+    """The rows to learn, likewise; the probes are cut to the same length, see `Format`."""
+
+    source: str = field()  # must be given
+    split: Literal["train", "test"] | None = "train"
+    max_length: int | None = None
+    max_prompt: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage(Settings):
+    """One run of `finetune`: all its settings, and these."""
+
+    loss: str  # a name that `lmdyn.losses.get` knows
+    hyper: dict[str, Any] = field(default_factory=dict)  # of the loss, such as {beta: 0.1}
+    name: str | None = None  # of its folder; that of the loss if None
+    both: bool = False  # learn `extend` of the rows
+    rounds: int | None = None  # so many of `finetune_on_policy`, each of ``epochs``
+    max_new_tokens: int = 64  # sampled in a round
+    temperature: float = 1.0  # likewise
+
+    def __post_init__(self):
+        if self.mixed_precision == "False":  # what YAML makes of no
+            object.__setattr__(self, "mixed_precision", "no")
+        super().__post_init__()
+        object.__setattr__(self, "name", self.name or self.loss)
+        if not re.fullmatch(r"\w[\w.-]*", self.name):
+            raise ValueError(f"name must be of letters, digits, '.', '_', '-', got {self.name!r}")
+        check_count("rounds", self.rounds, 1, optional=True)
+        check_count("max_new_tokens", self.max_new_tokens, 1)
+        check_number("temperature", self.temperature, zero=True)
+        responses = self.get_loss().responses
+        if self.both and (responses, self.response, self.rounds) != (("chosen",), "chosen", None):
+            raise ValueError("both is for a loss of one response, without rounds and response")
+        if self.spare_valleys and "rejected" not in responses:
+            raise ValueError(f"{self.loss} reads no rejected response: leave spare_valleys out")
+
+    def get_loss(self) -> losses.Loss:
+        """The loss with its hyperparameters."""
+        return losses.get(self.loss, **self.hyper)
+
+    def settings(self) -> dict[str, Any]:
+        """What `finetune` takes of it, or `finetune_on_policy` if it has rounds."""
+        rounds = ("rounds", "max_new_tokens", "temperature") if self.rounds else ()
+        return {name: getattr(self, name) for name in (*SETTINGS, *rounds)}
+
+    def plan(self, n_rows: int) -> Plan:
+        """What that will do with so many rows, in a round if it has rounds."""
+        return Plan(n_rows=n_rows, **{name: getattr(self, name) for name in SETTINGS})
+
+    def rows(self, rows: ProbeSet) -> ProbeSet:
+        """What it learns of the recipe's rows, with the responses that its loss reads in order."""
+        if self.both:
+            return extend(rows)
+        types = [self.response if r == "chosen" else r for r in self.get_loss().responses]
+        return rows if self.rounds else with_all(rows, types, self.loss)  # rounds sample rejected
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Everything that a run depends on."""
+
+    name: str
+    about: str
+    model: str  # as for `load`, like dtype and device
+    data: Data
+    stages: list[Stage]  # one after the other
+    probes: Probes | None = None  # what is scored on the way
+    dtype: Literal["float32", "bfloat16", "float16", "float64"] = "float32"
+    gradient_checkpointing: bool = False  # compute activations again instead of keeping them
+    device: str = "auto"  # of one process; several take those that accelerate gives them
+
+    def __post_init__(self):
+        names = [stage.name for stage in self.stages] or ["none"]
+        if len(set(names)) < len(self.stages) or not self.stages:
+            raise ValueError(f"stages must be some that differ in name, got {', '.join(names)}")
+        for i, stage in enumerate(self.stages):
+            if self.probes is None and stage.probe_every is not None:
+                raise ValueError(f"stages.{i}.probe_every without probes: give both, or neither")
+
+    def load(self, which: Probes) -> ProbeSet:
+        """The rows of ``data`` or ``probes``."""
+        found = load_probes(which.source or self.data.source, which.types, split=which.split)
+        rows = [row for name in SPLITS for row in found.split(name).rows[: which.limit]]
+        if which is self.data and which.source in PAPERS:  # a rejected response of HH is blank
+            rows = [row for row in rows if "rejected" in row]
+        lengths = {name: getattr(self.data, name) for name in ("max_length", "max_prompt")}
+        given = {name: length for name, length in lengths.items() if length is not None}
+        return replace(found, rows=tuple(rows), format=replace(found.format, **given))
+
+    def to_yaml(self) -> str:
+        """The recipe in full, as `read` takes it."""
+        plain = asdict(self)
+        for key in SHARED:  # above the stages where they agree, so that one change reaches all
+            if len({stage[key] for stage in plain["stages"]}) == 1:
+                *_, plain[key] = [stage.pop(key) for stage in plain["stages"]]
+        return OmegaConf.to_yaml(plain)
+
+    def differences(self, other: "Recipe") -> list[str]:
+        """What a run of ``other`` would do otherwise: "key (was …, now …)"."""
+        free = {"name": None, "about": None, "device": None}
+        return differences(asdict(other) | free, asdict(self) | free)
+
+
+def extend(rows: ProbeSet) -> ProbeSet:
+    """The paper's extend: the chosen response of every row, then the rejected, as ``chosen``.
+
+    Raises:
+        ValueError: a row without one of them.
+    """
+    pairs = with_all(rows, ["chosen", "rejected"], "both")
+    alike = (lambda row, text: text) if pairs.format.as_written else begin_alike
+    learn = [{"prompt": row["prompt"], "chosen": row["chosen"]} for row in pairs]
+    learn += [{"prompt": r["prompt"], "chosen": alike(r, r["rejected"])} for r in pairs]
+    return as_probes(learn, ["chosen"], pairs.format)
+
+
+def catalogue() -> dict[str, tuple[Path, ...]]:
+    """Name → the files that make the recipe, each changing the ones before."""
+    found = {file.stem: (file,) for file in sorted(FOLDER.glob("*.yaml"))}
+    parts = (sorted((FOLDER / part).glob("*.yaml")) for part in ("model", "data"))
+    for model, data, kind in product(*parts, KINDS):
+        name = f"{model.stem}-{data.stem}-{kind}"
+        found[name] = (FOLDER / f"paper-{kind}.yaml", model, data)
+        if model.stem in ON_T4:
+            found[f"{name}-t4"] = (*found[name], FOLDER / "device" / "t4.yaml")
+    return found
+
+
+@contextmanager
+def _one_line(where: str = "") -> Iterator[None]:
+    """Whatever YAML, OmegaConf or a dataclass refuses, as a ValueError that names the key."""
+    try:
+        yield
+    except (yaml.YAMLError, OmegaConfBaseException, TypeError, ValueError) as error:
+        key = (getattr(error, "full_key", None) or "").replace("[", ".").replace("]", "")
+        where = f"{where}{key}".rstrip(".: ")
+        message = " ".join(str(error).split("\n    full_key")[0].split())
+        what = "not YAML: " if isinstance(error, yaml.YAMLError) else ""
+        raise ValueError(f"{where}{': ' if where else ''}{what}{message}") from None
+
+
+@_one_line()
+def read(name: str | Path, changes: Sequence[str] = ()) -> Recipe:
+    """Read a recipe.
+
+    Args:
+        name: one of `catalogue`, or the path of a YAML file.
+        changes: "key=value", the key dotted (``stages.0.lr=1e-5``), the value as in YAML.
+
+    Raises:
+        ValueError: an unknown recipe or key (with the nearest name), a file that is no mapping, a
+            value of a wrong type or out of range; it names the key.
+
+    Example:
+        >>> read("tiny-dpo", ["stages.1.hyper.beta=0.5"]).stages[1].get_loss()
+        DPO(beta=0.5, label_smoothing=0.0)
+    """
+    if bad := [change for change in changes if "=" not in change]:
+        raise ValueError(f"a change is key=value, such as seed=1, got {bad[0]!r}")
+    files = list(_files(str(name), Path.cwd()))
+    with _one_line(f"{' '.join(changes)}: "):
+        changed = OmegaConf.from_dotlist(list(changes))
+    raw = OmegaConf.create()
+    for part in (*files, changed):
+        numbered = part.pop("stages") if OmegaConf.is_dict(part.get("stages")) else {}
+        raw = OmegaConf.unsafe_merge(raw, part)
+        for number, stage in numbered.items():  # OmegaConf takes no mapping for a list
+            OmegaConf.update(raw, f"stages.{number}", stage)
+    own = changed.get("name") or files[-1].get("name")  # none of those that it extends
+    raw.name = own or Path(name).name.removesuffix(".yaml")
+    shared = {key: raw.pop(key) for key in SHARED if key in raw}
+    shared = OmegaConf.merge(shared, raw.pop("defaults", None) or {})
+    if OmegaConf.is_list(raw.get("stages")):
+        for i, stage in enumerate(raw.stages):
+            with _one_line(f"stages.{i}."):
+                raw.stages[i] = OmegaConf.to_object(OmegaConf.merge(Stage, shared, stage))
+    return OmegaConf.to_object(OmegaConf.unsafe_merge(Recipe, raw))
+
+
+def _files(name: str, beside: Path, above: tuple[Path, ...] = ()) -> Iterator[DictConfig]:
+    """What the files of a recipe say, each after those that it extends."""
+    known, path = catalogue(), (beside / name).expanduser().resolve()
+    if name not in known and not path.is_file():
+        raise ValueError(f"{unknown('recipe', name, known)}, or the path of a YAML file")
+    for file in known.get(name, (path,)):
+        with _one_line(f"{file.name}: "):
+            own = OmegaConf.create(file.read_text(encoding="utf-8"))
+            if not OmegaConf.is_dict(own):
+                raise ValueError("a list, where a recipe is a mapping, lines of 'key: value'")
+            if file in above:
+                raise ValueError("it extends itself: mend its 'extends'")
+            bases = own.pop("extends", [])
+            bases = [bases] if isinstance(bases, str) else list(bases)
+        for base in bases:
+            yield from _files(base, file.parent, (*above, file))
+        yield own

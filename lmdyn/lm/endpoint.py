@@ -204,8 +204,8 @@ def rephrase(
 class Comparison:
     """How often a judge prefers the answers a to the answers b.
 
-    An answer wins if it is preferred in both orders; all else is a tie (Zheng et al. 2023,
-    arXiv:2306.05685). Asked once, a judge that likes the first place would decide pairs by it.
+    An answer wins if it is preferred in both orders, so that none wins by its place; all else is a
+    tie (Zheng et al. 2023, arXiv:2306.05685).
 
     Attributes:
         outcomes: of each pair "a", "b" or "tie"; None without a verdict, which counts nowhere.
@@ -272,20 +272,20 @@ def compare(
         check_texts(name, texts, len(prompts))
 
     def verdict(*texts: str) -> str:
+        if texts[1] == texts[2]:
+            return "tie"
         said = judge(JUDGE.format(*texts)) if isinstance(judge, Endpoint) else judge(*texts)
-        said = said.strip("\"'`*. ").lower()
+        said = str(said).strip("\"'`*. ").lower()
         if said not in ("first", "second", "tie"):
             raise EndpointNonsense(f"the judge must say first, second or tie, not {said!r:.200}")
         return said
 
     ask = remembering(verdict, getattr(judge, "description", None), out, skip_nonsense)
     winner = {("first", "second"): "a", ("second", "first"): "b"}
-    outcomes = ["tie" if one == other else None for one, other in zip(a, b, strict=True)]
-    for i, prompt in enumerate(tqdm(prompts, "judging", unit="pair", delay=10)):
-        if a[i] != b[i]:
-            places = (a[i], b[i]), (b[i], a[i])
-            said = tuple(ask(f"prompts[{i}]", prompt, *answers) for answers in places)
-            outcomes[i] = None if None in said else winner.get(said, "tie")
+    outcomes = []
+    for i, pair in enumerate(zip(tqdm(a, "judging", unit="pair", delay=10), b, strict=True)):
+        said = tuple(ask(f"prompts[{i}]", prompts[i], *texts) for texts in (pair, pair[::-1]))
+        outcomes.append(None if None in said else winner.get(said, "tie"))
     if not any(outcomes):
         raise EndpointNonsense("the judge has a verdict on none of the pairs: try another judge")
     return Comparison(outcomes)

@@ -137,12 +137,15 @@ class Trajectory:
         ]
         for name, curve in self.mean(split=split).items():
             first, last = curve[0], curve[-1]
-            rise, fall = curve.max() - max(first, last), min(first, last) - curve.min()
-            word, at = ("peak", curve.argmax()) if rise >= fall else ("trough", curve.argmin())
-            turn = f"{word} {curve[at]:.2f} at {seen[at]}" if max(rise, fall) > 0 else ""
-            line = f"{name:<20}{first:>10.2f}{last:>10.2f}{last - first:>+10.2f}   {turn}"
-            lines.append(line.rstrip())
+            line = f"{name:<20}{first:>10.2f}{last:>10.2f}{last - first:>+10.2f}   "
+            lines.append((line + self._turn(curve)).rstrip())
         return "\n".join(lines)
+
+    def _turn(self, curve: np.ndarray) -> str:
+        rise, fall = curve.max() - max(curve[[0, -1]]), min(curve[[0, -1]]) - curve.min()
+        word, at = ("peak", curve.argmax()) if rise >= fall else ("trough", curve.argmin())
+        turns = max(rise, fall) > 0
+        return f"{word} {curve[at]:.2f} at {self.examples_seen[at]}" if turns else ""
 
     def save(self, path: str | Path) -> None:
         """Write NAME.npz, the arrays, and NAME.json, ``meta``, each whole or not at all.

@@ -2,6 +2,7 @@
 
 import weakref
 
+import numpy as np
 import pytest
 import torch
 from tiny import FAMILIES, tiny, tiny_rows
@@ -9,10 +10,10 @@ from tiny import FAMILIES, tiny, tiny_rows
 from lmdyn.lm.batches import pack
 from lmdyn.lm.data import as_probes
 from lmdyn.lm.forward import (
+    LogProbs,
     batches,
     body,
     can_share,
-    evaluating,
     full_logits,
     head,
     head_is_last,
@@ -20,6 +21,7 @@ from lmdyn.lm.forward import (
     token_logps,
     token_values,
 )
+from lmdyn.lm.score import score
 from lmdyn.lm.tokens import encode
 
 
@@ -57,12 +59,6 @@ def test_all_forms_of_batches_give_what_the_model_gives_each_sequence(family):
     for options in ({"shared": True}, {"shared": True, "tokens": 40}, {"shared": False}):
         for read in readers:
             close(by_response(rows, read, **options), expected, 1e-12)
-    logps = {
-        key: logits.log_softmax(-1).gather(1, torch.tensor(rows[key[0]].responses[key[1]])[:, None])
-        for key, logits in expected.items()
-    }
-    found = by_response(rows, lambda b: token_logps(full_logits(model, b), b)[:, None])
-    close(found, logps, 1e-12)
     model.set_attn_implementation("eager")  # its softmax is in float32
     assert can_share(model, 20)
     close(by_response(rows, lambda b: full_logits(model, b)), expected, 2e-5)
@@ -85,11 +81,9 @@ def test_half_precision_logits_give_log_probs_in_float32():
     model, tokenizer = tiny("llama", torch.bfloat16)
     (batch,) = batches(model, encoded(tokenizer))
     logits = full_logits(model, batch)
-    found = token_logps(logits, batch)
+    found, exact = token_logps(logits, batch), token_logps(logits.double(), batch)
     assert logits.dtype == torch.bfloat16 and found.dtype == torch.float32
-    torch.testing.assert_close(
-        found.double(), token_logps(logits.double(), batch), rtol=0, atol=1e-5
-    )
+    torch.testing.assert_close(found.double(), exact, rtol=0, atol=1e-5)
 
 
 def test_a_pass_keeps_what_is_read_of_each_token():
@@ -132,41 +126,40 @@ def test_a_model_is_checked_once_and_forgotten():
     assert known() is None
 
 
-def refusing(error):
-    """A model that raises ``error`` if it is given a mask of who sees whom."""
+@pytest.mark.parametrize(
+    "kind", [TypeError, ValueError, RuntimeError, AssertionError, torch.OutOfMemoryError]
+)
+def test_a_model_that_refuses_the_mask_takes_plain_batches(kind):
     model, tokenizer = tiny("llama", torch.float32)
     forward = model.model.forward
 
     def refuse(input_ids, attention_mask=None, **options):
         if attention_mask is not None and attention_mask.ndim != 2:
-            raise error
+            raise kind("attention_mask must be (B, L)")
         return forward(input_ids, attention_mask, **options)
 
     model.model.forward = refuse
-    return model, tokenizer, forward
-
-
-@pytest.mark.parametrize("kind", [TypeError, ValueError, RuntimeError, AssertionError])
-def test_a_model_that_refuses_the_mask_takes_plain_batches(kind):
-    model, tokenizer, _ = refusing(kind("attention_mask must be (B, L)"))
-    assert not can_share(model, 20)
-    assert not any(batch.shared for batch in batches(model, encoded(tokenizer)))
-
-
-def test_a_check_without_memory_says_nothing_about_the_model():
-    model, _, forward = refusing(torch.OutOfMemoryError("all is taken"))
-    with pytest.raises(torch.OutOfMemoryError):
+    if kind is not torch.OutOfMemoryError:
+        assert not any(batch.shared for batch in batches(model, encoded(tokenizer)))
+        return
+    with pytest.raises(kind):
         can_share(model, 20)
-    model.model.forward = forward  # there is room again
+    model.model.forward = forward  # there is room again: that says nothing about the model
     assert can_share(model, 20)
 
 
-def test_eval_mode_is_left_as_it_was_found():
-    model, _ = tiny("gpt2", attn_pdrop=0.5)
-    model.train()
-    model.transformer.h[0].eval()
-    modes = [module.training for module in model.modules()]
-    with pytest.raises(KeyError), evaluating(model):
-        assert not any(module.training for module in model.modules())
-        raise KeyError
-    assert [module.training for module in model.modules()] == modes
+@pytest.mark.parametrize("family", FAMILIES)
+def test_log_probs_of_rows_are_those_of_score(family):
+    model, tokenizer = tiny(family)
+    keys = {"up": "chosen", "down": "rejected"}
+    scores, log_probs = (
+        score(model, tokenizer, tiny_rows()),
+        LogProbs(model, encoded(tokenizer), keys),
+    )
+    some, every = log_probs([3, 0, 4]), log_probs.all(2)
+    for name, key in keys.items():
+        logp, n = (x[:, scores.types.index(key)] for x in (scores.logp, scores.n_tokens))
+        np.testing.assert_allclose(some[name].detach(), logp[[3, 0, 4]])
+        np.testing.assert_allclose(every[name], logp)
+        assert log_probs.lengths[name].tolist() == n.tolist()
+        assert some[name].requires_grad and not every[name].requires_grad

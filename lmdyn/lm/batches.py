@@ -16,20 +16,19 @@ FULL, SLACK = 512, 1.05
 
 @dataclass(frozen=True)
 class Batch:
-    """B sequences of padded length L, and the M response tokens that they predict.
+    """B sequences of padded length L, and the M response tokens that they predict, in order.
 
-    The tokens of one response follow each other in `source`, `target` and `segment`, in the
-    order of the text. A response's last token is only a target: what it predicts is not asked.
+    A response's last token is only a target: what it predicts is not asked.
 
     Attributes:
         input_ids: (B, L), padded on the right.
         position_ids: (B, L). In the shared form they start again after the prompt.
         attention_mask: (B, 1, L, L) booleans, who sees whom, in the shared form; (B, L) integers,
             1 for a token and 0 for padding, in the plain form.
-        source: (M,), the positions, among the B·L, whose logits predict. The first token of each
-            response is predicted by the last of the prompt.
-        target: (M,), the token ids to predict.
-        segment: (M,), whose token it is: an index into `responses`.
+        source: (M,) the positions, among the B·L, whose logits predict: for the first token of a
+            response, the last of the prompt.
+        target: (M,) the token ids to predict.
+        segment: (M,) whose token it is: an index into `responses`.
         responses: (row, type) of each response in the batch.
     """
 
@@ -43,7 +42,6 @@ class Batch:
 
     @property
     def shared(self) -> bool:
-        """Whether responses share their prompt's tokens."""
         return self.attention_mask.ndim == 4
 
     def split(self, values: Tensor) -> dict[tuple[int, str], Tensor]:
@@ -74,22 +72,22 @@ def pack(
     """
     if tokens < 1:
         raise ValueError(f"tokens must be at least 1, got {tokens}")
-    rows = [
+    parts = (
         (i, part)
         for i, row in enumerate(encoded)
         for part in _parts(row, min(tokens, _best_length(row)) if shared else 0)
-    ]
-    rows.sort(key=lambda row: _fed(row[1]))  # stable: equal lengths stay in the order of the rows
-    start, held = 0, 0
-    for end, (_, row) in enumerate(rows):
-        length = _fed(row)
-        size = (end + 1 - start) * length  # of the batch, padded, if it took this row too
-        if end > start and (size > tokens or (held >= FULL and size > slack * (held + length))):
-            yield _collate(rows[start:end], shared, device)
-            start, held = end, 0
+    )
+    some, held = [], 0
+    for row in sorted(parts, key=lambda row: _fed(row[1])):  # equal lengths in the order of rows
+        length = _fed(row[1])
+        size = (len(some) + 1) * length  # of the batch, padded, if it took this row too
+        if some and (size > tokens or (held >= FULL and size > slack * (held + length))):
+            yield _collate(some, shared, device)
+            some, held = [], 0
+        some.append(row)
         held += length
-    if rows:
-        yield _collate(rows[start:], shared, device)
+    if some:
+        yield _collate(some, shared, device)
 
 
 def _fed(row: Encoded) -> int:
@@ -104,14 +102,13 @@ def _best_length(row: Encoded) -> int:
     once more. With P tokens of prompt the sum is least for parts of √(P² + 3000·P) response
     tokens on SmolLM2, and flat around it: wider models gain little from longer parts.
     """
-    prompt = len(row.prompt)
-    lengths = [len(ids) for ids in row.responses.values()]
+    prompt, lengths = len(row.prompt), list(map(len, row.responses.values()))
     parts = max(1, round(sum(lengths) / math.sqrt(prompt**2 + 3000 * prompt)))
     return prompt + math.ceil(sum(lengths) / parts) + max(lengths, default=0) // 2
 
 
 def _parts(row: Encoded, limit: int) -> Iterator[Encoded]:
-    """The responses of a row, in parts of at most ``limit`` tokens and at least one response."""
+    """The responses of a row, in parts of at most ``limit`` tokens or a single response."""
     part = Encoded(row.prompt, {})
     for name, ids in row.responses.items():
         if part.responses and _fed(part) + len(ids) - 1 > limit:

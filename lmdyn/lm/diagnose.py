@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from itertools import compress
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,7 @@ from lmdyn import losses
 from lmdyn.checks import check_different, check_same_vocabulary
 from lmdyn.lm.data import ProbeSet, as_probes, with_all
 from lmdyn.lm.files import replacing
-from lmdyn.lm.forward import evaluating
-from lmdyn.lm.log_probs import LogProbs
+from lmdyn.lm.forward import LogProbs, evaluating
 from lmdyn.lm.mass import token_mass
 from lmdyn.lm.tokens import encode
 
@@ -31,16 +31,14 @@ FLAGS = {
 class Diagnosis:
     """What one SGD step on each of N pairs alone would do, to first order.
 
-    The pull is the share of the step that raises y+, the push the one that lowers y−; their sum is
-    what the pair does. All are in nats per unit learning rate.
+    The pull is the share of the step that raises y+, the push the one that lowers y−. All changes
+    are of log π, in nats per unit learning rate.
 
     Attributes:
         squeeze: (N,) mean ‖π‖² − π_y over the tokens of ``rejected``; positive in a valley.
         valley: (N,) the share of those tokens that lie in a valley.
-        own_pull: (N,) what the pull does to log π of the pair's own ``chosen``.
-        own_push: (N,) what the push does to it.
-        held_out_pull: (N,) what the pull does to log π of ``chosen`` of the held-out rows, mean.
-        held_out_push: (N,) what the push does to them.
+        own_pull, own_push: (N,) what each does to the pair's own ``chosen``.
+        held_out_pull, held_out_push: (N,) and to ``chosen`` of the held-out rows, mean.
         prompts: the N prompts.
     """
 
@@ -71,8 +69,8 @@ class Diagnosis:
     @property
     def flags(self) -> list[tuple[str, ...]]:
         """For each pair, which of `FLAGS` hold."""
-        holds = {"own": self.own < 0, "held_out": self.held_out < 0, "valley": self.valley > 0.5}
-        return [tuple(name for name in FLAGS if holds[name][i]) for i in range(len(self))]
+        holds = np.stack([self.own < 0, self.held_out < 0, self.valley > 0.5], 1)
+        return [tuple(compress(FLAGS, of_pair)) for of_pair in holds]
 
     @property
     def order(self) -> np.ndarray:
@@ -81,11 +79,11 @@ class Diagnosis:
 
     def rows(self) -> list[dict]:
         """One dict a pair, in `order`: ``row`` is its number among those that were given."""
-        numbers = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "prompts"}
+        *names, _ = (f.name for f in fields(self))
         flags = self.flags
         return [
             {"row": int(i), "prompt": self.prompts[i]}
-            | {name: float(values[i]) for name, values in numbers.items()}
+            | {name: float(getattr(self, name)[i]) for name in names}
             | {"flags": list(flags[i])}
             for i in self.order
         ]
@@ -93,11 +91,10 @@ class Diagnosis:
     def table(self, limit: int = 10) -> str:
         """The first pairs of `order`, for a terminal."""
         lines = [f"{'row':>5}{'own y+':>10}{'held-out':>10}{'valley':>8}  flags · prompt"]
-        flags = self.flags
-        for i in self.order[:limit]:
+        for row in self.rows()[:limit]:
+            i, prompt = row["row"], " ".join(row["prompt"].split())[-40:]
             numbers = f"{self.own[i]:>+10.3g}{self.held_out[i]:>+10.3g}{self.valley[i]:>8.0%}"
-            prompt = " ".join(self.prompts[i].split())[-40:]
-            lines.append(f"{i:>5}{numbers}  {', '.join(flags[i]) or '-'} · {prompt}")
+            lines.append(f"{i:>5}{numbers}  {', '.join(row['flags']) or '-'} · {prompt}")
         return "\n".join(lines)
 
     def save(self, path: str | Path) -> None:
@@ -125,13 +122,11 @@ def diagnose(
     forward and two backward passes a pair, and memory for three gradients.
 
     Args:
-        model: a Hugging Face causal language model; it stays as it is. Dropout is off.
-        tokenizer: its tokenizer.
+        model, tokenizer, progress: as in `score`. Dropout is off.
         rows: N pairs with ``prompt``, ``chosen``, ``rejected``.
         loss: a loss that reads both, by name or as a `lmdyn.losses.Loss`.
         held_out: rows whose ``chosen`` should not fall; if not given, 16 of ``rows``.
         ref: the reference model of the loss; the model itself if not given, as at the start.
-        progress: whether to show a bar; None shows it for work of more than ten seconds.
 
     Raises:
         ValueError: rows that cannot be read, a pair of equal responses, a loss that lacks one.
@@ -145,26 +140,29 @@ def diagnose(
     if not weights:
         raise ValueError("no weight of the model requires a gradient: there is nothing to learn")
     pairs = with_all(as_probes(rows), loss.responses, str(loss))
-    keys = {name: name for name in loss.responses}
+    keys, n = {name: name for name in loss.responses}, len(pairs)
     encoded = encode(tokenizer, pairs)
     check_different(encoded, keys, loss)
-    n = len(pairs)
     if held_out is None:
         held_out = pairs[np.linspace(0, n - 1, min(HELD_OUT, n)).astype(int).tolist()]
     others = encode(tokenizer, with_all(as_probes(held_out), ["chosen"], "diagnose", "held_out"))
 
-    effects = np.empty((n, 4))
+    effects, goal, against = np.empty((n, 4)), [torch.zeros_like(p) for p in weights], None
     bar = {"desc": "diagnose", "unit": "pair", "delay": 0 if progress else 10}
     with evaluating(model), tqdm(range(n), disable=progress is False, **bar) as numbers:
-        goal = _mean_gradient(LogProbs(model, others, {"chosen": "chosen"}), weights)
-        reader, fixed = LogProbs(model, encoded, keys), None
-        if ref is not None and loss.needs_ref:
+        reader = LogProbs(model, others, {"chosen": "chosen"})
+        for i in range(len(others)):
+            for total, part in zip(goal, _gradients(reader, i, weights)[1]["chosen"], strict=True):
+                total += part / len(others)
+        if ref is not None:
             with evaluating(ref):
-                fixed = LogProbs(ref, encoded, keys).all(8)
+                against = LogProbs(ref, encoded, keys).all(8)
+        reader = LogProbs(model, encoded, keys)
         for i in numbers:
             logps, gradients = _gradients(reader, i, weights)
-            against = logps if fixed is None else {k: x[[i]] for k, x in fixed.items()}
-            c = loss.coefficients(logps, against, {k: x[[i]] for k, x in reader.lengths.items()})
+            known = against and {name: x[[i]] for name, x in against.items()}
+            lengths = {name: x[[i]] for name, x in reader.lengths.items()}
+            c = loss.coefficients(logps, known or logps, lengths)
             effects[i] = [
                 -float(c[name]) * _dot(gradients[name], other)
                 for other in (gradients["chosen"], goal)
@@ -186,16 +184,6 @@ def _gradients(log_probs: LogProbs, row: int, weights: Sequence[Tensor]) -> tupl
         for name, logp in logps.items()
     }
     return {name: logp.detach() for name, logp in logps.items()}, gradients
-
-
-def _mean_gradient(log_probs: LogProbs, weights: Sequence[Tensor]) -> list[Tensor]:
-    """The gradient of the mean log π(y+) over all rows."""
-    total, n = [torch.zeros_like(p) for p in weights], len(log_probs.encoded)
-    for i in range(n):
-        gradient = _gradients(log_probs, i, weights)[1]["chosen"]
-        for t, part in zip(total, gradient, strict=True):
-            t += part / n
-    return total
 
 
 def _dot(a: Iterable[Tensor], b: Iterable[Tensor]) -> float:

@@ -1,5 +1,7 @@
-"""What a model makes of batches: hidden states, logits, and the log-probs of response tokens."""
+"""What a model makes of batches: hidden states, logits, and the log-probs of responses."""
 
+import math
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from weakref import WeakKeyDictionary
@@ -10,21 +12,93 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 
-from lmdyn.lm.batches import TOKENS, Batch, pack
+from lmdyn.lm.batches import SLACK, TOKENS, Batch, pack
+from lmdyn.lm.processes import as_forward, is_sharded, together
 from lmdyn.lm.tokens import Encoded
 
 CHUNK = 128  # positions whose logits are there at a time
 
 
-def batches(model, encoded: Sequence[Encoded], tokens: int = TOKENS) -> Iterator[Batch]:
-    """Batches for this model: checked, on its device, the prompt shared where it can be.
+class LogProbs(nn.Module):
+    """log π(y|x) of the responses that a loss reads, as a module that can be distributed.
 
-    ``row`` in `Batch.responses` counts ``encoded``. A single response beyond ``tokens``, the budget
-    B·L, is a batch of its own. ValueError as in `check_fits`.
+    Args:
+        model: a Hugging Face causal language model, of which `head` and `check_fits` must approve.
+        encoded: the N rows.
+        keys: what the loss calls a response → its type in the rows.
+        bf16: compute in bfloat16, whatever the weights are in.
+        spare: names of responses whose tokens in a valley, π_y < ‖π‖², give no gradient.
+
+    Attributes:
+        lengths: response name → (N,) its tokens, EOS included.
     """
-    longest = check_fits(model, encoded)
-    device = _embedding(model).device
-    return pack(encoded, tokens=tokens, shared=can_share(model, longest), device=device)
+
+    def __init__(
+        self,
+        model,
+        encoded: Sequence[Encoded],
+        keys: Mapping[str, str],
+        bf16: bool = False,
+        spare: Sequence[str] = (),
+    ):
+        super().__init__()
+        self.model, self.head = model, head(model)
+        self.encoded, self.keys, self.bf16 = encoded, keys, bf16
+        self.spared = [keys[name] for name in spare]
+        self.shared = can_share(model, check_fits(model, encoded)) and len(keys) > 1
+        self.lengths = {
+            name: torch.tensor([len(e.responses[key]) for e in encoded], device=model.device)
+            for name, key in keys.items()
+        }
+
+    def forward(self, rows: Sequence[int]) -> dict[str, Tensor]:
+        """Response name → (B,), the log-probs of these rows, nats, with their gradient."""
+        return as_forward(self.model, self._log_probs, rows)
+
+    def _log_probs(self, rows: Sequence[int]) -> dict[str, Tensor]:
+        device, found = self.model.device, {}
+        # One batch, or a few where the rows differ so much in length that padding would cost more:
+        # one where processes share out the weights, as each must pass as often as the others.
+        slack = math.inf if is_sharded(self.model) else SLACK
+        packed = {"tokens": sys.maxsize, "shared": self.shared, "device": device, "slack": slack}
+        # Each weight is used once: a cache would only hold copies of all of them.
+        bf16 = {"dtype": torch.bfloat16, "enabled": self.bf16, "cache_enabled": False}
+        for batch in pack([self.encoded[i] for i in rows], **packed):
+            with torch.autocast(device.type, **bf16):
+                logits = self.head(hidden(self.model, batch))
+            logps = token_logps(logits, batch)
+            if self.spared:
+                logps = torch.where(self._in_valley(logits, logps, batch), logps.detach(), logps)
+            found |= batch.sum(logps)
+        n = len(rows)
+        return {k: torch.stack([found[i, key] for i in range(n)]) for k, key in self.keys.items()}
+
+    @torch.no_grad()
+    def _in_valley(self, logits: Tensor, logps: Tensor, batch: Batch) -> Tensor:
+        """(M,), which tokens of the spared responses have π_y < ‖π‖²."""
+        parts = logits.split(CHUNK)
+        prob_sq = torch.cat([part.to(logps).softmax(-1).square().sum(-1) for part in parts])
+        spared = torch.tensor([name in self.spared for _, name in batch.responses])
+        return spared.to(logps.device)[batch.segment] & (logps.exp() < prob_sq)
+
+    @torch.no_grad()
+    def all(self, batch_size: int, rank: int = 0, n: int = 1) -> dict[str, Tensor]:
+        """Response name → (N,), of all rows, without a gradient; n processes share them out."""
+
+        def some(rows: np.ndarray) -> dict[str, np.ndarray]:
+            starts = range(0, len(rows), batch_size)
+            parts = [self(rows[i : i + batch_size].tolist()) for i in starts]
+            return {name: torch.cat([p[name] for p in parts]).cpu().numpy() for name in self.keys}
+
+        size = len(self.encoded)
+        found = together(np.arange(size), some, size, rank, n)
+        return {key: torch.from_numpy(x).to(self.model.device) for key, x in found.items()}
+
+
+def batches(model, encoded: Sequence[Encoded], tokens: int = TOKENS) -> Iterator[Batch]:
+    """`pack` for this model: checked, on its device, the prompt shared where it can be."""
+    shared = can_share(model, check_fits(model, encoded))
+    return pack(encoded, tokens=tokens, shared=shared, device=model.device)
 
 
 @torch.no_grad()
@@ -37,13 +111,13 @@ def token_values(
     """Pass over all responses: (row, type) of each, and (T, k) float64 values at its tokens.
 
     ``read`` makes them, (m, k), of the logits (m, V), which it may overwrite, at a slice of the M
-    tokens of a batch. ValueError as in `batches`, and where a value is not finite.
+    tokens of a batch. ValueError as in `check_fits`, and where a value is not finite.
     """
-    read_states, layer = hidden, model.get_output_embeddings()
+    states_of, layer = hidden, model.get_output_embeddings()
     if not head_is_last(model):  # logits at all positions, so fewer at a time
-        read_states, layer, tokens = full_logits, nn.Identity(), min(tokens, 512)
+        states_of, layer, tokens = full_logits, nn.Identity(), min(tokens, 512)
     for batch in batches(model, encoded, tokens):
-        states = read_states(model, batch)
+        states = states_of(model, batch)
         parts = [slice(start, start + CHUNK) for start in range(0, len(states), CHUNK)]
         found = torch.cat([read(layer(states[part]), batch, part) for part in parts])
         for (row, name), values in batch.split(found.double().cpu()).items():
@@ -76,11 +150,7 @@ def hidden(model, batch: Batch, tell_positions: bool = False) -> Tensor:
 
 
 def head(model) -> nn.Module:
-    """The layer that makes logits (…, V) of `hidden`.
-
-    Raises:
-        ValueError: the model makes its logits in another way (some scale or cap them afterwards).
-    """
+    """The layer that makes logits (…, V) of `hidden`; a ValueError if they are made otherwise."""
     if not head_is_last(model):
         raise ValueError(
             f"{type(model).__name__} does more to its logits than its output layer does: it can "
@@ -90,7 +160,7 @@ def head(model) -> nn.Module:
 
 
 def full_logits(model, batch: Batch) -> Tensor:
-    """(M, V), the logits at `Batch.source`, for models that `head` refuses: made at all B·L."""
+    """(M, V), the logits at `Batch.source`, made at all B·L: for models that `head` refuses."""
     logits = model(**inputs(model, batch)).logits
     return logits.flatten(0, 1).index_select(0, batch.source)
 
@@ -105,9 +175,8 @@ def inputs(model, batch: Batch, tell_positions: bool = False) -> dict:
     if batch.shared or (tell_positions and _checked(model)["shared"]):
         given["position_ids"] = batch.position_ids
     if batch.shared and model.config._attn_implementation == "eager":  # adds the mask to scores
-        mask = _embedding(model).new_zeros(batch.attention_mask.shape)
-        low = torch.finfo(mask.dtype).min
-        given["attention_mask"] = mask.masked_fill(~batch.attention_mask, low)
+        low, mask = torch.finfo(model.dtype).min, batch.attention_mask
+        given["attention_mask"] = torch.zeros_like(mask, dtype=model.dtype).masked_fill(~mask, low)
     return {**given, "use_cache": False}
 
 
@@ -173,22 +242,21 @@ def check_fits(model, encoded: Sequence[Encoded]) -> int:
         ValueError: a response that ends beyond the model's context, or a token it does not know.
     """
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    vocabulary = len(_embedding(model))
-    longest = 0
+    vocabulary, longest = len(model.get_input_embeddings().weight), 0
     for i, row in enumerate(encoded):
         for name, ids in row.responses.items():
-            together = len(row.prompt) + len(ids)
-            longest = max(longest, together)
-            if context is not None and together - 1 > context:  # the last is not fed
+            length, token = len(row.prompt) + len(ids), max(*row.prompt, *ids)
+            longest = max(longest, length)
+            if context is not None and length - 1 > context:  # the last is not fed
                 raise ValueError(
                     f"rows[{i}]: the prompt ({len(row.prompt)} tokens) and {name!r} ({len(ids)}) "
                     f"are longer than the {context} tokens that the model reads: "
                     f"pass a format with max_length={context}"
                 )
-            if max(*row.prompt, *ids) >= vocabulary:
+            if token >= vocabulary:
                 raise ValueError(
-                    f"rows[{i}], {name!r}: token {max(*row.prompt, *ids)} is not among the "
-                    f"model's {vocabulary}: use the tokenizer that belongs to the model"
+                    f"rows[{i}], {name!r}: token {token} is not among the model's {vocabulary}: "
+                    "use the tokenizer that belongs to the model"
                 )
     return longest
 
@@ -197,17 +265,14 @@ def can_share(model, longest: int) -> bool:
     """Whether responses of up to ``longest`` tokens, prompt included, can share their prompt.
 
     The shared form needs attention that obeys a mask and positions that it is told. Recurrent
-    layers, ALiBi, or a model that ignores position ids would be silently wrong, so a few tokens
-    are compared with the plain form. Windows of attention, which a given mask replaces, only
-    show beyond their length.
+    layers or ALiBi would be silently wrong, so a few tokens are compared with the plain form.
+    Windows of attention, which a given mask replaces, only show beyond their length.
     """
     config = model.config.get_text_config()
     if model.config._attn_implementation not in ("sdpa", "eager"):
         return False  # flash and flex attention take no such mask
     windows = (getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size"))
-    if any(window is not None and window < longest for window in windows):
-        return False
-    return _checked(model)["shared"]
+    return min(window or longest for window in windows) >= longest and _checked(model)["shared"]
 
 
 def head_is_last(model) -> bool:
@@ -224,19 +289,24 @@ def _checked(model) -> dict[str, bool]:
     found = _CHECKED.setdefault(model, {})
     attention = model.config._attn_implementation
     if attention not in found:
-        weight = _embedding(model)
-        ids = [n * 7919 % len(weight) for n in range(1, 13)]
+        size = len(model.get_input_embeddings().weight)
+        ids = [n * 7919 % size for n in range(1, 13)]
         encoded = [Encoded(ids[:4], {"first": ids[4:8], "second": ids[8:]})]
-        plain, shared = (
-            next(pack(encoded, shared=shared, device=weight.device)) for shared in (False, True)
+        (plain,), (shared,) = (
+            pack(encoded, shared=shared, device=model.device) for shared in (False, True)
         )
         # The comparison is about the model, whatever precision the caller is training in.
-        with evaluating(model), torch.autocast(weight.device.type, enabled=False):
+        with evaluating(model), torch.autocast(model.device.type, enabled=False):
             states = hidden(model, plain)
-            found[attention] = {
-                "head": _ends_in_head(model, plain, states),
-                "shared": _shares(model, shared, states),
-            }
+            is_last = _ends_in_head(model, plain, states)
+            tolerance = {torch.float64: 1e-5, torch.float32: 1e-3}.get(states.dtype, 5e-2)
+            try:
+                same = _close(hidden(model, shared), states, tolerance)
+            except torch.cuda.OutOfMemoryError:  # says nothing about the model
+                raise
+            except (TypeError, ValueError, RuntimeError, IndexError, AssertionError):
+                same = False  # the many ways in which models refuse such a mask or positions
+        found[attention] = {"head": is_last, "shared": same}
     return found[attention]
 
 
@@ -245,32 +315,13 @@ def _ends_in_head(model, batch: Batch, states: Tensor) -> bool:
     layer, seen = model.get_output_embeddings(), []
     if layer is None:
         return False
-    hook = layer.register_forward_hook(lambda _, inputs, output: seen.append((*inputs, output)))
-    try:
+    with layer.register_forward_hook(lambda _, given, output: seen.append((*given, output))):
         logits = full_logits(model, batch)
-    finally:
-        hook.remove()
     reads, gives = (x.flatten(0, 1).index_select(0, batch.source) for x in seen[0])
     # A training loop may run the model's own forward pass in a lower precision: hence the slack.
     return _close(reads, states, 5e-2) and _close(gives, logits, 1e-6)
 
 
-def _shares(model, batch: Batch, states: Tensor) -> bool:
-    """Whether the shared form gives the same `hidden` as the plain one."""
-    tolerance = {torch.float64: 1e-5, torch.float32: 1e-3}.get(states.dtype, 5e-2)
-    try:
-        return _close(hidden(model, batch), states, tolerance)
-    except torch.cuda.OutOfMemoryError:  # says nothing about the model
-        raise
-    except (TypeError, ValueError, RuntimeError, IndexError, AssertionError):
-        return False  # the many ways in which models refuse such a mask or positions
-
-
 def _close(x: Tensor, y: Tensor, tolerance: float) -> bool:
     scale = float(y.nan_to_num().abs().max())
     return torch.allclose(x.to(y.dtype), y, rtol=0, atol=tolerance * scale, equal_nan=True)
-
-
-def _embedding(model) -> Tensor:
-    """The input embedding (V, d): where the model begins, so its device and precision count."""
-    return model.get_input_embeddings().weight

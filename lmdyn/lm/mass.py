@@ -19,20 +19,15 @@ from lmdyn.lm.tokens import encode
 class TokenMass:
     """π at each of M response tokens, in three parts that add up to one.
 
-    All arrays are (M,), row by row, type by type, in the order of the text; probabilities in
-    float64.
+    All arrays are (M,), in the order of rows, types and text; probabilities in float64.
 
     Attributes:
         types: the response types.
-        row: which prompt.
-        type: which of ``types``.
-        position: place in the response, from 0; EOS is the last.
-        label: the id of the response's token y.
-        rival: the id of the likeliest other token, i* = argmax_{i≠y} π_i, or the one followed.
-        label_prob: π_y.
-        rival_prob: π_{i*}.
-        rest_prob: Σ π_i over all other tokens.
-        prob_sq: ‖π‖².
+        row, type, position: which prompt, which of ``types``, and the place in the response, from
+            0; EOS is the last.
+        label, rival: the ids of the response's token y, and of the likeliest other one,
+            i* = argmax_{i≠y} π_i, or the one followed.
+        label_prob, rival_prob, rest_prob, prob_sq: π_y, π_{i*}, Σ π_i of all others, and ‖π‖².
     """
 
     types: tuple[str, ...]
@@ -66,16 +61,15 @@ class TokenMass:
     def save(self, path: str | Path) -> None:
         """Write all arrays to one .npz file, whole or not at all."""
         with replacing(Path(path)) as temporary, temporary.open("wb") as file:
-            np.savez_compressed(file, **{f.name: getattr(self, f.name) for f in fields(self)})
+            np.savez_compressed(file, **vars(self))
 
     @classmethod
     def load(cls, path: str | Path) -> "TokenMass":
         """Read what `save` wrote; a ValueError if it is the file of something else."""
         with np.load(path, allow_pickle=False) as file:
-            missing = [f.name for f in fields(cls) if f.name not in file]
-            if missing:
-                raise ValueError(f"{path} is no TokenMass: it has no {', '.join(missing)}")
-            arrays = {f.name: file[f.name] for f in fields(cls)}
+            arrays = dict(file)
+        if missing := [f.name for f in fields(cls) if f.name not in arrays]:
+            raise ValueError(f"{path} is no TokenMass: it has no {', '.join(missing)}")
         return cls(**arrays | {"types": tuple(arrays["types"].tolist())})
 
     def moved(self, after: "TokenMass") -> dict[str, np.ndarray]:
@@ -110,50 +104,44 @@ def token_mass(
     mass went in training, follow the same rivals: ``before.moved(token_mass(…, follow=before))``.
 
     Args:
-        model: a Hugging Face causal language model; it stays as it is, and in its mode.
-        tokenizer: its tokenizer.
-        probes: a `ProbeSet`, or rows such as ``{"prompt": …, "chosen": …}``.
+        model, tokenizer, probes: as in `score`.
         types: the response types to look at; rows that lack one are passed over.
         follow: an earlier split of the same responses, whose rivals are kept.
 
     Raises:
-        ValueError: rows or types that cannot be read (see `load_probes`), other tokens to follow.
+        ValueError: as in `score`, an unknown type, other tokens to follow.
     """
     probes = as_probes(probes, types)
     encoded = encode(tokenizer, probes)
-    keys = [(i, name) for i, row in enumerate(encoded) for name in row.responses]
-    labels = [encoded[i].responses[name] for i, name in keys]
-    sizes = [len(ids) for ids in labels]
-    where = {
-        "row": np.repeat([i for i, _ in keys], sizes),
-        "type": np.repeat([probes.types.index(name) for _, name in keys], sizes),
-        "position": np.concatenate([np.arange(n) for n in sizes]),
-        "label": np.concatenate(labels),
+    labels = {
+        (i, name): ids for i, row in enumerate(encoded) for name, ids in row.responses.items()
     }
-    rivals = {}
+    where = np.concatenate(
+        [
+            [[i] * len(ids), [probes.types.index(name)] * len(ids), range(len(ids)), ids]
+            for (i, name), ids in labels.items()
+        ],
+        axis=1,
+    )
     if follow is not None:
-        same = (np.array_equal(getattr(follow, name), values) for name, values in where.items())
-        if follow.types != probes.types or not all(same):
+        theirs = follow.row, follow.type, follow.position, follow.label
+        if follow.types != probes.types or not np.array_equal(theirs, where):
             raise ValueError("follow is a split of other responses: pass the same rows and types")
-        rivals = dict(zip(keys, torch.from_numpy(follow.rival).split(sizes), strict=True))
+        parts = torch.from_numpy(follow.rival).split(list(map(len, labels.values())))
+        rivals = dict(zip(labels, parts, strict=True))
 
     def read(logits: Tensor, batch: Batch, part: slice) -> Tensor:
-        kept = torch.cat([rivals[key] for key in batch.responses])[part] if rivals else None
-        return _parts(logits, batch.target[part], kept)
+        logits, label = logits.double(), batch.target[part].unsqueeze(-1)
+        if follow is None:
+            rival = logits.scatter(-1, label, -torch.inf).argmax(-1)
+        else:
+            rival = torch.cat([rivals[key] for key in batch.responses])[part].to(label.device)
+        rival, p = rival.unsqueeze(-1), logits.softmax(-1)
+        rest = p.scatter(-1, label, 0.0).scatter(-1, rival, 0.0).sum(-1, keepdim=True)
+        prob_sq = p.square().sum(-1, keepdim=True)
+        return torch.cat([rival, p.gather(-1, label), p.gather(-1, rival), rest, prob_sq], -1)
 
     with evaluating(model):
         found = dict(token_values(model, encoded, read))
-    rival, *probs = np.concatenate([found[key] for key in keys]).T
-    return TokenMass(probes.types, *where.values(), rival.astype(np.int64), *probs)
-
-
-def _parts(logits: Tensor, label: Tensor, rival: Tensor | None) -> Tensor:
-    """(m, 5): rival, π_y, π of the rival, the rest as a sum of its own, ‖π‖²; all in float64."""
-    logits, label = logits.double(), label.unsqueeze(-1)
-    if rival is None:
-        rival = logits.scatter(-1, label, -torch.inf).argmax(-1)
-    rival = rival.to(logits.device).unsqueeze(-1)
-    p = logits.softmax(-1)
-    rest = p.scatter(-1, label, 0.0).scatter(-1, rival, 0.0).sum(-1, keepdim=True)
-    prob_sq = p.square().sum(-1, keepdim=True)
-    return torch.cat([rival.double(), p.gather(-1, label), p.gather(-1, rival), rest, prob_sq], -1)
+    rival, *probs = np.concatenate([found[key] for key in labels]).T
+    return TokenMass(probes.types, *where, rival.astype(np.int64), *probs)

@@ -18,8 +18,6 @@ from torch import Tensor, distributed, nn
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 
-from lmdyn.lm.forward import head_is_last
-
 
 def accelerator() -> Accelerator:
     """This process among the others; ValueError if DeepSpeed is asked for.
@@ -53,7 +51,6 @@ def place(model: nn.Module, process: Accelerator) -> None:
         reason = f"{type(model).__name__} does not tell its layers (_no_split_modules)"
         raise ValueError(f"{reason}, which FSDP needs: launch with --multi_gpu")
     disable_fsdp_ram_efficient_loading()  # each process will load all weights of a checkpoint
-    head_is_last(model)  # found out, once, while it is whole
     mesh = distributed.init_device_mesh(process.device.type, (process.num_processes,))
     for module in (*layers, model):
         fully_shard(module, mesh=mesh, reshard_after_forward=True)

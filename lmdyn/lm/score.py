@@ -1,7 +1,8 @@
 """How likely the model finds each response, and how it spreads the rest of its probability."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import partial
 
 import numpy as np
 import torch
@@ -13,48 +14,31 @@ from lmdyn.lm.data import ProbeSet, as_probes
 from lmdyn.lm.forward import TOKENS, Batch, evaluating, token_values
 from lmdyn.lm.tokens import encode
 
-# Of each response: two sums over its tokens, then means.
-STATS = tuple("logp argmax_logp prob_sq label_prob entropy squeeze prob_norm residual_norm".split())
 
-
-@dataclass(frozen=True, eq=False)
-class TokenScores:
-    """One response, token by token: T tokens, EOS included. Each is (T,), as in `Scores`.
-
-    Attributes:
-        ids: token ids.
-        logp: log π(y_l | x, y_<l), nats.
-        argmax_logp: max_v log π(v | x, y_<l), nats.
-        prob_sq: ‖π‖². None without ``stats``, as those below.
-        label_prob: π_y.
-        entropy: nats.
-    """
-
-    ids: np.ndarray
+@dataclass(frozen=True, eq=False, kw_only=True)
+class _Statistics:
     logp: np.ndarray
     argmax_logp: np.ndarray
     prob_sq: np.ndarray | None = None
     label_prob: np.ndarray | None = None
     entropy: np.ndarray | None = None
-
-    @property
-    def squeeze(self) -> np.ndarray:
-        """‖π‖² − π_y."""
-        return self.prob_sq - self.label_prob
-
-    @property
-    def prob_norm(self) -> np.ndarray:
-        """‖π‖."""
-        return np.sqrt(self.prob_sq)
-
-    @property
-    def residual_norm(self) -> np.ndarray:
-        """‖π − e_y‖."""
-        return np.sqrt((self.prob_sq - 2 * self.label_prob + 1).clip(0))  # rounding may go below
+    squeeze: np.ndarray | None = None
+    prob_norm: np.ndarray | None = None
+    residual_norm: np.ndarray | None = None
 
 
-@dataclass(frozen=True, eq=False)
-class Scores:
+STATS = tuple(field.name for field in fields(_Statistics))  # two sums over tokens, then means
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class TokenScores(_Statistics):
+    """The statistics of `Scores` at each token of one response, (T,) each; ``ids``, its tokens."""
+
+    ids: np.ndarray
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Scores(_Statistics):
     """The scores of N prompts with R response types: float64 arrays, NaN where a type is missing.
 
     Each is (N, R). All from `prob_sq` on are means over the response's tokens, and None without
@@ -78,15 +62,7 @@ class Scores:
 
     types: tuple[str, ...]
     vocab_size: int
-    logp: np.ndarray
-    argmax_logp: np.ndarray
     n_tokens: np.ndarray
-    prob_sq: np.ndarray | None = None
-    label_prob: np.ndarray | None = None
-    entropy: np.ndarray | None = None
-    squeeze: np.ndarray | None = None
-    prob_norm: np.ndarray | None = None
-    residual_norm: np.ndarray | None = None
     tokens: tuple[dict[str, TokenScores], ...] | None = None
 
     def __repr__(self) -> str:
@@ -106,27 +82,21 @@ class Scores:
     def mean(self, name: str, stat: str = "logp") -> float:
         """The mean of a statistic over the rows that have the type; NaN if none has it.
 
-        Args:
-            name: a response type, or "argmax", the paper's y*: ``argmax_logp`` along ``chosen``.
-            stat: which statistic.
-
-        Raises:
-            ValueError: an unknown type or statistic (with the nearest name).
+        ``name`` may be "argmax", the paper's y*: ``argmax_logp`` along ``chosen``. ValueError for
+        an unknown type or statistic, with the nearest name.
         """
         if name == "argmax" and stat == "logp" and "chosen" in self.types:
             name, stat = "chosen", "argmax_logp"
         if name not in self.types:
             raise ValueError(unknown("response type", name, self.types))
         values = self._of(stat)[:, self.types.index(name)]
-        values = values[~np.isnan(values)]
-        return float(values.mean()) if len(values) else float("nan")
+        return float(values[~np.isnan(values)].mean()) if not np.isnan(values).all() else np.nan
 
     def _of(self, stat: str) -> np.ndarray:
         known = (*STATS, "n_tokens", "jacobian_norm_sq", "residual_norm_sq")
         if stat not in known:
             raise ValueError(unknown("statistic", stat, known))
-        values = getattr(self, stat)
-        if values is None:
+        if (values := getattr(self, stat)) is None:
             raise ValueError(f"{stat} was not computed: score with stats=True")
         return values
 
@@ -163,41 +133,42 @@ def score(
     probes = as_probes(probes)
     encoded = encode(tokenizer, probes)
     known = STATS if stats else STATS[:2]
-    arrays = {name: np.full((len(probes), len(probes.types)), np.nan) for name in known}
-    n_tokens, vocab_size = arrays["logp"].copy(), 0
-    each = [dict.fromkeys(row.responses) for row in encoded]
-
-    def read(logits: Tensor, batch: Batch, part: slice) -> Tensor:
-        nonlocal vocab_size
-        vocab_size = logits.shape[-1]
-        return _token_statistics(logits, batch.target[part], stats)
-
+    arrays = np.full((1 + len(known), len(probes), len(probes.types)), np.nan)
+    found = [dict.fromkeys(row.responses) for row in encoded]
     shown = {"delay": 0 if progress else 10, "disable": progress is False}
-    bar = tqdm(total=sum(map(len, each)), desc="score", unit="response", **shown)
+    bar = tqdm(total=sum(map(len, found)), desc="score", unit="response", **shown)
+    read = partial(_statistics, stats=stats)
     with evaluating(model), bar:
         for (i, name), values in token_values(model, encoded, read, tokens):
-            token = TokenScores(np.array(encoded[i].responses[name]), *values.T)
-            at = i, probes.types.index(name)
-            each[i][name], n_tokens[at] = token, len(values)
-            for stat in known:
-                of_tokens = getattr(token, stat)
-                arrays[stat][at] = of_tokens.sum() if stat in STATS[:2] else of_tokens.mean()
+            ids, columns = np.array(encoded[i].responses[name]), list(values.T)
+            if stats:
+                _, _, prob_sq, label_prob, _ = columns
+                residual_sq = (prob_sq - 2 * label_prob + 1).clip(0)  # rounding may go below
+                columns += prob_sq - label_prob, np.sqrt(prob_sq), np.sqrt(residual_sq)
+            columns = np.stack(columns)
+            found[i][name] = TokenScores(ids=ids, **dict(zip(known, columns, strict=True)))
+            of_response = len(ids), *columns[:2].sum(1), *columns[2:].mean(1)
+            arrays[:, i, probes.types.index(name)] = of_response
             bar.update()
-    kept = tuple(each) if per_token else None
-    return Scores(probes.types, vocab_size, n_tokens=n_tokens, **arrays, tokens=kept)
+    return Scores(
+        types=probes.types,
+        vocab_size=model.config.get_text_config().vocab_size,
+        tokens=tuple(found) if per_token else None,
+        **dict(zip(("n_tokens", *known), arrays, strict=True)),
+    )
 
 
-def _token_statistics(logits: Tensor, target: Tensor, stats: bool) -> Tensor:
-    """(m, 5), those of `TokenScores`, or the first two, from one exponential of the logits.
+def _statistics(logits: Tensor, batch: Batch, part: slice, stats: bool) -> Tensor:
+    """(m, 5), the first `STATS` at each token, or (m, 2), from one exponential of the logits.
 
     Works in place, as memory is what limits it: float logits are overwritten.
     """
     z = logits if logits.dtype == torch.float64 else logits.float()
     z -= z.amax(-1, keepdim=True)  # so that nothing overflows
-    e = z.exp()
+    e, target = z.exp(), batch.target[part].to(z.device).unsqueeze(-1)
     total = e.sum(-1)
     log_total = total.log()
-    logp = z.gather(-1, target.to(z.device).unsqueeze(-1)).squeeze(-1) - log_total
+    logp = z.gather(-1, target).squeeze(-1) - log_total
     if not stats:
         return torch.stack([logp, -log_total], -1)
     # Sums add up pairwise; a matrix product would lose digits over a large vocabulary.

@@ -1,7 +1,7 @@
 """From text to tokens, as the paper's probing data prescribes (its section on the experiments)."""
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 
@@ -15,12 +15,11 @@ class Format:
 
     Attributes:
         max_length: tokens of prompt and response together.
-        max_prompt: tokens that a prompt is cut to, where it must be cut.
-        prompt_keeps: which side of a cut prompt stays, "end" (as for HH) or "start"
-            (as for UltraFeedback).
-        as_written: take each response exactly as it is written. Off, all of a row begin with the
-            white space of its ``chosen``: in the reference's files only the original texts begin
-            with a space, which changes their first token and so their log-prob.
+        max_prompt: tokens that a prompt is cut to.
+        prompt_keeps: the side of a cut prompt that stays: "end" (HH) or "start" (UltraFeedback).
+        as_written: take each response as it is. Off, all of a row begin with the white space of its
+            ``chosen``: in the reference's files only the original texts begin with a space, which
+            changes their first token and so their log-prob.
     """
 
     max_length: int = 512
@@ -46,13 +45,11 @@ class Encoded:
         prompt: token ids.
         responses: type → token ids; the last is EOS, unless the response was cut.
         truncated: the types whose response was cut.
-        prompt_cut: whether the prompt was.
     """
 
     prompt: list[int]
     responses: dict[str, list[int]] = field(repr=False)
     truncated: tuple[str, ...] = ()
-    prompt_cut: bool = False
 
 
 def begin_alike(row: Mapping[str, str], response: str) -> str:
@@ -62,27 +59,16 @@ def begin_alike(row: Mapping[str, str], response: str) -> str:
 
 
 def encode(tokenizer, probes) -> list[Encoded]:
-    """Tokenise every row of a `ProbeSet`.
-
-    Args:
-        tokenizer: a Hugging Face tokenizer with an EOS token.
-        probes: a `ProbeSet`; its ``format`` says how, its ``types`` say which responses.
+    """Tokenise every row of a `ProbeSet`, and warn if responses were cut.
 
     Raises:
         ValueError: a tokenizer without EOS; a prompt or a response without a token; a response
             that holds the EOS token, which would end it early.
-
-    Warns:
-        UserWarning: some responses were cut, and how many.
     """
     if tokenizer.eos_token_id is None:
         raise ValueError("the tokenizer has no EOS token: set tokenizer.eos_token")
-    encoded = [
-        _encode_row(tokenizer, row, probes.types, probes.format, f"rows[{i}]")
-        for i, row in enumerate(probes.rows)
-    ]
-    cut = sum(len(row.truncated) for row in encoded)
-    if cut:
+    encoded = [_encode_row(tokenizer, row, probes, i) for i, row in enumerate(probes.rows)]
+    if cut := sum(len(row.truncated) for row in encoded):
         total = sum(len(row.responses) for row in encoded)
         warnings.warn(
             f"{cut} of {total} responses were cut: with their prompts they are longer than "
@@ -92,31 +78,25 @@ def encode(tokenizer, probes) -> list[Encoded]:
     return encoded
 
 
-def _encode_row(
-    tokenizer, row: Mapping[str, str], types: Sequence[str], form: Format, where: str
-) -> Encoded:
-    def ids(text: str, key: str) -> list[int]:
-        tokens = list(tokenizer(text, add_special_tokens=False)["input_ids"])
-        if not tokens:
-            raise ValueError(f"{where}: {key!r} gives no token: write something there")
-        if key != "prompt" and tokenizer.eos_token_id in tokens:
+def _encode_row(tokenizer, row: Mapping[str, str], probes, index: int) -> Encoded:
+    form, ids = probes.format, {}
+    for name in ("prompt", *(name for name in probes.types if name in row)):
+        as_is = name == "prompt" or form.as_written
+        text = row[name] if as_is else begin_alike(row, row[name])
+        ids[name] = list(tokenizer(text, add_special_tokens=False)["input_ids"])
+        if not ids[name]:
+            raise ValueError(f"rows[{index}]: {name!r} gives no token: write something there")
+        if name != "prompt" and tokenizer.eos_token_id in ids[name]:
             raise ValueError(
-                f"{where}: {key!r} contains the EOS token {tokenizer.eos_token!r}: "
+                f"rows[{index}]: {name!r} contains the EOS token {tokenizer.eos_token!r}: "
                 "remove it, one is appended"
             )
-        return tokens
-
-    prompt = ids(row["prompt"], "prompt")
-    responses = {}
-    for name in types:
-        if name in row:
-            text = row[name] if form.as_written else begin_alike(row, row[name])
-            responses[name] = [*ids(text, name), tokenizer.eos_token_id]
-    longest = max(map(len, responses.values()), default=0)
-    prompt_cut = len(prompt) + longest > form.max_length and len(prompt) > form.max_prompt
-    if prompt_cut:
+    prompt = ids.pop("prompt")
+    longest = max((len(tokens) + 1 for tokens in ids.values()), default=0)
+    if len(prompt) + longest > form.max_length and len(prompt) > form.max_prompt:
         keeps_end = form.prompt_keeps == "end"
         prompt = prompt[-form.max_prompt :] if keeps_end else prompt[: form.max_prompt]
     room = form.max_length - len(prompt)
-    truncated = tuple(name for name, tokens in responses.items() if len(tokens) > room)
-    return Encoded(prompt, {k: ids[:room] for k, ids in responses.items()}, truncated, prompt_cut)
+    responses = {name: [*tokens, tokenizer.eos_token_id][:room] for name, tokens in ids.items()}
+    truncated = tuple(name for name, tokens in ids.items() if len(tokens) + 1 > room)
+    return Encoded(prompt, responses, truncated)

@@ -19,9 +19,8 @@ from lmdyn.checks import check_different, check_same_vocabulary
 from lmdyn.lm.checkpoint import RunFolder, fingerprint, fingerprint_model
 from lmdyn.lm.data import ProbeSet, as_probes, with_all
 from lmdyn.lm.environment import environment
-from lmdyn.lm.forward import evaluating
-from lmdyn.lm.log_probs import LogProbs
-from lmdyn.lm.processes import accelerator, is_sharded, place, whole
+from lmdyn.lm.forward import LogProbs, evaluating, head
+from lmdyn.lm.processes import accelerator, is_sharded, of_all, place, whole
 from lmdyn.lm.recorder import Recorder
 from lmdyn.lm.settings import OPTIMIZERS, Plan
 from lmdyn.lm.tokens import encode
@@ -129,6 +128,7 @@ def _check(model, loss: losses.Loss, plan: Plan, probes, ref, out, resume: bool)
         raise ValueError(f"{loss} reads no rejected response: leave spare_valleys out")
     if not any(p.requires_grad for p in model.parameters()):
         raise ValueError("no weight of the model requires a gradient: there is nothing to learn")
+    head(model)  # a model that is refused; found out, once, while it is whole
 
 
 class _Learner:

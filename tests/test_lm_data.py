@@ -17,114 +17,13 @@ def write(path, *lines):
 
 
 def test_types_are_the_paper_s_in_order():
-    assert list(TYPES) == [
-        "chosen",
-        "chosen_initial",
-        "chosen_selfr",
-        "chosen_gptsemantic",
-        "chosen_gptformat",
-        "rejected",
-        "reject_gptsemantic",
-        "reject_gptformat",
-        "irr_train",
-        "irr_test",
-        "irr_hum",
-        "random_permute",
-        "random_nonhum",
-    ]
-
-
-# ---- tokens
-
-
-def test_prompt_and_response_are_tokenised_apart_and_eos_is_appended():
-    tokenizer = byte_tokenizer()
-    row = {"prompt": "\n\nHuman: hi\n\nAssistant:", "chosen": " Hello.", "rejected": " No"}
-    (tokens,) = encode(tokenizer, as_probes([row]))
-    assert tokenizer.decode(tokens.prompt) == row["prompt"]
-    assert tokenizer.decode(tokens.responses["chosen"]) == " Hello.<eos>"
-    assert tokens.responses["chosen"][-1] == tokenizer.eos_token_id
-    assert len(tokens.prompt) == len(row["prompt"])
-    assert list(tokens.responses) == ["chosen", "rejected"]
-    assert tokens.truncated == ()
-
-
-@pytest.mark.parametrize(("keeps", "kept"), [("end", "b" * 256), ("start", "a" * 256)])
-def test_a_long_prompt_keeps_its_end_or_its_start(keeps, kept):
-    row = {"prompt": "a" * 300 + "b" * 300, "chosen": "c" * 100}
-    (tokens,) = encode(byte_tokenizer(), as_probes([row], format=Format(prompt_keeps=keeps)))
-    assert byte_tokenizer().decode(tokens.prompt) == kept
-    assert len(tokens.responses["chosen"]) == 101
-
-
-def test_a_prompt_is_cut_only_where_its_longest_response_does_not_fit():
-    tokenizer = byte_tokenizer()
-    row = {"prompt": "p" * 400, "chosen": "c" * 111}
-    (tokens,) = encode(tokenizer, as_probes([row]))
-    assert len(tokens.prompt) == 400  # 400 + 111 + EOS = 512
-    (tokens,) = encode(tokenizer, as_probes([row | {"rejected": "r" * 112}]))
-    assert len(tokens.prompt) == 256
-    assert len(tokens.responses["chosen"]) == 112
-
-
-def test_then_the_response_is_cut_counted_and_reported():
-    rows = [
-        {"prompt": "p" * 300, "chosen": "c" * 300, "rejected": "r"},
-        {"prompt": "p", "chosen": "c"},
-    ]
-    with pytest.warns(UserWarning, match=r"1 of 3 responses were cut.*max_length=512"):
-        tokens, other = encode(byte_tokenizer(), as_probes(rows))
-    assert len(tokens.prompt) + len(tokens.responses["chosen"]) == 512
-    assert byte_tokenizer().eos_token_id not in tokens.responses["chosen"]
-    assert tokens.truncated == ("chosen",) and other.truncated == ()
-
-
-def test_all_responses_begin_as_chosen_does_unless_told_otherwise():
-    tokenizer = byte_tokenizer()
-    rows = [{"prompt": "Q:", "chosen": " yes", "rejected": "no", "irr_hum": "\n so"}]
-
-    def decoded(probes):
-        responses = encode(tokenizer, probes)[0].responses.values()
-        return [tokenizer.decode(r[:-1]) for r in responses]
-
-    assert decoded(as_probes(rows)) == [" yes", " no", " so"]
-    assert decoded(as_probes(rows, format=Format(as_written=True))) == [" yes", "no", "\n so"]
-    rows[0]["chosen"] = "yes"
-    assert decoded(as_probes(rows)) == ["yes", "no", "so"]
-
-
-@pytest.mark.parametrize(
-    ("row", "message"),
-    [
-        ({"prompt": "hi", "chosen": "a <eos> b"}, "rows[1]: 'chosen' contains the EOS token"),
-        ({"prompt": "hi", "chosen": "a", "rejected": "<eos>"}, "'rejected' contains the EOS"),
-    ],
-)
-def test_eos_inside_a_response_is_refused(row, message):
-    with pytest.raises(ValueError, match=re.escape(message)):
-        encode(byte_tokenizer(), as_probes([{"prompt": "a", "chosen": "b"}, row]))
-
-
-def test_eos_inside_a_prompt_is_a_chat_turn():
-    (tokens,) = encode(byte_tokenizer(), as_probes([{"prompt": "hi<eos>you", "chosen": "b"}]))
-    assert byte_tokenizer().eos_token_id in tokens.prompt
-
-
-def test_a_tokenizer_without_eos_is_refused():
-    tokenizer = tiny_tokenizer()
-    tokenizer.eos_token = None
-    with pytest.raises(ValueError, match="no EOS token"):
-        encode(tokenizer, as_probes(tiny_rows()))
-
-
-def test_formats_that_leave_no_room_are_refused():
-    with pytest.raises(ValueError, match="smaller than max_length"):
-        Format(max_length=256)
-    with pytest.raises(ValueError, match="prompt_keeps"):
-        Format(prompt_keeps="middle")
-
-
-# ---- probe sets
+    assert " ".join(TYPES) == (
+        "chosen chosen_initial chosen_selfr chosen_gptsemantic chosen_gptformat "
+        "rejected reject_gptsemantic reject_gptformat "
+        "irr_train irr_test irr_hum random_permute random_nonhum"
+    )
+    assert as_probes(tiny_rows()).types == ("chosen", "rejected", "irr_train", "random_permute")
+    assert as_probes(tiny_rows(), ["rejected", "chosen"]).types == ("rejected", "chosen")
 
 
 def test_probe_sets_slice_split_and_narrow():

@@ -20,7 +20,6 @@ from transformers import AutoModelForCausalLM
 
 from lmdyn import losses
 from lmdyn.lm.data import as_probes
-from lmdyn.lm.forward import LogProbs
 from lmdyn.lm.score import STATS, score
 from lmdyn.lm.settings import OPTIMIZERS, Plan
 from lmdyn.lm.tokens import Format, encode

@@ -20,7 +20,7 @@ from lmdyn.lm.checkpoint import RunFolder, fingerprint, fingerprint_model
 from lmdyn.lm.data import ProbeSet, as_probes, with_all
 from lmdyn.lm.environment import environment
 from lmdyn.lm.forward import LogProbs, evaluating, head
-from lmdyn.lm.processes import accelerator, is_sharded, of_all, place, whole
+from lmdyn.lm.processes import accelerator, is_sharded, place, whole
 from lmdyn.lm.recorder import Recorder
 from lmdyn.lm.settings import OPTIMIZERS, Plan
 from lmdyn.lm.tokens import encode

@@ -16,7 +16,7 @@ from lmdyn.checks import check_different, check_resumed
 from lmdyn.lm.data import ProbeSet
 from lmdyn.lm.files import replacing
 from lmdyn.lm.forward import LogProbs
-from lmdyn.lm.models import load
+from lmdyn.lm.models import NAMES, load
 from lmdyn.lm.on_policy import finetune_on_policy
 from lmdyn.lm.recipes.estimate import lengths, memory, operations
 from lmdyn.lm.recipes.recipe import Recipe, read

@@ -5,7 +5,7 @@ import torch
 from tiny import FAMILIES, tiny, tiny_rows
 
 from lmdyn.lm.data import as_probes
-from lmdyn.lm.log_probs import LogProbs
+from lmdyn.lm.forward import LogProbs
 from lmdyn.lm.tokens import encode
 
 ROWS = tiny_rows()

@@ -33,15 +33,19 @@ def quick(name="tiny-dpo", *changes):
     return read(name, [*QUICK, *AGAIN[name == "tiny-sft" :], *changes])
 
 
-def same(a, b, **tolerances):
+def same(a, b, rtol=0.0, atol=0.0):
     for name in ("steps", "examples_seen", *STATS):
-        np.testing.assert_allclose(getattr(a, name), getattr(b, name), err_msg=name, **tolerances)
+        np.testing.assert_allclose(getattr(a, name), getattr(b, name), rtol, atol, err_msg=name)
     for name, values in a.log.items():
-        np.testing.assert_allclose(values, b.log[name], err_msg=name, **tolerances)
+        np.testing.assert_allclose(values, b.log[name], rtol, atol, err_msg=name)
 
 
-EXACTLY = {"rtol": 0, "atol": 0}
-ROUNDED = {"rtol": 1e-5, "atol": 1e-6}
+def written(file, rows):
+    file.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    return file
+
+
+ROUNDED = 1e-5, 1e-6
 
 # --- reading ------------------------------------------------------------------------------------
 
@@ -63,23 +67,19 @@ def test_the_catalogue_has_the_papers_models_and_datasets_and_small_ones():
     assert set(recipes) == {*names, *on_t4} and len(on_t4) == 12
 
 
-def test_paper_settings():
-    sft, dpo = read("pythia-410m-hh-dpo").stages
-    for stage in (sft, dpo):
+def test_paper_settings_and_the_same_updates_on_a_t4_in_less_memory():
+    plain, t4 = read("pythia-410m-hh-dpo"), read("pythia-410m-hh-dpo-t4")
+    for stage in plain.stages:
         assert (stage.optimizer, stage.lr, stage.warmup) == ("rmsprop", 5e-7, 150)
-        assert (stage.batch_size, stage.clip) == (4, 10.0)
-    assert sft.get_loss() == losses.get("sft") and sft.epochs == 8
+        assert (stage.batch_size, stage.accumulate, stage.clip) == (4, 1, 10.0)
+    sft, dpo = plain.stages
+    assert sft.get_loss() == losses.get("sft") and (sft.epochs, dpo.epochs) == (8, 6)
     assert dpo.get_loss() == losses.get("dpo", beta=0.1)
     extended = read("qwen1.5-1.8b-hh-extend").stages[0]
     assert extended.both and extended.epochs == 4
-
-
-def test_t4_makes_the_same_updates_in_less_memory():
-    plain, t4 = read("pythia-410m-hh-dpo"), read("pythia-410m-hh-dpo-t4")
     assert t4.gradient_checkpointing and t4.dtype == "float32"
-    for a, b in zip(plain.stages, t4.stages, strict=True):
-        assert dataclasses.replace(a, batch_size=2, accumulate=2) == b
-        assert (a.batch_size, a.accumulate, b.mixed_precision) == (4, 1, "no")
+    halves = [dataclasses.replace(stage, batch_size=2, accumulate=2) for stage in plain.stages]
+    assert halves == t4.stages and sft.mixed_precision == "no"
 
 
 def test_a_recipe_reads_its_own_yaml_and_changes_reach_stages(tmp_path):
@@ -129,11 +129,15 @@ WRONG = {
 }
 
 
+def refused(message, name, changes=()):
+    with pytest.raises(ValueError) as error:
+        read(name, changes)
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
 @pytest.mark.parametrize("change", WRONG)
 def test_what_is_wrong_is_named(change):
-    with pytest.raises(ValueError) as error:
-        read("tiny-dpo", [change])
-    assert WRONG[change] in str(error.value) and "\n" not in str(error.value)
+    refused(WRONG[change], "tiny-dpo", [change])
 
 
 WRONG_FILES = {
@@ -151,9 +155,7 @@ WRONG_FILES = {
 @pytest.mark.parametrize("text", WRONG_FILES)
 def test_what_is_wrong_in_a_file_is_named(tmp_path, text):
     (tmp_path / "bad.yaml").write_text(text, encoding="utf-8")
-    with pytest.raises(ValueError) as error:
-        read(tmp_path / "bad.yaml")
-    assert WRONG_FILES[text] in str(error.value) and "\n" not in str(error.value)
+    refused(WRONG_FILES[text], tmp_path / "bad.yaml")
 
 
 # --- running ------------------------------------------------------------------------------------
@@ -164,9 +166,15 @@ def probed():
     return as_probes([*world.split("train")[:2], *world.split("test")[:2]], world.types)
 
 
-def test_stages_go_on_from_each_other_as_calls_of_finetune_do(tmp_path):
-    recipe, out, told = quick("tiny-extend"), tmp_path / "run", []
-    found = run(recipe, out, tell=told.append)
+@pytest.fixture(scope="module")
+def extended(tmp_path_factory):
+    """A recipe, the folder of its run, what it gave and what it told."""
+    recipe, out, told = quick("tiny-extend"), tmp_path_factory.mktemp("runs") / "run", []
+    return recipe, out, run(recipe, out, tell=told.append), told
+
+
+def test_stages_go_on_from_each_other_as_calls_of_finetune_do(extended):
+    recipe, out, found, told = extended
     model, tokenizer = load("tiny", "cpu", "float64")
     rows = load_probes("world", split="train", limit=6)
     both = [{"prompt": r["prompt"], "chosen": r[k]} for k in ("chosen", "rejected") for r in rows]
@@ -174,13 +182,34 @@ def test_stages_go_on_from_each_other_as_calls_of_finetune_do(tmp_path):
     for number, (stage, learn) in enumerate(zip(recipe.stages, (both, rows), strict=True)):
         settings = {**shared, "epochs": stage.epochs, "lr": stage.lr}
         expected = finetune(model, tokenizer, learn, stage.loss, **settings)
-        same(found[number], expected, **EXACTLY)
-        same(Trajectory.load(out / f"{number}-{stage.name}" / "trajectory"), expected, **EXACTLY)
+        same(found[number], expected)
+        same(Trajectory.load(out / f"{number}-{stage.name}" / "trajectory"), expected)
     last, _ = load(out / "1-dpo" / "checkpoint-000002", "cpu", "float64")
     for a, b in zip(last.parameters(), model.parameters(), strict=True):
         assert torch.equal(a, b)
     assert told[0] == "0-extend: SFT()" and told[3].startswith("mean log-prob (nats) of 4 prompts")
     assert read(out / "recipe.yaml") == recipe
+
+
+def test_a_run_goes_on_at_the_right_stage_and_only_itself(extended, tmp_path):
+    recipe, out, whole, _ = extended
+    shutil.copytree(out, tmp_path / "run")
+    out, first = tmp_path / "run", tmp_path / "run" / "0-extend" / "trajectory.npz"
+    shutil.rmtree(out / "1-dpo")  # killed between the stages
+    before = first.stat().st_mtime_ns
+    for _ in range(2):  # the second time it is finished
+        for a, b in zip(whole, run(recipe, out, resume=True), strict=True):
+            same(a, b)
+    assert first.stat().st_mtime_ns == before
+    with pytest.raises(ValueError, match="holds a run already: pass resume=True"):
+        run(recipe, out)
+    other = quick("tiny-extend", "stages.0.lr=1e-3", "stages.0.seed=1")
+    with pytest.raises(ValueError) as error:
+        run(other, out, resume=True)
+    assert "stages.0.lr (was 0.0003, now 0.001), stages.0.seed (was 0, now 1)" in str(error.value)
+    (out / "recipe.yaml").unlink()
+    with pytest.raises(ValueError, match=r"another recipe: .*lr"):
+        run(other, out, resume=True)
 
 
 def test_extended_rows_begin_alike():
@@ -197,7 +226,7 @@ def test_a_run_goes_on_at_the_right_stage(tmp_path):
     before = (out / "0-sft" / "trajectory.npz").stat().st_mtime_ns
     for _ in range(2):  # the second time it is finished
         for a, b in zip(whole, run(recipe, out, resume=True), strict=True):
-            same(a, b, **EXACTLY)
+            same(a, b)
     assert (out / "0-sft" / "trajectory.npz").stat().st_mtime_ns == before
 
 
@@ -209,46 +238,25 @@ def test_rounds_are_those_of_finetune_on_policy(tmp_path):
     settings = {"lr": 1e-4, "batch_size": 4, "clip": 10.0, "max_steps": 1, "probe_every": 1}
     settings |= {"rounds": 2, "max_new_tokens": 4, "probes": probed()}
     rows = load_probes("world", split="train", limit=6)
-    same(found, finetune_on_policy(model, tokenizer, rows, **settings), **EXACTLY)
-    same(Trajectory.load(out / "1-on-policy" / "trajectory"), found, **EXACTLY)
-    same(run(recipe, out, resume=True)[1], found, **EXACTLY)
-
-
-def test_a_folder_of_another_run_is_refused(tmp_path):
-    recipe, out = quick("tiny-sft", "stages.0.max_steps=1"), tmp_path / "run"
-    run(recipe, out)
-    with pytest.raises(ValueError, match="holds a run already: pass resume=True"):
-        run(recipe, out)
-    other = quick("tiny-sft", "stages.0.max_steps=1", "stages.0.lr=1e-3", "seed=1")
-    with pytest.raises(ValueError) as error:
-        run(other, out, resume=True)
-    assert "stages.0.lr (was 0.0003, now 0.001), stages.0.seed (was 0, now 1)" in str(error.value)
-    (out / "recipe.yaml").unlink()
-    with pytest.raises(ValueError, match=r"another recipe: .*lr"):
-        run(other, out, resume=True)
-
-
-def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_loaded(tmp_path):
-    (tmp_path / "file").touch()
-    with pytest.raises(OSError, match=r"cannot write to .*; choose another --out"):
-        run(quick("tiny-sft", "model=nowhere/at-all"), tmp_path / "file" / "run")
+    same(found, finetune_on_policy(model, tokenizer, rows, **settings))
+    same(Trajectory.load(out / "1-on-policy" / "trajectory"), found)
+    same(run(recipe, out, resume=True)[1], found)
 
 
 def test_what_a_later_stage_would_refuse_stops_the_first(tmp_path):
     file, out = tmp_path / "rows.jsonl", tmp_path / "run"
 
-    def refused(row, message, name="tiny-dpo"):
-        pair = {"prompt": "question :", "chosen": "yes", "rejected": "no"}
-        file.write_text(f"{json.dumps(pair)}\n{json.dumps(row)}", encoding="utf-8")
+    def stops(row, message, name="tiny-dpo"):
+        written(file, [{"prompt": "question :", "chosen": "yes", "rejected": "no"}, row])
         with pytest.raises(ValueError, match=message):
             run(quick(name, f"data.source={file}"), out)
         assert not list(out.iterdir())
 
     row = {"prompt": "question :", "chosen": "yes"}
-    refused(row, r"stages\.1 \(dpo\): rows\[1\] has no 'rejected'")
-    refused({**row, "rejected": "yes"}, r"stages\.1 \(dpo\): rows\[1\]: chosen and rejected are")
+    stops(row, r"stages\.1 \(dpo\): rows\[1\] has no 'rejected'")
+    stops({**row, "rejected": "yes"}, r"stages\.1 \(dpo\): rows\[1\]: chosen and rejected are")
     row["chosen"] = "yes " * 200
-    refused(row, r"stages\.0 \(sft\): rows\[1\].* max_length=128", "tiny-sft")
+    stops(row, r"stages\.0 \(sft\): rows\[1\].* max_length=128", "tiny-sft")
     short = quick("tiny-sft", f"data.source={file}", "data.max_length=20", "data.max_prompt=4")
     with pytest.warns(UserWarning, match="responses were cut"):
         run(short, out)
@@ -267,10 +275,9 @@ def test_checkpointed_activations_give_the_same_run(family, tmp_path):
     dropout = {"gpt2": "resid_pdrop", "gpt_neox": "hidden_dropout"}.get(family)
     for part in tiny(family, **({dropout: 0.1} if dropout else {})):
         part.save_pretrained(tmp_path / "model")
-    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, tiny_rows())), encoding="utf-8")
-    changes = [f"model={tmp_path}/model", f"data.source={tmp_path}/rows.jsonl", "dtype=float64"]
-    changes += ["device=cpu", "stages=[{loss: dpo, epochs: 2, lr: 1e-2, batch_size: 2}]"]
-    changes += ["defaults={optimizer: sgd}"]
+    rows = written(tmp_path / "rows.jsonl", tiny_rows())
+    changes = [f"model={tmp_path}/model", f"data.source={rows}", "dtype=float64", "device=cpu"]
+    changes += ["stages=[{loss: dpo, epochs: 2, lr: 1e-2, batch_size: 2, optimizer: sgd}]"]
     found, calls = [], []
 
     # The number of the backward pass, -1 outside of it.
@@ -280,7 +287,7 @@ def test_checkpointed_activations_give_the_same_run(family, tmp_path):
         recipe = read("tiny-dpo", [*changes, f"gradient_checkpointing={checkpointing}"])
         found.append(run(recipe, tmp_path / checkpointing)[0])
     hook.remove()
-    same(*found, **ROUNDED)
+    same(*found, *ROUNDED)
     assert any(task != -1 for task in calls)  # the layers did run again
 
 
@@ -302,7 +309,7 @@ def test_two_processes_give_the_run_of_one(launcher, tmp_path):
     assert launched(command).count("1-dpo: DPO(") == 1  # one process tells
     one = run(read("tiny-dpo", changes), tmp_path / "one")
     for name, expected in zip(("0-sft", "1-dpo"), one, strict=True):
-        same(Trajectory.load(tmp_path / "two" / name / "trajectory"), expected, **ROUNDED)
+        same(Trajectory.load(tmp_path / "two" / name / "trajectory"), expected, *ROUNDED)
 
 
 # --- estimates ----------------------------------------------------------------------------------
@@ -373,33 +380,31 @@ def plan(name, model, tmp_path, *changes):
     """The plan for a model of which the configuration is there, on rows as long as can be."""
     MODELS[model][0].save_pretrained(tmp_path / "model")
     row = {"prompt": "word", "chosen": "word " * 500, "rejected": "other " * 500}
-    (tmp_path / "rows.jsonl").write_text("\n".join([json.dumps(row)] * 8), encoding="utf-8")
-    changes = [*changes, f"model={tmp_path}/model", f"data.source={tmp_path}/rows.jsonl"]
+    rows = written(tmp_path / "rows.jsonl", [row] * 8)
+    changes = [*changes, f"model={tmp_path}/model", f"data.source={rows}", "probes.source=null"]
     pieces = Tokenizer(WordLevel({"?": 0, "": 1}, unk_token="?"))
     pieces.pre_tokenizer = pre_tokenizers.FixedLength(4)
     four = PreTrainedTokenizerFast(tokenizer_object=pieces, unk_token="?", eos_token="")
-    return dry_run(read(name, [*changes, "probes.source=null"]), four)
+    return dry_run(read(name, changes), four)
 
 
 @pytest.mark.parametrize("model", MODELS)
 def test_what_fits_16_gb(model, tmp_path):
     text = plan("pythia-410m-hh-dpo-t4", model, tmp_path)
     _, parameters, fits = MODELS[model]
-    assert f"{parameters} parameters" in text
     peak = float(text.split("memory    about ")[1].split(" GB")[0])
-    assert (peak < 12) == fits and (peak > 15.6) != fits
+    assert f"{parameters} parameters" in text and (peak < 12) == fits and (peak > 15.6) != fits
     assert (f"{model}-hh-dpo-t4" in catalogue()) == fits
 
 
 def test_a_dry_run_tells_updates_memory_and_time(tmp_path):
-    lines = plan("pythia-410m-hh-dpo", "pythia-410m", tmp_path).splitlines()
-    assert lines[1].endswith(": 8") and lines[2].endswith(": 8 prompts × 2 types")
-    assert "16 updates of 4 rows (64 examples of 8 rows), scored 2 times" in lines[3]
-    assert "DPO(beta=0.1" in lines[4] and "12 updates" in lines[4]
-    assert lines[6].startswith("memory    about 15.36 GB") and "optimizer 1.62" in lines[6]
-    assert lines[8].startswith("time      about ") and " GFLOP/s that a matrix product" in lines[8]
+    text = plan("pythia-410m-hh-dpo", "pythia-410m", tmp_path)
+    parts = [": 8\n", ": 8 prompts × 2 types", "1-dpo     DPO(beta=0.1", "12 updates"]
+    parts += ["16 updates of 4 rows (64 examples of 8 rows), scored 2 times", "optimizer 1.62"]
+    parts += ["memory    about 15.36 GB", "time      about ", " GFLOP/s that a matrix product"]
+    assert not [part for part in parts if part not in text]
     again = plan("pythia-410m-hh-dpo", "pythia-410m", tmp_path, "gradient_checkpointing=true")
-    kept, again = (float(text.split("activations ")[1][:4]) for text in (lines[6], again))
+    kept, again = (float(each.split("activations ")[1][:4]) for each in (text, again))
     assert kept > 8 * again
 
 

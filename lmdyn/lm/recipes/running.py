@@ -119,12 +119,8 @@ def _check_stages(model, tokenizer, recipe: Recipe, rows: ProbeSet, is_alone: bo
 def dry_run(recipe: Recipe, tokenizer=None) -> str:
     """Rows, probes and updates of a recipe, with estimates of memory, disk and time.
 
-    Nothing is trained; of a model on the hub the configuration and the tokenizer are read, no
-    weights. What cannot be known here is said, not refused.
-
-    Args:
-        recipe: from `read`.
-        tokenizer: to count tokens with; the model's own if None.
+    Nothing is trained; of a model on the hub the configuration is read, no weights, and the
+    tokenizer, if none is given. What cannot be known here is said, not refused.
     """
     lines = [f"{recipe.name}: {recipe.about}"]
     try:
@@ -148,11 +144,11 @@ def _plan(recipe: Recipe, tokenizer) -> Iterator[tuple[str, str]]:
         scored = f", scored {plan.probings} times" if probes else ""
         updates = f"{rounds}{plan.updates} updates of {size} of {len(learn)} rows){scored}"
         yield label, f"{stage.get_loss()!r}, {updates}"
-    model, own = _shape(recipe)
+    model, tokenizer = _shape(recipe, tokenizer)
     size = f"{model.num_parameters() / 1e6:,.1f}M parameters"
     yield "model", f"{recipe.model}, {recipe.dtype}; {size}"
-    tokenizer, again = tokenizer or own, recipe.gradient_checkpointing
-    scored, needs, work = lengths(tokenizer, probes) if probes else [], {}, 0.0
+    again, scored = recipe.gradient_checkpointing, lengths(tokenizer, probes) if probes else []
+    needs, work = {}, 0.0
     for label, stage, learn in stages:
         size = lengths(tokenizer, learn, stage.max_new_tokens if stage.rounds else 0)
         needs[label] = memory(model, stage, size, again)
@@ -160,14 +156,16 @@ def _plan(recipe: Recipe, tokenizer) -> Iterator[tuple[str, str]]:
     yield from _takes(recipe, needs, work)
 
 
-def _shape(recipe: Recipe):
+def _shape(recipe: Recipe, tokenizer):
     """(model without weights, tokenizer), from a configuration alone."""
     if recipe.model in NAMES:  # at hand anyway
-        return load(recipe.model, "cpu", recipe.dtype)
-    config = AutoConfig.from_pretrained(recipe.model, trust_remote_code=False)
+        model, own = load(recipe.model, "cpu", recipe.dtype)
+        return model, tokenizer or own
+    options = {"trust_remote_code": False}
+    config = AutoConfig.from_pretrained(recipe.model, **options)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, recipe.dtype))
-    return model, AutoTokenizer.from_pretrained(recipe.model, trust_remote_code=False)
+    return model, tokenizer or AutoTokenizer.from_pretrained(recipe.model, **options)
 
 
 def _takes(recipe: Recipe, needs: dict[str, dict], work: float) -> Iterator[tuple[str, str]]:

@@ -7,13 +7,8 @@ import datasets
 import pytest
 from tiny import tiny_rows
 
-from lmdyn.lm import TYPES, ProbeSet, load_probes
+from lmdyn.lm import TYPES, load_probes
 from lmdyn.lm.data import as_probes
-
-
-def write(path, *lines):
-    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-    return path
 
 
 def test_types_are_the_paper_s_in_order():
@@ -30,25 +25,22 @@ def test_probe_sets_slice_split_and_narrow():
     rows = [{"prompt": str(i), "chosen": "a", "rejected": "b"} for i in range(4)]
     rows[3]["split"] = "test"
     probes = as_probes(rows)
-    assert probes.types == ("chosen", "rejected") and len(probes) == 4
     assert [row["prompt"] for row in probes[1:3]] == ["1", "2"]
-    assert [row["prompt"] for row in probes[[3, 0]]] == ["3", "0"]
-    assert probes[0]["prompt"] == "0"
+    assert [row["prompt"] for row in probes[[3, 0]]] == ["3", "0"] and probes[0] == rows[0]
     assert [len(probes.split(name)) for name in ("train", "test")] == [3, 1]
     assert probes.only("rejected").types == ("rejected",)
     assert repr(probes) == "ProbeSet(4 prompts, 2 types: chosen, rejected)"
 
 
-def test_sources_are_limited_and_split():
-    for source, n in (("sample", (48, 16, 64)), ("world", (48, 24, 72))):
-        assert isinstance(load_probes(source, limit=5), ProbeSet)
-        assert len(load_probes(source, limit=5)) == 5
-        assert tuple(len(load_probes(source, split=name)) for name in ("train", "test", None)) == n
+@pytest.mark.parametrize(("source", "n"), [("sample", (48, 16, 64)), ("world", (48, 24, 72))])
+def test_sources_are_limited_and_split(source, n):
+    assert len(load_probes(source, limit=5)) == 5
+    assert tuple(len(load_probes(source, split=name)) for name in ("train", "test", None)) == n
 
 
 def test_a_type_of_one_s_own_is_read_where_it_is_named():
     rows = [{"prompt": "p", "chosen": "c", "poem": "d", "score": 3}]
-    assert as_probes(rows, ["chosen", "poem"]).rows[0]["poem"] == "d"
+    assert as_probes(rows, ["chosen", "poem"])[0]["poem"] == "d"
     with pytest.raises(ValueError, match="unknown response type 'poem'"):
         as_probes(rows)
 
@@ -68,14 +60,16 @@ def test_a_type_of_one_s_own_is_read_where_it_is_named():
     ],
 )
 def test_bad_lines_are_named(tmp_path, line, message):
-    path = write(tmp_path / "rows.jsonl", '{"prompt": "p", "chosen": "c"}', line)
+    path = tmp_path / "rows.jsonl"
+    path.write_text(f'{{"prompt": "p", "chosen": "c"}}\n{line}\n')
     with pytest.raises(ValueError, match=re.escape(message)):
         load_probes(path)
 
 
 def test_jsonl_loads_with_blank_lines_and_any_unicode(tmp_path):
     row = {"prompt": "Grüße \u2028 und mehr", "chosen": "ja", "rejected": None}
-    path = write(tmp_path / "rows.jsonl", "", json.dumps(row, ensure_ascii=False), "")
+    path = tmp_path / "rows.jsonl"
+    path.write_text(f"\n{json.dumps(row, ensure_ascii=False)}\n\n", encoding="utf-8")
     assert load_probes(path).rows == ({"prompt": row["prompt"], "chosen": "ja"},)
 
 

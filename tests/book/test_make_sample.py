@@ -10,6 +10,7 @@ import pytest
 import lmdyn.lm.generate  # noqa: F401 (a test replaces it)
 import make_sample
 from lmdyn.lm import TYPES, load_probes
+from make_sample import WRITTEN, words_of
 
 ROWS = make_sample.read()
 GENERATED = ("chosen_initial", "chosen_selfr")
@@ -24,25 +25,22 @@ FORM = frozenset(
 
 def form_alike(a, b):
     """How alike two texts are once every word that is not of the form is blotted out."""
-    forms = [[w if w in FORM else "_" for w in make_sample.words_of(text)] for text in (a, b)]
+    forms = [[w if w in FORM else "_" for w in words_of(text)] for text in (a, b)]
     return difflib.SequenceMatcher(None, *forms, autojunk=False).ratio()
 
 
 def shared(row, a, b):
     """The share of the content words of a that occur in b."""
-    words, others = (set(make_sample.words_of(row[key])) - FORM for key in (a, b))
+    words, others = (set(words_of(row[key])) - FORM for key in (a, b))
     words = {word for word in words if len(word) > 3}
     return len(words & others) / len(words)
 
 
-def test_every_row_has_every_type_and_the_loader_takes_them():
+def test_every_row_has_every_type_and_a_dialogue_that_ends_with_the_assistant_s_turn():
     probes = load_probes("sample")
-    assert probes.types == tuple(TYPES) and len(probes) == 64
+    assert probes.types == tuple(TYPES)
     assert [set(row) for row in probes] == [{"prompt", "split", *TYPES}] * 64
     assert [row["split"] for row in probes] == ["train"] * 48 + ["test"] * 16
-
-
-def test_prompts_are_dialogues_that_end_with_the_assistant_s_turn():
     for row in ROWS:
         turns = re.split(r"\n\n(Human|Assistant):", row["prompt"])
         speakers, said = turns[1::2], turns[2::2]
@@ -53,10 +51,10 @@ def test_prompts_are_dialogues_that_end_with_the_assistant_s_turn():
 
 
 def test_nothing_is_there_twice():
-    texts = [row[key].lower() for row in ROWS for key in ("prompt", *make_sample.WRITTEN)]
+    texts = [row[key].lower() for row in ROWS for key in ("prompt", *WRITTEN)]
     assert len(set(texts)) == len(texts)
-    starts = [" ".join(make_sample.words_of(text)[:8]) for text in texts]
-    assert len(set(starts)) > 0.93 * len(starts)  # format twins may begin alike
+    starts = {" ".join(words_of(text)[:8]) for text in texts}
+    assert len(starts) > 0.93 * len(texts)  # format twins may begin alike
 
 
 @pytest.mark.parametrize("key", list(TYPES))
@@ -64,13 +62,12 @@ def test_responses_begin_with_one_space_and_are_clean(key):
     for text in (row[key] for row in ROWS):
         assert re.match(r" \S", text) and not text[-1].isspace()
         assert not re.search(r"<\||\|>|</?s>|endoftext|Human:|Assistant:|\t|\r", text)
-        if key not in GENERATED:
-            assert text.isascii() and "  " not in text
-        if key in make_sample.WRITTEN:
+        assert key in GENERATED or (text.isascii() and "  " not in text)
+        if key in WRITTEN:
             assert text[-1] in '.?!"' or text.endswith(("regards", "best", "greetings"))
             assert text.count('"') % 2 == 0 and not re.search(r"\s[,.;:?!]|\.\.|,,", text)
-    lengths = [len(row[key].split()) for row in ROWS]
-    if key in make_sample.WRITTEN:
+    if key in WRITTEN:
+        lengths = [len(row[key].split()) for row in ROWS]
         assert 15 <= min(lengths) and max(lengths) <= 60 and len(set(lengths)) >= 10
 
 
@@ -81,7 +78,6 @@ def test_semantic_rephrases_keep_the_meaning_alone_and_format_twins_the_form(ori
     assert mean(shares) < 0.05 and max(shares) < 0.35  # code has to be repeated
     # Format twins keep more of them, such as "usually" or "start", and unrelated text still fewer.
     assert mean(shares) < mean(shared(row, original, twin) for row in ROWS) < 0.3
-
     ratios = {
         key: [form_alike(row[original], row[key]) for row in ROWS]
         for key in (semantic, twin, "irr_hum")
@@ -90,43 +86,31 @@ def test_semantic_rephrases_keep_the_meaning_alone_and_format_twins_the_form(ori
     assert mean(ratios[semantic]) < mean(ratios["irr_hum"]) + 0.15 < 0.6
     for row in ROWS:
         assert abs(len(row[original].split()) - len(row[twin].split())) <= 3
-
-
-def test_unrelated_sentences_are_as_long_and_mean_something_else():
-    for row in ROWS:
         assert shared(row, "chosen", "irr_hum") < 0.2
         assert 0.75 <= len(row["irr_hum"].split()) / len(row["chosen"].split()) <= 1.35
 
 
-def test_other_answers_are_chosen_answers_of_another_row():
+def test_what_follows_from_other_texts_is_as_it_should_be():
     for split, key in (("train", "irr_train"), ("test", "irr_test")):
         pool = [row["chosen"] for row in ROWS if row["split"] == split]
         assert all(row[key] in pool and row[key] != row["chosen"] for row in ROWS)
         # Each answer of the split serves one other row of the split.
         assert sorted(row[key] for row in ROWS if row["split"] == split) == sorted(pool)
-
-
-def test_words_without_order_or_meaning_are_as_many_and_known():
-    words_of = make_sample.words_of
-    known = {w for row in ROWS for key in make_sample.WRITTEN for w in words_of(row[key])}
+    known = {w for row in ROWS for key in WRITTEN for w in words_of(row[key])}
     for row in ROWS:
-        chosen, shuffled = row["chosen"].split(), row["random_permute"].split()
+        chosen, shuffled, words = (
+            row[key].split() for key in ("chosen", "random_permute", "random_nonhum")
+        )
         assert sorted(chosen) == sorted(shuffled) and chosen != shuffled
-        words = row["random_nonhum"].split()
         assert len(words) == len(chosen) and set(words) <= known
-
-
-def test_the_model_s_texts_are_whole_sentences_and_the_rephrase_is_one():
-    for row in ROWS:
         for key, of in (("chosen_initial", None), ("chosen_selfr", row["chosen"])):
-            assert make_sample.clean(row[key]) == row[key]
+            assert make_sample.clean(row[key]) == row[key] and len(row[key].split()) <= 80
             assert make_sample.is_useful(row[key], of)
-            assert len(row[key].split()) <= 80
 
 
 def test_the_script_derives_the_file_byte_for_byte_from_what_was_written(tmp_path):
     path = tmp_path / "sample.jsonl"
-    keep = ("split", "prompt", *make_sample.WRITTEN, *GENERATED)
+    keep = ("split", "prompt", *WRITTEN, *GENERATED)
     make_sample.write([{key: row[key] for key in keep} for row in ROWS], path)
     for _ in range(2):  # then from the whole
         make_sample.main(path, with_model=False)

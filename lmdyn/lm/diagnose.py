@@ -16,7 +16,7 @@ from lmdyn.checks import check_different, check_same_vocabulary
 from lmdyn.lm.data import ProbeSet, as_probes, with_all
 from lmdyn.lm.files import replacing
 from lmdyn.lm.forward import LogProbs, evaluating
-from lmdyn.lm.mass import token_mass
+from lmdyn.lm.mass import TokenMass, token_mass
 from lmdyn.lm.tokens import encode
 
 HELD_OUT = 16  # rows that stand for held-out ones where none are given
@@ -131,7 +131,7 @@ def diagnose(
     Raises:
         ValueError: rows that cannot be read, a pair of equal responses, a loss that lacks one.
     """
-    loss = losses.get(loss) if isinstance(loss, str) else loss
+    loss = losses.get(loss)
     if not {"chosen", "rejected"} <= set(loss.responses):
         raise ValueError(f"{loss} does not read both chosen and rejected: diagnose a loss of pairs")
     if ref is not None:
@@ -168,10 +168,16 @@ def diagnose(
                 for other in (gradients["chosen"], goal)
                 for name in ("chosen", "rejected")
             ]
-    mass = token_mass(model, tokenizer, pairs, ["rejected"])
+    valley = _valley(token_mass(model, tokenizer, pairs, ["rejected"]))
+    return Diagnosis(*valley, *effects.T, tuple(row["prompt"] for row in pairs))
+
+
+def _valley(mass: TokenMass) -> tuple[np.ndarray, np.ndarray]:
+    """Of the tokens of each row, the mean of ‖π‖² − π_y, and the share where it is positive."""
     tokens = np.bincount(mass.row)
-    squeeze, valley = (np.bincount(mass.row, x) / tokens for x in (mass.squeeze, mass.squeeze > 0))
-    return Diagnosis(squeeze, valley, *effects.T, tuple(row["prompt"] for row in pairs))
+    return np.bincount(mass.row, mass.squeeze) / tokens, np.bincount(
+        mass.row, mass.squeeze > 0
+    ) / tokens
 
 
 def _gradients(log_probs: LogProbs, row: int, weights: Sequence[Tensor]) -> tuple[dict, dict]:

@@ -71,7 +71,7 @@ def finetune(
         FloatingPointError: a loss, a gradient or a log-prob is not finite. It names the update and
             its rows; the last good checkpoint stays.
     """
-    loss = losses.get(loss) if isinstance(loss, str) else loss
+    loss = losses.get(loss)
     rows, probes = as_probes(rows), None if probes is None else as_probes(probes)
     plan = Plan.of(len(rows), epochs=epochs, lr=lr, batch_size=batch_size, **settings)
     _check(model, loss, plan, probes, ref, out, resume)
@@ -108,8 +108,7 @@ def finetune(
             bar.set_postfix(found, refresh=False)
             bar.update()
         learner.probe(recorder, tokenizer, plan.updates)
-    if not all(gather_object([bool(weight.isfinite().all()) for weight in learner.weights])):
-        raise FloatingPointError(f"update {plan.updates} made weights not finite: lower lr")
+    learner.check()
     save(plan.updates)
     return recorder.trajectory(meta)
 
@@ -216,6 +215,13 @@ class _Learner:
             )
         names = ("loss", *(f"logp_{key}" for key in self.keys.values()))
         return dict(zip(names, found.mean(1).tolist(), strict=True)), norm
+
+    def check(self) -> None:
+        """Refuse weights that the last update has spoilt, in whichever process."""
+        if not all(gather_object([bool(weight.isfinite().all()) for weight in self.weights])):
+            raise FloatingPointError(
+                f"update {self.plan.updates} made weights not finite: lower lr"
+            )
 
     def step(self, update: int) -> None:
         """Make the update, and forget the gradient."""

@@ -43,14 +43,9 @@ def one_step(model: nn.Module, x_o: Tensor, x_u: Tensor, y_u: int | Tensor, lr: 
     used beside the model's own, which stay as they are, bit for bit.
 
     Args:
-        model: any module that maps x (N, …) to logits (N, V), each example on its own.
-        x_o: observed inputs, (N_o, …).
-        x_u: update inputs, (N_u, …).
+        model, x_o, x_u: as in `entk`.
         y_u: labels to learn, integers (N_u,), or one for all.
         lr: step size η; negative unlearns the labels.
-
-    Returns:
-        An `OneStep` record.
 
     Raises:
         ValueError: as in `entk`, labels that do not fit or are out of range, an lr not finite.

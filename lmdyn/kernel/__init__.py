@@ -1,8 +1,7 @@
 """K: the empirical neural tangent kernel of the logits, K(o, u) = J_o J_uᵀ with J = ∂z/∂θ.
 
-Exact for any module. Weights used by Linear, Conv2d, Embedding and the usual norms take a
-structured path that never holds a Jacobian over all parameters; whatever else reaches the logits
-takes a generic one, parameter by parameter.
+Weights used by Linear, Conv2d, Embedding and the usual norms take a structured path that never
+holds a Jacobian over all parameters; whatever else reaches the logits takes a generic one.
 """
 
 import torch
@@ -23,8 +22,8 @@ CHUNK_BYTES = 2**28
 def entk(model: nn.Module, x_o: Tensor, x_u: Tensor | None = None) -> Tensor:
     """The empirical neural tangent kernel of the logits (Proposition 1): K(o, u) = J_o J_uᵀ.
 
-    Only parameters with ``requires_grad`` count, as only they move in an update. Besides the
-    result, memory is bounded: the examples are taken in blocks whose size follows from the shapes.
+    Exact for any module. Only parameters with ``requires_grad`` count, as only they move in an
+    update. Besides the result, memory is bounded: the examples are taken in blocks.
 
     Args:
         model: any module that maps x (N, …) to logits (N, V), each example on its own.
@@ -48,11 +47,11 @@ def entk(model: nn.Module, x_o: Tensor, x_u: Tensor | None = None) -> Tensor:
     symmetric = x_u is None
     x_u = x_o if symmetric else x_u
     check_inputs(x_o=x_o, x_u=x_u)
-    samples = [x_o[:1]] if x_o.shape[1:] == x_u.shape[1:] else [x_o[:1], x_u[:1]]
+    largest = max(x_o[:1], x_u[:1], key=torch.numel)
     generic: set[Tensor] = set()
     with torch.enable_grad():
         while True:
-            plan = Plan(model, samples, params, generic)
+            plan = Plan(model, largest, params, generic)
             k, unclear = _assemble(plan, x_o, x_u, symmetric)
             if not unclear:
                 return k
@@ -66,9 +65,7 @@ def entk_vp(model: nn.Module, x_o: Tensor, x_u: Tensor, g: Tensor) -> Tensor:
     sign flipped, when the summed cross-entropy at x_u takes one gradient step.
 
     Args:
-        model: any module that maps x (N, …) to logits (N, V), each example on its own.
-        x_o: observed inputs, (N_o, …).
-        x_u: update inputs, (N_u, …).
+        model, x_o, x_u: as in `entk`.
         g: (N_u, V), for instance the residuals of the loss at x_u.
 
     Returns:
@@ -95,10 +92,10 @@ def entk_vp(model: nn.Module, x_o: Tensor, x_u: Tensor, g: Tensor) -> Tensor:
             z = forward(model, x)
             if z.shape[1] != g.shape[1]:
                 raise ValueError(f"g has V = {g.shape[1]}, but the model has V = {z.shape[1]}")
-            grads = torch.autograd.grad(z, params, g_part.to(z), allow_unused=True)
-            for total, grad in zip(direction, grads, strict=True):
-                if grad is not None:
-                    total += grad
+            grads = torch.autograd.grad(
+                z, params, g_part.to(z), allow_unused=True, materialize_grads=True
+            )
+            direction = [total + grad for total, grad in zip(direction, grads, strict=True)]
         return torch.cat([_jvp(model, params, x, direction) for x in x_o.split(_chunk(model, x_o))])
 
 
@@ -113,9 +110,10 @@ def _jvp(model: nn.Module, params: list[Tensor], x: Tensor, direction: list[Tens
         # Some operations have no forward mode: differentiate the backward pass instead.
         z = model(x)
         dual = torch.zeros_like(z, requires_grad=True)
-        grads = torch.autograd.grad(z, params, dual, create_graph=True, allow_unused=True)
-        pairs = [(g, d) for g, d in zip(grads, direction, strict=True) if g is not None]
-        product = sum((g * d).sum() for g, d in pairs)
+        grads = torch.autograd.grad(
+            z, params, dual, create_graph=True, allow_unused=True, materialize_grads=True
+        )
+        product = sum((g * d).sum() for g, d in zip(grads, direction, strict=True))
         (dz,) = torch.autograd.grad(product, dual)
     check_output(z, len(x))
     return dz.detach()
@@ -123,43 +121,34 @@ def _jvp(model: nn.Module, params: list[Tensor], x: Tensor, direction: list[Tens
 
 def _assemble(plan: Plan, x_o: Tensor, x_u: Tensor, symmetric: bool) -> tuple[Tensor, set[Tensor]]:
     """K, and the parameters that turned out to need the generic path: if any, K is not whole."""
-    v = plan.vocabulary
-    block = _fit(2 * plan.factor_bytes)
+    v, block = plan.logits.shape[1], _fit(2 * plan.factor_bytes)
     pass_examples = min(PASS_EXAMPLES, _fit(plan.pass_bytes))
-    k = torch.empty(len(x_o), len(x_u), v, v, dtype=plan.dtype, device=plan.device)
+    k = plan.logits.new_empty(len(x_o), len(x_u), v, v)
     for i in range(0, len(x_o), block):
         f_o, unclear = plan.factors(x_o[i : i + block], pass_examples)
         for j in range(i if symmetric else 0, len(x_u), block):
-            diagonal = symmetric and i == j
-            f_u = f_o
+            diagonal, f_u = symmetric and i == j, f_o
             if not diagonal and not unclear:
                 f_u, unclear = plan.factors(x_u[j : j + block], pass_examples)
             if unclear:
                 return k, unclear
             _fill(k[i : i + block, j : j + block], f_o, f_u, diagonal)
-            if symmetric and i != j:
-                k[j : j + block, i : i + block] = _swap(k[i : i + block, j : j + block])
+    for o in range(len(x_o) if symmetric else 0):
+        k[o + 1 :, o] = k[o, o + 1 :].transpose(1, 2)
     return k, set()
 
 
-def _fill(k: Tensor, f_o: list[Factor], f_u: list[Factor], symmetric: bool) -> None:
-    """Sum the units' Gram products into a block of K, a few rows of examples at a time."""
+def _fill(k: Tensor, f_o: list[Factor], f_u: list[Factor], diagonal: bool) -> None:
+    """Sum the Gram products into a block of K, a few rows of examples at a time."""
     n, m, v, _ = k.shape
     rows = min(_fit(16 * m * v * v * k.element_size()), -(-n // 8))
     for start in range(0, n, rows):
         stop = min(start + rows, n)
-        first = start if symmetric else 0  # the rest is known by symmetry
+        first = start if diagonal else 0  # the rest is known by symmetry
         out = k.new_zeros(stop - start, v, m - first, v)
         for a, b in zip(f_o, f_u, strict=True):
             a[start:stop].add_gram(b[first:], out)
         k[start:stop, first:] = out.transpose(1, 2)
-        if symmetric:
-            k[stop:, start:stop] = _swap(k[start:stop, stop:])
-
-
-def _swap(k: Tensor) -> Tensor:
-    """K(u, o) = K(o, u)ᵀ."""
-    return k.permute(1, 0, 3, 2)
 
 
 def _chunk(model: nn.Module, x: Tensor) -> int:

@@ -20,7 +20,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.overrides import TorchFunctionMode
 
 
-@dataclass
+@dataclass(eq=False)
 class Call:
     """One use of weights by a structured operation.
 
@@ -44,14 +44,9 @@ class Call:
         return {self.weight, self.bias} - {None}
 
     @property
-    def is_image(self) -> bool:
-        """Whether the output is (rows, channels, …), its positions pixels."""
-        return self.channels_last is _pixels
-
-    def positions(self, batch: int) -> int:
-        """Positions per example: tokens, pixels, or 1."""
-        output = self.channels_last(torch.empty(self.shape, device="meta"))
-        return output.shape[:-1].numel() // batch
+    def grad_shape(self) -> torch.Size:
+        """(rows, ..., channels) of the output's gradient."""
+        return self.channels_last(torch.empty(self.shape, device="meta")).shape
 
 
 @dataclass
@@ -68,11 +63,6 @@ class Trace:
             call.weight = None if call.weight in params else call.weight
             call.bias = None if call.bias in params else call.bias
         self.calls = [call for call in self.calls if call.params]
-
-
-def trace(model: nn.Module, x: Tensor, tracked: set[Tensor]) -> Trace:
-    """Run ``model(x)`` and note how each tracked parameter reached the logits."""
-    return record(lambda: forward(model, x), tracked)
 
 
 def record(run: Callable[[], Tensor], tracked: set[Tensor]) -> Trace:

@@ -98,7 +98,7 @@ class Gradients:
 
     def _rows(self, call: Call, batch: Batch) -> list[slice] | None:
         """The rows of each sequence in the output of a call; None if they cannot be told."""
-        rows = call.channels_last(torch.empty(call.shape, device="meta")).shape[:-1]
+        rows = call.grad_shape[:-1]
         flat = call.weight is None or call.weight.ndim == 2 or call.kind == "scale"
         if not rows or not flat or call.groups > 1:
             return None

@@ -1,8 +1,8 @@
 """A: what the softmax does to a change of logits, and the exact softmax-regression step.
 
 Section 2 of the paper for A = I − 1πᵀ; its appendix on the squeezing effect for the step.
-Probabilities are unitless, log-probs are in nats. Everything batches over leading axes,
-on CPU and CUDA, in the dtype of its input.
+Log-probs are in nats. Everything batches over leading axes, on CPU and CUDA, in the dtype of its
+input, and refuses logits that are not finite.
 """
 
 import torch
@@ -20,9 +20,6 @@ def log_softmax_jacobian(logits: Tensor) -> Tensor:
 
     Returns:
         (..., V, V). Row i is the gradient of log π_i with respect to the logits.
-
-    Raises:
-        ValueError: the logits are not floating point or hold NaN or infinity.
 
     Example:
         >>> log_softmax_jacobian(torch.zeros(2))
@@ -45,9 +42,6 @@ def log_softmax_jvp(logits: Tensor, dz: Tensor) -> Tensor:
     Returns:
         (..., V), nats: dz minus its mean under π.
 
-    Raises:
-        ValueError: logits not finite, or shapes that do not fit.
-
     Example:
         >>> log_softmax_jvp(torch.zeros(2), torch.tensor([1.0, 0.0]))
         tensor([ 0.5000, -0.5000])
@@ -69,16 +63,11 @@ def log_softmax_jvp(logits: Tensor, dz: Tensor) -> Tensor:
 def jacobian_norm_sq(logits: Tensor) -> Tensor:
     """‖A‖²_F = V‖π‖² + V − 2: how peaky the prediction is.
 
-    It runs from V − 1 (uniform π) to 2V − 2 (one-hot π).
-
     Args:
         logits: (..., V).
 
     Returns:
-        (...).
-
-    Raises:
-        ValueError: the logits are not floating point or hold NaN or infinity.
+        (...), from V − 1 (uniform π) to 2V − 2 (one-hot π).
 
     Example:
         >>> jacobian_norm_sq(torch.zeros(10))
@@ -123,15 +112,11 @@ def squeeze_line(probs: Tensor, y: int | Tensor, lr: float | Tensor | None = Non
     it is −(1/lr)·log Σ_j π_j exp(lr·(1[j = y] − π_j)), which tends to the former as lr → 0.
 
     Args:
-        probs: (..., V), each row sums to one.
-        y: the label, an int or integers broadcast against the leading axes.
+        probs: as in `softmax_step`, like ``y``.
         lr: None for the first-order line, else the signed step size as in `softmax_step`.
 
     Returns:
         (...). Negative means that every other label gains (after a negative step).
-
-    Raises:
-        ValueError: as in `softmax_step`.
 
     Example:
         >>> squeeze_line(torch.tensor([0.6, 0.3, 0.1]), y=2)
@@ -156,9 +141,7 @@ def _exponent(probs: Tensor, y: Tensor, lr: Tensor) -> Tensor:
     return lr.unsqueeze(-1) * (one_hot(y, probs.shape[-1]).to(probs.dtype) - probs)
 
 
-def _check_step(
-    probs: Tensor, y: int | Tensor, lr: float | Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+def _check_step(probs: Tensor, y, lr) -> tuple[Tensor, Tensor, Tensor]:
     """Checked inputs, broadcast against each other over the leading axes."""
     check_probs(probs)
     lr = torch.as_tensor(lr, dtype=probs.dtype, device=probs.device)

@@ -5,9 +5,7 @@ into one number a sequence and one vector a token (section 2 of the paper):
 
     G_l = ∂L/∂z_l = −c · (π_l − e_{y_l}),    c = ∂L/∂ log π(y|x).
 
-The numbers c are the *coefficients*. All values are in nats; log-probs are sums over the tokens
-of a response. A class that is defined with a name, `class Mine(Loss, name="mine")`, is a loss of
-this module: `get`, `names` and `table` know it, and so does all that takes a loss.
+The numbers c are the *coefficients*. All values are in nats.
 """
 
 from dataclasses import fields
@@ -32,12 +30,7 @@ def __getattr__(name: str) -> type[Loss]:
 
 
 def names() -> list[str]:
-    """The names that `get` knows.
-
-    Example:
-        >>> "dpo" in names()
-        True
-    """
+    """The names that `get` knows."""
     return list(REGISTRY)
 
 
@@ -47,9 +40,6 @@ def get(name: str | Loss, **hyper: float | str) -> Loss:
     Args:
         name: one of `names()`; a loss comes back as it is.
         **hyper: its hyperparameters, where they differ from their defaults.
-
-    Returns:
-        A `Loss`.
 
     Raises:
         ValueError: an unknown loss or hyperparameter (with the nearest name), a hyperparameter out
@@ -73,12 +63,7 @@ def get(name: str | Loss, **hyper: float | str) -> Loss:
 
 
 def table() -> str:
-    """All losses as a table in Markdown: name, formula, what it is, what it reads.
-
-    Example:
-        >>> print(table().splitlines()[0])
-        | name | loss | what it is | reads | reference |
-    """
+    """All losses as a table in Markdown: name, formula, what it is, what it reads."""
     lines = ["| name | loss | what it is | reads | reference |", "|---|---|---|---|---|"]
     for name in REGISTRY:
         loss = get(name)
@@ -95,11 +80,11 @@ def residual(probs: Tensor, labels: int | Tensor, coefficient: float | Tensor) -
     Args:
         probs: (..., V), each row sums to one: the prediction π at each token.
         labels: the token y, an int or integers that broadcast to the leading axes.
-        coefficient: c = ∂L/∂ log π(y|x), a float or a tensor that broadcasts to the leading axes;
-            for one number a sequence and probs (B, T, V), pass (B, 1).
+        coefficient: c, a float or a tensor that broadcasts to the leading axes; for one number a
+            sequence and probs (B, T, V), pass (B, 1).
 
     Returns:
-        (..., V), the same dtype as ``probs``. Each row sums to zero.
+        (..., V). Each row sums to zero.
 
     Raises:
         ValueError: rows that are no distributions, a label out of range, shapes that do not fit.

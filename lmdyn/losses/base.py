@@ -3,12 +3,14 @@
 import math
 from collections.abc import Mapping
 from dataclasses import Field, dataclass, field, fields
+from functools import partial
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 REGISTRY: dict[str, type["Loss"]] = {}
+Responses = Mapping[str, Tensor] | None  # response name → (B,)
 
 
 def within(low: float, high: float, ends: str = "()", *, default: float) -> Field:
@@ -16,29 +18,16 @@ def within(low: float, high: float, ends: str = "()", *, default: float) -> Fiel
     return field(default=default, metadata={"range": (low, high, ends)})
 
 
-def positive(default: float) -> Field:
-    """A hyperparameter above zero."""
-    return within(0, math.inf, default=default)
-
-
-def nonnegative(default: float) -> Field:
-    """A hyperparameter that zero switches off."""
-    return within(0, math.inf, "[)", default=default)
+positive, nonnegative = partial(within, 0, math.inf), partial(within, 0, math.inf, "[)")
 
 
 @dataclass(frozen=True)
 class Given:
-    """What a loss computes B rows from: response → (B,), each, after it has been checked.
+    """What a loss computes B rows from, as in `Loss.value`: response → (B,), each."""
 
-    Attributes:
-        logps: log π(y|x), nats.
-        ref: the same under the reference model.
-        lengths: tokens of the response.
-    """
-
-    logps: Mapping[str, Tensor]
-    ref: Mapping[str, Tensor] | None = None
-    lengths: Mapping[str, Tensor] | None = None
+    logps: Responses
+    ref: Responses = None
+    lengths: Responses = None
 
     def delta(self, response: str) -> Tensor:
         """Δ = log π(y|x) − log π_ref(y|x), nats."""
@@ -58,14 +47,11 @@ class Loss:
     """A loss of one or more responses to the same prompt.
 
     A loss is a frozen dataclass whose fields are its hyperparameters, and one formula, `_value`.
-    To be defined with a name is all that it takes to be known to `get`, `names` and everything
-    that takes a loss::
+    Being defined with a name makes it known to `get`, `names` and everything that takes a loss::
 
         @dataclass(frozen=True)
         class Ratio(Loss, name="ratio"):
             '''log π(y−) − log π(y+): the log of their ratio.'''
-
-            responses = ("chosen", "rejected")
 
             def _value(self, given):
                 return given.logps["rejected"] - given.logps["chosen"]
@@ -78,7 +64,7 @@ class Loss:
     """
 
     name: ClassVar[str]
-    responses: ClassVar[tuple[str, ...]]
+    responses: ClassVar[tuple[str, ...]] = ("chosen", "rejected")
     needs_ref: ClassVar[bool] = False
     needs_lengths: ClassVar[bool] = False
 
@@ -112,12 +98,7 @@ class Loss:
         """The formula: (B,), differentiable in ``given.logps``."""
         raise NotImplementedError
 
-    def value(
-        self,
-        logps: Mapping[str, Tensor],
-        ref: Mapping[str, Tensor] | None = None,
-        lengths: Mapping[str, Tensor] | None = None,
-    ) -> Tensor:
+    def value(self, logps: Responses, ref: Responses = None, lengths: Responses = None) -> Tensor:
         """The loss of each of B rows.
 
         Args:
@@ -135,15 +116,9 @@ class Loss:
         return self._value(self._checked(logps, ref, lengths))
 
     def coefficients(
-        self,
-        logps: Mapping[str, Tensor],
-        ref: Mapping[str, Tensor] | None = None,
-        lengths: Mapping[str, Tensor] | None = None,
+        self, logps: Responses, ref: Responses = None, lengths: Responses = None
     ) -> dict[str, Tensor]:
-        """c = ∂L/∂ log π(y|x), by autograd: response name → (B,). Arguments as in `value`.
-
-        The docstring of each loss has them in closed form.
-        """
+        """c = ∂L/∂ log π(y|x), by autograd: response name → (B,). Arguments as in `value`."""
         with torch.inference_mode(False), torch.enable_grad():
             own = {r: logps[r].detach().clone().requires_grad_() for r in logps}
             total = self.value(own, ref, lengths).sum()
@@ -151,26 +126,23 @@ class Loss:
             grads = torch.autograd.grad(total, read, materialize_grads=True)
         return dict(zip(self.responses, grads, strict=True))
 
-    def _checked(self, logps, ref, lengths) -> Given:
+    def _checked(self, logps: Responses, ref: Responses, lengths: Responses) -> Given:
         """Refuse to read what is not there, or not one number a row."""
         name, parts = type(self).__name__, {"logps": logps}
-        if self.needs_ref:
-            parts["ref"] = ref
-        if self.needs_lengths:
-            parts["lengths"] = lengths
+        parts |= {"ref": ref} if self.needs_ref else {}
+        parts |= {"lengths": lengths} if self.needs_lengths else {}
         for what, values in parts.items():
             if values is None:
-                held = {"ref": "log-probs under the reference model", "lengths": "token counts"}[
-                    what
-                ]
+                held = (
+                    "token counts" if what == "lengths" else "log-probs under the reference model"
+                )
                 raise ValueError(f"{name} needs {what}: pass {what}, response name → (B,) {held}")
             for response in self.responses:
                 if response not in values:
-                    of = "the chosen answer to another training prompt"
-                    hint = f" ({of})" if response == "irr_train" else ""
+                    of = " (the chosen answer to another training prompt)"
                     raise ValueError(
-                        f"{name} reads the response {response!r}{hint}, which {what} lacks: "
-                        f"there is {', '.join(values) or 'none'}"
+                        f"{name} reads the response {response!r}{of * (response == 'irr_train')}, "
+                        f"which {what} lacks: there is {', '.join(values) or 'none'}"
                     )
                 first, shape = logps[self.responses[0]].shape, values[response].shape
                 if shape != first or len(shape) != 1:
@@ -191,7 +163,6 @@ class Relative(Loss):
         beta: β, how fast a push fades with Δ or with the margin, per nat. The default is TRL's.
     """
 
-    responses = ("chosen", "rejected")
     needs_ref = True
 
-    beta: float = positive(0.1)
+    beta: float = positive(default=0.1)

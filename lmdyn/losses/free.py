@@ -38,8 +38,8 @@ class SLiC(Loss, name="slic"):
         target: the response that is y_ref.
     """
 
-    delta: float = nonnegative(1.0)
-    beta: float = nonnegative(0.1)
+    delta: float = nonnegative(default=1.0)
+    beta: float = nonnegative(default=0.1)
     target: str = "chosen"
 
     @property
@@ -64,11 +64,10 @@ class SimPO(Loss, name="simpo"):
         gamma: γ; the margin to reach is γ/β nats per token.
     """
 
-    responses = ("chosen", "rejected")
     needs_lengths = True
 
-    beta: float = positive(2.0)
-    gamma: float = nonnegative(1.0)
+    beta: float = positive(default=2.0)
+    gamma: float = nonnegative(default=1.0)
 
     def _value(self, given):
         gap = given.mean("chosen") - given.mean("rejected")
@@ -87,10 +86,9 @@ class ORPO(Loss, name="orpo"):
         weight: λ, of the odds ratio.
     """
 
-    responses = ("chosen", "rejected")
     needs_lengths = True
 
-    weight: float = nonnegative(0.1)
+    weight: float = nonnegative(default=0.1)
 
     def _value(self, given):
         chosen, rejected = given.mean("chosen"), given.mean("rejected")

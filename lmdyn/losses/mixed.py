@@ -23,7 +23,7 @@ class RPO(Relative, name="rpo"):
 
     needs_lengths = True
 
-    weight: float = nonnegative(1.0)
+    weight: float = nonnegative(default=1.0)
 
     def _value(self, given):
         return -logsigmoid(self.beta * given.margin) - self.weight * given.mean("chosen")
@@ -41,7 +41,7 @@ class DPOP(Relative, name="dpop"):
         penalty: λ.
     """
 
-    penalty: float = nonnegative(50.0)
+    penalty: float = nonnegative(default=50.0)
 
     def _value(self, given):
         below = relu(-given.delta("chosen"))
@@ -81,7 +81,7 @@ class CWDPO(Relative, name="cw_dpo"):
     needs_lengths = True
 
     floor: float = within(-math.inf, 0, "(]", default=-3.0)
-    tau: float = positive(1.0)
+    tau: float = positive(default=1.0)
 
     def _value(self, given):
         w = ((given.mean("rejected").detach() - self.floor) / self.tau).sigmoid()
@@ -101,10 +101,9 @@ class CWSFT(Loss, name="cw_sft"):
         floor: the average log-prob below which y− is let be, nats per token.
     """
 
-    responses = ("chosen", "rejected")
     needs_lengths = True
 
-    weight: float = nonnegative(0.1)
+    weight: float = nonnegative(default=0.1)
     floor: float = within(-math.inf, 0, "(]", default=-3.0)
 
     def _value(self, given):

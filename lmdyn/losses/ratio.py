@@ -22,10 +22,9 @@ class SPPO(Loss, name="sppo"):
         eta: η, how far apart the two targets are, nats.
     """
 
-    responses = ("chosen", "rejected")
     needs_ref = True
 
-    eta: float = positive(10.0)
+    eta: float = positive(default=10.0)
 
     def _value(self, given):
         up, down = given.delta("chosen") - self.eta / 2, given.delta("rejected") + self.eta / 2
@@ -105,8 +104,8 @@ class KTO(Relative, name="kto"):
 
     responses = ("chosen", "rejected", "irr_train")
 
-    desirable: float = nonnegative(1.0)
-    undesirable: float = nonnegative(1.0)
+    desirable: float = nonnegative(default=1.0)
+    undesirable: float = nonnegative(default=1.0)
 
     def _value(self, given):
         kl = given.delta("irr_train").detach().mean().clamp(min=0)

@@ -1,10 +1,9 @@
 """Which weights reached the logits, and how: the forward pass as the kernel needs to see it.
 
-`record` notes every call of an operation whose per-example gradient has a known form. The
-autograd graph then has the last word: a parameter counts as structured only if the graph holds
-exactly as many uses of it as were noted. So a weight that is also used in some other way (in an
-expression, inside attention, by a custom function) is never half seen: it goes to the generic
-path, which is plain autograd.
+`record` notes every call of an operation whose per-example gradient has a known form. A parameter
+counts as structured only if the autograd graph holds exactly as many uses of it as were noted: one
+that is also used in some other way (in an expression, inside attention, by a custom function) goes
+to the generic path, which is plain autograd.
 """
 
 import inspect
@@ -193,18 +192,16 @@ def _mul(input, other):
 def _conv2d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
     if input.ndim != 4:
         return None
-    kernel = weight.shape[-2:]
+    kernel, extra = weight.shape[-2:], (0, 0, 0, 0)
+    if isinstance(padding, str):
+        if padding == "same":  # an odd total puts the extra zero on the right
+            steps = (dilation, dilation) if isinstance(dilation, int) else dilation
+            rows, columns = (d * (k - 1) for d, k in zip(steps, kernel, strict=True))
+            extra = (columns // 2, -(-columns // 2), rows // 2, -(-rows // 2))
+        padding = 0
 
     def patches():
-        x, symmetric = input, padding
-        if isinstance(padding, str):
-            symmetric = 0
-            if padding == "same":
-                steps = (dilation, dilation) if isinstance(dilation, int) else dilation
-                total = [d * (k - 1) for d, k in zip(steps, kernel, strict=True)]
-                left = [t // 2 for t in total]  # an odd total puts the extra zero on the right
-                x = F.pad(x, (left[1], total[1] - left[1], left[0], total[0] - left[0]))
-        return F.unfold(x, kernel, dilation, symmetric, stride).transpose(1, 2)
+        return F.unfold(F.pad(input, extra), kernel, dilation, padding, stride).transpose(1, 2)
 
     return Call("matrix", weight, bias, patches, _pixels, groups)
 

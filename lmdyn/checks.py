@@ -112,7 +112,10 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> str:
     known = list(known)
     near = get_close_matches(str(name), known, 1, 0.5)
     hint = f"did you mean {near[0]!r}? " if near else ""
-    return f"unknown {kind} {name!r}: {hint}There is {', '.join(known) or 'none'}"
+    names = ", ".join(known) or "none"
+    if len(known) > 50:  # a model's parameters
+        names = f"{known[0]}, {known[1]} and {len(known) - 2} more"
+    return f"unknown {kind} {name!r}: {hint}There is {names}"
 
 
 def differences(was, now, key: str = "") -> list[str]:

@@ -22,29 +22,34 @@ REF = {"chosen": [-9.0, -20.0, -7.0], "rejected": [-3.0, -18.0, -30.0]}
 
 
 def truth(model, tokenizer, updates, probes, loss="sft", ref=None):
-    """One flat gradient a sequence, by plain autograd."""
-    loss, ours = losses.get(loss), []
-    for u, row in enumerate(encode(tokenizer, as_probes(updates))):
+    """(N_u, S, N_o, R): −c ⟨∇ log π(y_u), ∇ log π(y_o)⟩, one flat gradient a sequence."""
+    loss, updates, probes = losses.get(loss), as_probes(updates), as_probes(probes)
+    found = np.full((len(updates), len(loss.responses), len(probes), len(probes.types)), np.nan)
+    theirs = {
+        (o, r): brute.gradient(model, brute.log_prob(model, row.prompt, row.responses[name]))
+        for o, row in enumerate(encode(tokenizer, probes))
+        for r, name in enumerate(probes.types)
+        if name in row.responses
+    }
+    for u, row in enumerate(encode(tokenizer, updates)):
         of = {name: row.responses[name] for name in loss.responses}
         logps = {n: brute.log_prob(model, row.prompt, ids)[None] for n, ids in of.items()}
-        lengths = {n: torch.tensor([len(ids)]) for n, ids in of.items()}
+        own = {n: logp.detach().requires_grad_() for n, logp in logps.items()}
         given = {
-            n: x.detach() if ref is None else x.new_tensor([ref[n][u]]) for n, x in logps.items()
+            n: x.detach() if ref is None else x.new_tensor([ref[n][u]]) for n, x in own.items()
         }
-        ours.append(brute.gradient(model, loss.value(logps, given, lengths).sum()))
-    probes = as_probes(probes)
-    found = np.full((len(ours), len(probes), len(probes.types)), np.nan)
-    for o, row in enumerate(encode(tokenizer, probes)):
-        for name, ids in row.responses.items():
-            theirs = brute.gradient(model, brute.log_prob(model, row.prompt, ids))
-            found[:, o, probes.types.index(name)] = [-float(own @ theirs) for own in ours]
+        lengths = {n: torch.tensor([len(ids)]) for n, ids in of.items()}
+        c = torch.autograd.grad(loss.value(own, given, lengths).sum(), list(own.values()))
+        for s, (logp, push) in enumerate(zip(logps.values(), c, strict=True)):
+            ours = brute.gradient(model, logp.sum())
+            for at, gradient in theirs.items():
+                found[u, s][at] = -float(push * (ours @ gradient))
     return found
 
 
-def check(model, tokenizer, updates=ROWS[:3], probes=ROWS, loss="sft", ref=None):
-    expected = truth(model, tokenizer, updates, probes, loss, ref)
-    found = influence(model, tokenizer, updates, probes, loss, ref=ref)
-    np.testing.assert_allclose(found, expected, **EXACT)
+def check(model, tokenizer, updates=ROWS[:3], probes=ROWS):
+    expected = truth(model, tokenizer, updates, probes).sum(1)
+    np.testing.assert_allclose(influence(model, tokenizer, updates, probes), expected, **EXACT)
     return expected
 
 
@@ -71,7 +76,7 @@ def test_equals_brute_force(family, tied, elementwise, monkeypatch):
     model, tokenizer = tiny(family, tie_word_embeddings=tied)
     monkeypatch.setattr(_inner_products, "ELEMENTWISE", elementwise)
     monkeypatch.setattr(_inner_products, "SLAB_BYTES", 20_000)  # a few rows of the weights
-    expected = truth(model, tokenizer, ROWS[:2], ROWS)
+    expected = truth(model, tokenizer, ROWS[:2], ROWS).sum(1)
     with watch_generic(model, monkeypatch) as generic:
         found = influence(model, tokenizer, ROWS[:2], ROWS)
     np.testing.assert_allclose(found, expected, **EXACT)
@@ -102,22 +107,11 @@ def test_frozen_parameters_do_not_count(kept):
 def test_pull_and_push(name, ref):
     model, tokenizer = tiny("llama")
     loss = losses.get(name, beta=0.05)
-    whole = check(model, tokenizer, ROWS[:3], ROWS, loss, ref)
+    expected = truth(model, tokenizer, ROWS[:3], ROWS, loss, ref)
+    whole = influence(model, tokenizer, ROWS[:3], ROWS, loss, ref=ref)
     parts = influence(model, tokenizer, ROWS[:3], ROWS, loss, ref=ref, by_response=True)
-    assert parts.shape == (3, 2, 5, 4)
-    np.testing.assert_allclose(parts.sum(1), whole, **EXACT)
-    logps, lengths = {}, {}
-    for name in loss.responses:  # each part is SFT on one response, times −c
-        encoded = encode(tokenizer, as_probes(ROWS[:3], [name]))
-        each = [brute.log_prob(model, e.prompt, e.responses[name]).detach() for e in encoded]
-        logps[name] = torch.stack(each)
-        lengths[name] = torch.tensor([len(e.responses[name]) for e in encoded])
-    given = {n: logps[n] if ref is None else torch.tensor(ref[n]).double() for n in logps}
-    coefficients = loss.coefficients(logps, given, lengths)
-    for part, name in zip(parts.swapaxes(0, 1), loss.responses, strict=True):
-        learned = [{"prompt": row["prompt"], "chosen": row[name]} for row in ROWS[:3]]
-        alone = -coefficients[name].numpy()[:, None, None] * truth(model, tokenizer, learned, ROWS)
-        np.testing.assert_allclose(part, alone, **EXACT)
+    np.testing.assert_allclose(parts, expected, **EXACT)
+    np.testing.assert_allclose(whole, expected.sum(1), **EXACT)
 
 
 def test_types_and_format():
@@ -126,7 +120,7 @@ def test_types_and_format():
     with pytest.warns(UserWarning, match="were cut"):
         found = influence(model, tokenizer, ROWS[:2], ROWS, types=types, format=form)
         cut = as_probes(ROWS[:2], ["chosen"], form), as_probes(ROWS, types, form)
-        np.testing.assert_allclose(found, truth(model, tokenizer, *cut), **EXACT)
+        np.testing.assert_allclose(found, truth(model, tokenizer, *cut).sum(1), **EXACT)
 
 
 class Wrapped(nn.Module):

@@ -115,6 +115,18 @@ def test_measured_change_is_measured(family):
     assert all(torch.equal(before[n], p) for n, p in model.state_dict().items())
 
 
+def test_a_model_whose_layers_share_a_module_is_left_alone():
+    model, tokenizer = tiny("llama")
+    first, second = model.model.layers
+    second.mlp.up_proj = first.mlp.up_proj
+    before = dict(model.named_parameters())
+    step = sgd_direction(model, tokenizer, ROWS[:1], lr=1e-6)
+    predicted, measured = (change(model, tokenizer, ROWS, step).logp for change in BOTH)
+    np.testing.assert_allclose(predicted, measured, rtol=0.01, atol=0.01 * np.nanmax(abs(measured)))
+    assert all(p is before[name] for name, p in model.named_parameters())
+    assert first.mlp.up_proj.weight is before["model.layers.0.mlp.up_proj.weight"]
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_remainder_is_of_second_order(family):
     model, tokenizer = tiny(family)

@@ -96,7 +96,7 @@ def token_influence(
     The update is an SGD step on −log π of the tokens that ``positions_u`` predict. To first order
     and per unit learning rate, the sum over l is the change of log π at m, and the sum over both,
     for all tokens of two responses, is their `influence`. K is not formed: a backward and a
-    forward-mode pass for each l, for models of any size.
+    forward-mode pass for each l, for models of any size. Memory: a few times the weights.
 
     Args:
         model: a Hugging Face causal language model. It stays as it is.

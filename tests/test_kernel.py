@@ -142,7 +142,7 @@ def bad_cases():
     deep = sequence(nn.Linear(6, 6), lambda h: h[..., None])
     yield r"logits \(N, V\) with N = 1, got \(1, 6, 1\)", deep, x
     yield "must return logits .* got tuple", sequence(mlp, lambda z: (z,)), x
-    yield "NaN or infinite logits, first for example 0", sequence(mlp, torch.log), x
+    yield "NaN or infinite logits, first for example 0", sequence(mlp, lambda z: z / 0), x
     yield "nothing to learn", sequence(nn.Linear(6, 3).requires_grad_(False)), x
     yield "do not depend on any parameter", sequence(mlp, torch.detach), x
     half = nn.Linear(6, 3).to(torch.bfloat16)

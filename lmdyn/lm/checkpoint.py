@@ -44,13 +44,7 @@ class RunFolder:
         file = self.path / "settings.json"
         if file.is_file():
             before = json.loads(file.read_text(encoding="utf-8"))
-            check_resumed(path, differences(before, self._settings), resume)
-
-    @property
-    def checkpoint(self) -> Path | None:
-        """The last whole checkpoint."""
-        found = [p for p in self.path.glob("checkpoint-*") if p.suffix != ".tmp"]
-        return max(found, key=_update, default=None)
+            check_resumed(path, differences(before, self.settings), resume)
 
     def begin(self) -> int:
         """Write the settings, and keep the last checkpoint alone: how many updates it has made."""

@@ -178,12 +178,13 @@ def with_all(probes: ProbeSet, types: Sequence[str], reader: str, what: str = "r
 
     It says who reads them, and ``what`` the caller calls the rows.
     """
+    probes = probes.only(*types)
     for i, row in enumerate(probes):
         for name in types:
             if name not in row:
                 needs = f"{what}[{i}] has no {name!r}, which {reader} reads"
                 raise ValueError(f"{needs}: add it, or leave the row out")
-    return probes.only(*types)
+    return probes
 
 
 def _known_types(types: Sequence[str], rows: Sequence[Mapping]) -> tuple[str, ...]:

@@ -82,17 +82,13 @@ class Trajectory:
             split: take the prompts of "train" or "test" alone.
 
         Returns:
-            (S,) for one name; without one, a dict of all there are → (S,).
+            (S, N); NaN where a prompt lacks the type.
         """
         known = (*STATS, "jacobian_norm_sq", "residual_norm_sq")
         if stat not in known:
             raise ValueError(unknown("statistic", stat, known))
-        argmax = ["argmax"] if stat == "logp" and "chosen" in self.types else []
-        names = [*self.types, *argmax]
-        if name is None:
-            return {key: self.mean(key, stat, split) for key in names}
-        if name not in names:
-            raise ValueError(unknown("response type", name, names))
+        if name not in self._known(stat):
+            raise ValueError(unknown("response type", name, self._known(stat)))
         if name == "argmax" and name not in self.types:
             name, stat = "chosen", "argmax_logp"
         return getattr(self, stat)[:, self._rows(split), self.types.index(name)]
@@ -105,7 +101,7 @@ class Trajectory:
             by "argmax" if ``chosen`` is among them.
         """
         if name is None:
-            return {key: self.mean(key, stat, split) for key in self._names(stat)}
+            return {key: self.mean(key, stat, split) for key in self._known(stat)}
         values = self.values(name, stat, split)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Mean of empty slice")  # no prompt has it: NaN
@@ -138,10 +134,11 @@ class Trajectory:
         for name, curve in self.mean(split=split).items():
             first, last = curve[0], curve[-1]
             line = f"{name:<20}{first:>10.2f}{last:>10.2f}{last - first:>+10.2f}   "
-            lines.append((line + self._turn(curve)).rstrip())
+            lines.append((line + self.turn(curve)).rstrip())
         return "\n".join(lines)
 
-    def _turn(self, curve: np.ndarray) -> str:
+    def turn(self, curve: np.ndarray) -> str:
+        """Where a curve (S,) peaks above both its ends, or has a trough below both; else ""."""
         rise, fall = curve.max() - max(curve[[0, -1]]), min(curve[[0, -1]]) - curve.min()
         word, at = ("peak", curve.argmax()) if rise >= fall else ("trough", curve.argmin())
         turns = max(rise, fall) > 0
@@ -222,6 +219,10 @@ class Trajectory:
                 **{stat: np.concatenate(values) for stat, values in both.items()},
             )
         return whole
+
+    def _known(self, stat: str) -> list[str]:
+        argmax = ["argmax"] if stat == "logp" and "chosen" in self.types else []
+        return [*self.types, *argmax]
 
     def _rows(self, split: str | None) -> np.ndarray:
         if split is None:

@@ -33,14 +33,7 @@ class LogProbs(nn.Module):
         lengths: response name → (N,) its tokens, EOS included.
     """
 
-    def __init__(
-        self,
-        model,
-        encoded: Sequence[Encoded],
-        keys: Mapping[str, str],
-        bf16: bool = False,
-        spare: Sequence[str] = (),
-    ):
+    def __init__(self, model, encoded: Sequence[Encoded], keys: Mapping, bf16=False, spare=()):
         super().__init__()
         self.model, self.head = model, head(model)
         self.encoded, self.keys, self.bf16 = encoded, keys, bf16
@@ -103,10 +96,7 @@ def batches(model, encoded: Sequence[Encoded], tokens: int = TOKENS) -> Iterator
 
 @torch.no_grad()
 def token_values(
-    model,
-    encoded: Sequence[Encoded],
-    read: Callable[[Tensor, Batch, slice], Tensor],
-    tokens: int = TOKENS,
+    model, encoded: Sequence[Encoded], read: Callable[[Tensor, Batch, slice], Tensor], tokens=TOKENS
 ) -> Iterator[tuple[tuple[int, str], np.ndarray]]:
     """Pass over all responses: (row, type) of each, and (T, k) float64 values at its tokens.
 

@@ -228,8 +228,7 @@ class Reweighted(nn.Module):
 def check_fits(model, encoded: Sequence[Encoded]) -> int:
     """The tokens of the longest prompt with a response.
 
-    Raises:
-        ValueError: a response that ends beyond the model's context, or a token it does not know.
+    ValueError for one that ends beyond the model's context, or a token that it does not know.
     """
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     vocabulary, longest = len(model.get_input_embeddings().weight), 0

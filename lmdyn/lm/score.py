@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from functools import partial
 
 import numpy as np
 import torch
@@ -137,7 +136,13 @@ def score(
     found = [dict.fromkeys(row.responses) for row in encoded]
     shown = {"delay": 0 if progress else 10, "disable": progress is False}
     bar = tqdm(total=sum(map(len, found)), desc="score", unit="response", **shown)
-    read = partial(_statistics, stats=stats)
+    vocab_size = 0
+
+    def read(logits: Tensor, batch: Batch, part: slice) -> Tensor:
+        nonlocal vocab_size
+        vocab_size = logits.shape[-1]  # the configuration's may be another
+        return _statistics(logits, batch, part, stats)
+
     with evaluating(model), bar:
         for (i, name), values in token_values(model, encoded, read, tokens):
             ids, columns = np.array(encoded[i].responses[name]), list(values.T)
@@ -152,7 +157,7 @@ def score(
             bar.update()
     return Scores(
         types=probes.types,
-        vocab_size=model.config.get_text_config().vocab_size,
+        vocab_size=vocab_size,
         tokens=tuple(found) if per_token else None,
         **dict(zip(("n_tokens", *known), arrays, strict=True)),
     )

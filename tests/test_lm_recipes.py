@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import torch
 from forked import launched
+from runs import same_runs, same_weights
 from tiny import FAMILIES, tiny, tiny_rows
 from tokenizers import Tokenizer, pre_tokenizers
 from tokenizers.models import WordLevel
 from torch.nn.modules.module import register_module_forward_hook
-from transformers import GPTNeoXConfig, PreTrainedTokenizerFast, Qwen2Config
+from transformers import GPTNeoXConfig, PreTrainedTokenizerFast
 
 from lmdyn import losses
 from lmdyn.lm import Trajectory, finetune, finetune_on_policy, load, load_probes
@@ -33,19 +34,17 @@ def quick(name="tiny-dpo", *changes):
     return read(name, [*QUICK, *AGAIN[name == "tiny-sft" :], *changes])
 
 
-def same(a, b, rtol=0.0, atol=0.0):
-    for name in ("steps", "examples_seen", *STATS):
-        np.testing.assert_allclose(getattr(a, name), getattr(b, name), rtol, atol, err_msg=name)
+def close(a, b):
+    for name in STATS:
+        np.testing.assert_allclose(getattr(a, name), getattr(b, name), 1e-5, 1e-6, err_msg=name)
     for name, values in a.log.items():
-        np.testing.assert_allclose(values, b.log[name], rtol, atol, err_msg=name)
+        np.testing.assert_allclose(values, b.log[name], 1e-5, 1e-6, err_msg=name)
 
 
 def written(file, rows):
     file.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     return file
 
-
-ROUNDED = 1e-5, 1e-6
 
 # --- reading ------------------------------------------------------------------------------------
 
@@ -65,6 +64,8 @@ def test_the_catalogue_has_the_papers_models_and_datasets_and_small_ones():
                 assert recipe.data.source == recipe.probes.source == data
     on_t4 = {name for name in recipes if name.endswith("-t4")}
     assert set(recipes) == {*names, *on_t4} and len(on_t4) == 12
+    fit = {"pythia-410m", "qwen1.5-0.5b"}  # chapter 13 holds it against the estimates
+    assert {name.split("-hh-")[0].split("-ultra")[0] for name in on_t4} == fit
 
 
 def test_paper_settings_and_the_same_updates_on_a_t4_in_less_memory():
@@ -182,11 +183,10 @@ def test_stages_go_on_from_each_other_as_calls_of_finetune_do(extended):
     for number, (stage, learn) in enumerate(zip(recipe.stages, (both, rows), strict=True)):
         settings = {**shared, "epochs": stage.epochs, "lr": stage.lr}
         expected = finetune(model, tokenizer, learn, stage.loss, **settings)
-        same(found[number], expected)
-        same(Trajectory.load(out / f"{number}-{stage.name}" / "trajectory"), expected)
+        same_runs(found[number], expected)
+        same_runs(Trajectory.load(out / f"{number}-{stage.name}" / "trajectory"), expected)
     last, _ = load(out / "1-dpo" / "checkpoint-000002", "cpu", "float64")
-    for a, b in zip(last.parameters(), model.parameters(), strict=True):
-        assert torch.equal(a, b)
+    same_weights(last, model)
     assert told[0] == "0-extend: SFT()" and told[3].startswith("mean log-prob (nats) of 4 prompts")
     assert read(out / "recipe.yaml") == recipe
 
@@ -199,7 +199,7 @@ def test_a_run_goes_on_at_the_right_stage_and_only_itself(extended, tmp_path):
     before = first.stat().st_mtime_ns
     for _ in range(2):  # the second time it is finished
         for a, b in zip(whole, run(recipe, out, resume=True), strict=True):
-            same(a, b)
+            same_runs(a, b)
     assert first.stat().st_mtime_ns == before
     with pytest.raises(ValueError, match="holds a run already: pass resume=True"):
         run(recipe, out)
@@ -219,17 +219,6 @@ def test_extended_rows_begin_alike():
     assert [(row["prompt"], row["chosen"]) for row in found] == said
 
 
-def test_a_run_goes_on_at_the_right_stage(tmp_path):
-    recipe, out = quick(), tmp_path / "run"
-    whole = run(recipe, out)
-    shutil.rmtree(out / "1-dpo")  # killed between the stages
-    before = (out / "0-sft" / "trajectory.npz").stat().st_mtime_ns
-    for _ in range(2):  # the second time it is finished
-        for a, b in zip(whole, run(recipe, out, resume=True), strict=True):
-            same(a, b)
-    assert (out / "0-sft" / "trajectory.npz").stat().st_mtime_ns == before
-
-
 def test_rounds_are_those_of_finetune_on_policy(tmp_path):
     changes = ["stages.1.rounds=2", "stages.1.max_new_tokens=4", "stages.1.max_steps=1"]
     recipe, out = quick("tiny-on-policy", *changes, "stages.0.max_steps=1"), tmp_path / "run"
@@ -238,9 +227,9 @@ def test_rounds_are_those_of_finetune_on_policy(tmp_path):
     settings = {"lr": 1e-4, "batch_size": 4, "clip": 10.0, "max_steps": 1, "probe_every": 1}
     settings |= {"rounds": 2, "max_new_tokens": 4, "probes": probed()}
     rows = load_probes("world", split="train", limit=6)
-    same(found, finetune_on_policy(model, tokenizer, rows, **settings))
-    same(Trajectory.load(out / "1-on-policy" / "trajectory"), found)
-    same(run(recipe, out, resume=True)[1], found)
+    same_runs(found, finetune_on_policy(model, tokenizer, rows, **settings))
+    same_runs(Trajectory.load(out / "1-on-policy" / "trajectory"), found)
+    same_runs(run(recipe, out, resume=True)[1], found)
 
 
 def test_what_a_later_stage_would_refuse_stops_the_first(tmp_path):
@@ -287,7 +276,7 @@ def test_checkpointed_activations_give_the_same_run(family, tmp_path):
         recipe = read("tiny-dpo", [*changes, f"gradient_checkpointing={checkpointing}"])
         found.append(run(recipe, tmp_path / checkpointing)[0])
     hook.remove()
-    same(*found, *ROUNDED)
+    close(*found)
     assert any(task != -1 for task in calls)  # the layers did run again
 
 
@@ -309,7 +298,7 @@ def test_two_processes_give_the_run_of_one(launcher, tmp_path):
     assert launched(command).count("1-dpo: DPO(") == 1  # one process tells
     one = run(read("tiny-dpo", changes), tmp_path / "one")
     for name, expected in zip(("0-sft", "1-dpo"), one, strict=True):
-        same(Trajectory.load(tmp_path / "two" / name / "trajectory"), expected, *ROUNDED)
+        close(Trajectory.load(tmp_path / "two" / name / "trajectory"), expected)
 
 
 # --- estimates ----------------------------------------------------------------------------------
@@ -365,47 +354,28 @@ def test_operations_are_those_of_the_matrices():
     assert operations(model, stage, size, [], checkpointing=True) == once + 2 * body * fed
 
 
-LAYERS = {"num_hidden_layers": 24, "num_attention_heads": 16, "hidden_size": 1024}
-PYTHIA = {"vocab_size": 50304, "intermediate_size": 4096} | LAYERS
-WIDE = {"hidden_size": 2048, "num_hidden_layers": 16, "intermediate_size": 8192}
-QWEN = {"vocab_size": 151936, "intermediate_size": 2816, "num_key_value_heads": 16} | LAYERS
-MODELS = {
-    "pythia-410m": (GPTNeoXConfig(**PYTHIA), "405.3M", True),
-    "pythia-1b": (GPTNeoXConfig(**PYTHIA | WIDE), "1,011.8M", False),
-    "qwen1.5-0.5b": (Qwen2Config(**QWEN, tie_word_embeddings=True), "464.0M", True),
-}
-
-
-def plan(name, model, tmp_path, *changes):
-    """The plan for a model of which the configuration is there, on rows as long as can be."""
-    MODELS[model][0].save_pretrained(tmp_path / "model")
+def test_a_dry_run_tells_updates_memory_and_time(tmp_path):
+    """Of a model of which the configuration is there, on rows as long as can be."""
+    shape = {"vocab_size": 50304, "num_hidden_layers": 24, "num_attention_heads": 16}
+    GPTNeoXConfig(hidden_size=1024, intermediate_size=4096, **shape).save_pretrained(tmp_path)
     row = {"prompt": "word", "chosen": "word " * 500, "rejected": "other " * 500}
     rows = written(tmp_path / "rows.jsonl", [row] * 8)
-    changes = [*changes, f"model={tmp_path}/model", f"data.source={rows}", "probes.source=null"]
+    changes = [f"model={tmp_path}", f"data.source={rows}", "probes.source=null"]
     pieces = Tokenizer(WordLevel({"?": 0, "": 1}, unk_token="?"))
     pieces.pre_tokenizer = pre_tokenizers.FixedLength(4)
     four = PreTrainedTokenizerFast(tokenizer_object=pieces, unk_token="?", eos_token="")
-    return dry_run(read(name, changes), four)
-
-
-@pytest.mark.parametrize("model", MODELS)
-def test_what_fits_16_gb(model, tmp_path):
-    text = plan("pythia-410m-hh-dpo-t4", model, tmp_path)
-    _, parameters, fits = MODELS[model]
-    peak = float(text.split("memory    about ")[1].split(" GB")[0])
-    assert f"{parameters} parameters" in text and (peak < 12) == fits and (peak > 15.6) != fits
-    assert (f"{model}-hh-dpo-t4" in catalogue()) == fits
-
-
-def test_a_dry_run_tells_updates_memory_and_time(tmp_path):
-    text = plan("pythia-410m-hh-dpo", "pythia-410m", tmp_path)
-    parts = [": 8\n", ": 8 prompts × 2 types", "1-dpo     DPO(beta=0.1", "12 updates"]
-    parts += ["16 updates of 4 rows (64 examples of 8 rows), scored 2 times", "optimizer 1.62"]
-    parts += ["memory    about 15.36 GB", "time      about ", " GFLOP/s that a matrix product"]
+    text = dry_run(read("pythia-410m-hh-dpo", changes), four)
+    parts = [": 8\n", ": 8 prompts × 2 types", "; 405.3M parameters", "1-dpo     DPO(beta=0.1"]
+    parts += ["16 updates of 4 rows (64 examples of 8 rows), scored 2 times", "12 updates of 4"]
+    parts += ["memory    about 15.36 GB (weights 1.62", "optimizer 1.62, activations 8.03"]
+    parts += [
+        "disk      about 3.24 GB a checkpoint, 1.62 GB a",
+        "time      about ",
+        "e+14 operations",
+    ]
     assert not [part for part in parts if part not in text]
-    again = plan("pythia-410m-hh-dpo", "pythia-410m", tmp_path, "gradient_checkpointing=true")
-    kept, again = (float(each.split("activations ")[1][:4]) for each in (text, again))
-    assert kept > 8 * again
+    text = dry_run(read("pythia-410m-hh-dpo-t4", changes), four)
+    assert "memory    about 6.4" in text and "activations 0.1" in text
 
 
 def test_a_dry_run_says_what_it_cannot_know(tmp_path):

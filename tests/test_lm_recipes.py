@@ -282,8 +282,8 @@ def test_checkpointed_activations_give_the_same_run(family, tmp_path):
 
 LAUNCHERS = {
     "copies": "torch.distributed.run --standalone --nproc-per-node=2",
-    "shards": "accelerate.commands.launch --use_fsdp --num_processes=2 --num_machines=1 "
-    "--mixed_precision=no --dynamo_backend=no --main_process_port=0",
+    "shards": "accelerate.commands.launch --use_fsdp --fsdp_version=2 --num_processes=2 "
+    "--num_machines=1 --mixed_precision=no --dynamo_backend=no --main_process_port=0",
 }
 
 

@@ -49,10 +49,10 @@ def trajectory(means=SQUEEZE, prompts=16, noise=0.5, split=True, updates=30, **m
 
 
 class Page(BeautifulSoup):
-    """A page, with its text, also by section."""
+    """A page, with its text, also by section, in which a minus is a hyphen."""
 
     def __init__(self, path):
-        super().__init__(path.read_text(encoding="utf-8"), "html.parser")
+        super().__init__(path.read_text(encoding="utf-8").replace("−", "-"), "html.parser")
         self.words = words(self)
         self.sections = {words(heading): words(heading.parent) for heading in self("h2")}
 
@@ -61,17 +61,11 @@ class Page(BeautifulSoup):
         tables = [table for table in self("table") if section in table.find_previous("h2").text]
         tables = [table for table in tables if table.caption.text.startswith(start)]
         found = min(tables, key=lambda table: len(table.caption.text))
-        rows = [[cell.text for cell in row(["th", "td"])] for row in found("tr")]
-        return {row[0]: row[1:] for row in rows}
+        return {row.th.text: [cell.text for cell in row(["th", "td"])][1:] for row in found("tr")}
 
 
 def words(tag):
     return " ".join(tag.text.split())
-
-
-def number(value, form):
-    """As the page writes it."""
-    return format(value, form).replace("-", "−")
 
 
 def page_of(folder, *stages, drawn=False, **options):
@@ -104,15 +98,12 @@ def evil(tmp_path_factory):
     return folder, whole, page_of(folder, drawn=True, **options)
 
 
-# ---- what it says ----
-
-
 def test_tables_are_those_of_the_trajectory(evil):
     _, whole, page = evil
     for split, end in ((None, ""), ("train", ", train"), ("test", ", held-out")):
         header, _, *lines = whole.summary(split).splitlines()
         _, *rows = page.table(header + end, "2-dpo").items()
-        shown = [" ".join([name, *cells]).replace("−", "-").split() for name, cells in rows]
+        shown = [" ".join([name, *cells]).split() for name, cells in rows]
         assert shown == [line.split() for line in lines]
     row = page.table("Mean over the tokens", "2-dpo")["rejected"]
     label, top = (np.exp(x[..., 1] / 12).mean(1) for x in (whole.logp, whole.argmax_logp))
@@ -120,12 +111,12 @@ def test_tables_are_those_of_the_trajectory(evil):
     expected += [whole.mean("rejected", "squeeze"), (whole.squeeze[..., 1] > 0).mean(1)]
     for cell, curve in zip(row, expected, strict=True):
         scale = 100 if "%" in cell else 1
-        shown = [float(x.strip("%")) / scale for x in cell.replace("−", "-").split(" → ")]
+        shown = [float(x.strip("%")) / scale for x in cell.split(" → ")]
         np.testing.assert_allclose(shown, curve[[0, -1]], atol=6e-3 if scale > 1 else 6e-4)
     assert page.table("All that was logged", "2-dpo")["loss"] == ["30", "2", "1", "1", "2"]
     assert page.table("Settings", "2-dpo") == {"setting": ["value"], EVIL: [EVIL]}
-    around = {"command": [EVIL], "half": ["?"], "version of torch": ["9.9"]}
-    around |= {"what": ["value"], "checkpoint": ["none in the folder"]}
+    around = {"what": ["value"], "command": [EVIL], "half": ["?"], "version of torch": ["9.9"]}
+    around["checkpoint"] = ["none in the folder"]
     assert page.table("Surroundings", "2-dpo") == around
 
 
@@ -134,12 +125,11 @@ def test_a_squeeze_is_told_with_its_numbers_and_remedies(evil):
     told = page.sections["2-dpo"]
     alert = squeeze(whole.steps, *whole.logp.transpose(2, 0, 1), whole.argmax_logp[..., 0])
     assert f"since step {alert.since} (first seen at step 20)" in told
-    for change in (alert.chosen, alert.rejected, alert.argmax):
-        assert number(change, "+.1f") in told
-    assert "finetune(…, spare_valleys=True)" in told and "lmdyn diagnose" in told
-    assert f"stood highest: step {alert.since}." in told
+    assert all(f"{x:+.1f}" in told for x in (alert.chosen, alert.rejected, alert.argmax))
+    for remedy in ("spare_valleys=True)", "lmdyn diagnose", f"stood highest: step {alert.since}."):
+        assert remedy in told
     train, test = (whole.logp[-1] - whole.logp[0])[:, 0].reshape(2, 8).mean(1)
-    assert f"chosen {number(train, '+.1f')} on train prompts and {number(test, '+.1f')} on" in told
+    assert f"chosen {train:+.1f} on train prompts and {test:+.1f} on held-out" in told
 
 
 def pair(chosen, rejected, argmax):
@@ -158,10 +148,7 @@ STAGES = {
     "8-probes": ({}, "Not judged: nothing was probed.* Pass probes=.* has not come to its end"),
     "9-held-out": (pair([0, -3], [0, -9], [0, 6]), r"Squeeze on held-out prompts: .* step 0 \(fir"),
     "10-noise": (pair([0, 9], [0, 0.1], [0, 0]), "rose by .* within the noise of 16 prompts"),
-    "11-diverged": (
-        pair(*[[0, np.nan]] * 3),
-        "Not judged: that takes at least two prompts with both",
-    ),
+    "11-diverged": (pair(*[[0, np.nan]] * 3), "Not judged: that takes at least two prompts with"),
     "12-budget": (SQUEEZE, "8 prompts were not probed every time"),
 }
 
@@ -178,19 +165,17 @@ def test_verdicts_of_stages_in_order(tmp_path):
         (tmp_path / name).mkdir(parents=True)
     page = page_of(tmp_path, *records.items())
     assert [*page.sections] == [*STAGES, "The model before and after"]
+    assert "python -m lmdyn report DIR --model NAME --rows FILE" in page.words
     assert "12 stages" in page.words and "3-past: A squeeze was seen" in words(page.nav)
     for name, (_, said) in STAGES.items():
         assert re.search(said, page.sections[name]), name
     logp, argmax = records["9-held-out"].logp[:, 8:], records["9-held-out"].argmax_logp[:, 8:]
     alert = squeeze([0, 10], logp[..., 0], logp[..., 1], argmax[..., 0])
-    assert f"changed by {number(alert.chosen, '+.1f')} nats" in page.sections["9-held-out"]
+    assert f"changed by {alert.chosen:+.1f} nats" in page.sections["9-held-out"]
     assert "Or stop" not in page.sections["9-held-out"]  # nothing comes before step 0
     kept = records["12-budget"].logp[:, ::2, 0].astype(np.float64).mean(1)
     shown = page.table("mean log-prob (nats) of 8 prompts after 0 → 120 examples", "12-budget")
-    assert shown["chosen"][:2] == [number(x, ".2f") for x in kept[[0, -1]]]
-
-
-# ---- which runs ----
+    assert shown["chosen"][:2] == [f"{x:.2f}" for x in kept[[0, -1]]]
 
 
 def test_rounds_are_one_run(tmp_path):
@@ -215,7 +200,6 @@ def test_rounds_are_one_run(tmp_path):
         ("trajectory.npz", b"not what it was", ValueError, "trajectory.npz .*cannot be read"),
         ("trajectory.json", b"[1]", ValueError, "trajectory.json is no table of settings"),
         ("trainer_state.json", b"[1", ValueError, "trainer_state.json cannot be read"),
-        ("trajectory.json", None, FileNotFoundError, "there is no .*trajectory.json"),
         ("trajectory.npz", None, FileNotFoundError, "no run in .*: there is no trajectory.npz"),
     ],
 )
@@ -225,9 +209,6 @@ def test_what_cannot_be_read_is_named(file, content, error, message, tmp_path):
     with pytest.raises(error, match=message):
         report(tmp_path)
     assert not [*tmp_path.glob("report*")]
-
-
-# ---- the models ----
 
 
 def parts(mass):
@@ -254,8 +235,7 @@ def test_one_model_is_called_what_it_is(evil, tmp_path):
     options = {"rows": evil[0] / "pairs.jsonl", "out": tmp_path / "page.html", "device": "cpu"}
     page = page_of(run, **options)
     assert [*page.table("Mean prob")] == ["tokens of", "chosen, after", "rejected, after"]
-    assert "Without the model before: --model gives it." in page.words
-    assert "by the model after the run" in page.words
+    assert re.search("Without the model before: --model.* by the model after the run", page.words)
     options["rows"] = tmp_path / "chosen.jsonl"
     options["rows"].write_text('{"prompt": "where", "chosen": "here"}')
     other = page_of(run, model=run / "checkpoint-000001", **options)
@@ -264,14 +244,11 @@ def test_one_model_is_called_what_it_is(evil, tmp_path):
 
 
 def test_models_need_rows_and_rows_a_model(tmp_path, evil):
-    page = page_of(tmp_path, ("", trajectory({})))
-    assert "python -m lmdyn report DIR --model NAME --rows FILE" in page.words
+    trajectory().save(tmp_path / "trajectory")
     with pytest.raises(ValueError, match="a model without rows: pass --rows"):
         report(tmp_path, model="tiny")
     with pytest.raises(ValueError, match=r"rows without a model.*pass --model"):
         report(tmp_path, rows=evil[0] / "pairs.jsonl")
-    with pytest.raises(ValueError, match="there is no such file"):
-        report(tmp_path, model="tiny", rows="nowhere.jsonl")
 
 
 @pytest.mark.slow
@@ -279,10 +256,8 @@ def test_the_folder_of_a_trainer_with_an_adapter(evil, tmp_path):
     model, tokenizer = load("tiny", "cpu")
     ids = tokenizer(ROWS[0]["prompt"])["input_ids"]
     data = [{"input_ids": ids, "labels": ids}] * 2
-    args = TrainingArguments(
-        output_dir=str(tmp_path), max_steps=2, per_device_train_batch_size=1, save_steps=2,
-        logging_steps=1, report_to=[], disable_tqdm=True, use_cpu=True, label_names=["labels"],
-    )  # fmt: skip
+    options = {"max_steps": 2, "logging_steps": 1, "report_to": [], "use_cpu": True}
+    args = TrainingArguments(str(tmp_path), **options, disable_tqdm=True, label_names=["labels"])
     options = {"r": 4, "target_modules": ["q_proj", "v_proj"], "init_lora_weights": False}
     with warnings.catch_warnings(action="ignore"):  # peft's own
         model = peft.get_peft_model(model, peft.LoraConfig(**options, task_type="CAUSAL_LM"))
@@ -296,16 +271,12 @@ def test_the_folder_of_a_trainer_with_an_adapter(evil, tmp_path):
     assert logged["loss"][:3] == ["2", *losses] and logged["lmdyn/chosen"][0] == "3"
     assert "Share of rejected tokens below the squeeze line" in page.words
     assert page.table("Settings")["max_steps"] == ["2"]
-    assert page.table("Surroundings")["checkpoint"] == ["checkpoint-2"]
     assert f"checkpoint-2, an adapter merged into {model.name_or_path}." in page.words
     shown = page.table("Mean probability")["rejected, after"]
     assert shown == parts(token_mass(model, tokenizer, ROWS))
     inner = page_of(tmp_path / "lmdyn", model="tiny", **options)  # the same run
     assert inner.table("All that was logged") == logged
     assert "an adapter merged into tiny" in inner.words
-
-
-# ---- the page ----
 
 
 def test_page_is_self_contained_and_nothing_in_a_run_becomes_part_of_it(evil):
@@ -327,7 +298,6 @@ def test_page_is_self_contained_and_nothing_in_a_run_becomes_part_of_it(evil):
     levels = [int(tag.name[1]) for tag in page(re.compile("^h[1-6]$"))]
     assert levels[0] == 1 and max(np.diff(levels)) == 1
     assert all(tag["aria-label"] for tag in page(role="region"))
-    assert all(table.caption.text for table in page("table"))
 
 
 @pytest.mark.slow
@@ -349,10 +319,12 @@ def test_a_browser_opens_it_and_asks_for_nothing(driver, evil):
         media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
         driver.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
         driver.get(address)
-        assert driver.title.startswith("Report: ")
         seen.add(driver.execute_script(ink))
     assert seen == {"rgb(28, 36, 48)", "rgb(230, 233, 238)"}
     phone = {"width": 360, "height": 740, "deviceScaleFactor": 1, "mobile": True}
     driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", phone)
     assert driver.execute_script("return document.documentElement.scrollWidth") <= 360
     assert driver.get_log("browser") == []
+    entries = [json.loads(entry["message"])["message"] for entry in driver.get_log("performance")]
+    asked = [of["params"] for of in entries if of["params"].get("documentURL") == address]
+    assert {of["request"]["url"] for of in asked} == {address}

@@ -53,7 +53,7 @@ def load(
         OSError: a folder without config or safetensors, or a hub id that cannot be had.
     """
     name = os.fspath(name)
-    device, dtype = _device(device), _dtype(dtype)
+    device, dtype = pick_device(device), _dtype(dtype)
     folder = Path(name).expanduser()
     if is_adapter(folder):
         return _adapted(folder, base, device, dtype)
@@ -70,7 +70,7 @@ def load(
     return _from(name, device, dtype)
 
 
-def _device(device: str | torch.device) -> torch.device:
+def pick_device(device: str | torch.device) -> torch.device:
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:

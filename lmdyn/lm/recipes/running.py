@@ -16,7 +16,7 @@ from lmdyn.checks import check_different, check_resumed
 from lmdyn.lm.data import ProbeSet
 from lmdyn.lm.files import replacing
 from lmdyn.lm.forward import LogProbs
-from lmdyn.lm.models import NAMES, load
+from lmdyn.lm.models import NAMES, load, pick_device
 from lmdyn.lm.on_policy import finetune_on_policy
 from lmdyn.lm.recipes.estimate import lengths, memory, operations
 from lmdyn.lm.recipes.recipe import Recipe, read
@@ -169,7 +169,7 @@ def _shape(recipe: Recipe, tokenizer):
 
 
 def _takes(recipe: Recipe, needs: dict[str, dict], work: float) -> Iterator[tuple[str, str]]:
-    device = load("tiny", recipe.device)[0].device
+    device = pick_device(recipe.device)
     on_gpu, (label, most) = device.type == "cuda", max(needs.items(), key=lambda n: n[1]["peak"])
     gb = {name: f"{size / 1e9:.2f}" for name, size in most.items()}
     parts = ", ".join(f"{name} {size}" for name, size in gb.items() if name != "peak")

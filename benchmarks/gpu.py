@@ -26,11 +26,10 @@ from random_models import SHAPES, random_model, rows, words
 from score import operations
 
 from lmdyn.lm import finetune, load, load_probes, predict_change, score, sgd_direction
-from lmdyn.lm.environment import environment
-from lmdyn.lm.files import replacing
 from lmdyn.lm.forward import batches
 from lmdyn.lm.recipes import Stage
 from lmdyn.lm.recipes.estimate import lengths, memory
+from lmdyn.lm.records import environment, replacing
 from lmdyn.lm.tokens import encode
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}

@@ -28,8 +28,7 @@ from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 import record
 from lmdyn import lm
 from lmdyn.lm import world
-from lmdyn.lm.environment import environment
-from lmdyn.lm.files import replacing
+from lmdyn.lm.records import environment, replacing
 
 HERE = Path(__file__).parent
 PAIR = ("prompt", "chosen", "rejected")

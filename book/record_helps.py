@@ -20,9 +20,8 @@ import torch
 
 from lmdyn import lm, losses
 from lmdyn.lm import world
-from lmdyn.lm.environment import environment
-from lmdyn.lm.files import replacing
 from lmdyn.lm.generate import generate
+from lmdyn.lm.records import environment, replacing
 
 HERE = Path(__file__).parent
 PARTS = HERE.parent / "_runs" / "helps-world"

@@ -20,8 +20,7 @@ import torch
 
 from lmdyn import lm
 from lmdyn.lm import world
-from lmdyn.lm.environment import environment
-from lmdyn.lm.files import replacing
+from lmdyn.lm.records import environment, replacing
 
 HERE = Path(__file__).parent
 COMMON = {"batch_size": 4, "optimizer": "adamw", "clip": 10.0}

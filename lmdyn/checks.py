@@ -107,6 +107,29 @@ def check_texts(name: str, texts, n: int | None = None) -> None:
             raise ValueError(f"{name}[{i}] must be a text, got {type(text).__name__}")
 
 
+def trainable(model) -> dict[str, Tensor]:
+    """The parameters that an update moves, by name; a ValueError if there is none."""
+    found = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    if not found:
+        raise ValueError("no parameter of the model has requires_grad: there is nothing to learn")
+    return found
+
+
+def check_known(kind: str, name: str, known: Iterable[str]) -> None:
+    """Refuse a name that is not among those known."""
+    if name not in known:
+        raise ValueError(unknown(kind, name, known))
+
+
+def broadcast(**shapes: Sequence[int]) -> torch.Size:
+    """The common shape of leading axes, whose names the ValueError tells if there is none."""
+    try:
+        return torch.broadcast_shapes(*shapes.values())
+    except RuntimeError:
+        told = ", ".join(f"{name} {tuple(shape)}" for name, shape in shapes.items())
+        raise ValueError(f"leading axes do not fit: {told}") from None
+
+
 def unknown(kind: str, name: str, known: Iterable[str]) -> str:
     """The message for a name that is not known: the nearest one, and all if they are not many."""
     known = list(known)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from lmdyn.checks import as_labels, check_logits, check_probs
+from lmdyn.checks import as_labels, broadcast, check_logits, check_probs
 
 
 def log_softmax_jacobian(logits: Tensor) -> Tensor:
@@ -47,16 +47,10 @@ def log_softmax_jvp(logits: Tensor, dz: Tensor) -> Tensor:
         tensor([ 0.5000, -0.5000])
     """
     check_logits(logits)
-    try:
-        torch.broadcast_shapes(dz.shape[:-1], logits.shape[:-1])
-        fits = dz.shape[-1:] == logits.shape[-1:]
-    except RuntimeError:
-        fits = False
-    if not fits:
-        raise ValueError(
-            f"dz {tuple(dz.shape)} and logits {tuple(logits.shape)} do not fit: "
-            "the last axes must be equal, the leading ones must broadcast"
-        )
+    if dz.shape[-1:] != logits.shape[-1:]:
+        shapes = f"dz {tuple(dz.shape)} and logits {tuple(logits.shape)}"
+        raise ValueError(f"{shapes} do not fit: their last axes must be equal")
+    broadcast(dz=dz.shape[:-1], logits=logits.shape[:-1])
     return dz - (logits.softmax(-1) * dz).sum(-1, keepdim=True)
 
 
@@ -148,12 +142,6 @@ def _check_step(probs: Tensor, y, lr) -> tuple[Tensor, Tensor, Tensor]:
     if not lr.isfinite().all():
         raise ValueError("lr must be finite")
     y_shape = torch.as_tensor(y).shape
-    try:
-        shape = torch.broadcast_shapes(probs.shape[:-1], y_shape, lr.shape)
-    except RuntimeError:
-        raise ValueError(
-            f"leading axes do not fit: probs {tuple(probs.shape[:-1])}, "
-            f"labels {tuple(y_shape)}, lr {tuple(lr.shape)}"
-        ) from None
+    shape = broadcast(probs=probs.shape[:-1], labels=y_shape, lr=lr.shape)
     probs = probs.expand(*shape, probs.shape[-1])
     return probs, as_labels(y, probs), lr.expand(shape)

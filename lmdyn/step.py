@@ -9,7 +9,7 @@ from torch.func import functional_call
 from torch.nn.functional import one_hot
 
 from lmdyn.checks import as_labels
-from lmdyn.kernel import check_inputs, entk, trainable
+from lmdyn.kernel import check_inputs, entk, learned
 from lmdyn.kernel.trace import check_output, forward
 from lmdyn.softmax import log_softmax_jacobian
 
@@ -58,7 +58,7 @@ def one_step(model: nn.Module, x_o: Tensor, x_u: Tensor, y_u: int | Tensor, lr: 
     """
     if not math.isfinite(lr):
         raise ValueError(f"lr must be finite, got {lr}")
-    trainable(model)  # before any forward pass, which would move the statistics of a batch norm
+    learned(model)  # before any forward pass, which would move the statistics of a batch norm
     check_inputs(x_o=x_o, x_u=x_u)
     params = {name: p for name, p in model.named_parameters() if p.requires_grad}
     with torch.enable_grad():

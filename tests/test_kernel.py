@@ -23,7 +23,7 @@ def same(found, expected):
 
 
 def plan(model, x):
-    return factors.Plan(model, x[:1], kernel.trainable(model), set())
+    return factors.Plan(model, x[:1], kernel.learned(model), set())
 
 
 @pytest.mark.parametrize("name", ALL)

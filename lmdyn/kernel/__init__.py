@@ -11,7 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
-from lmdyn.checks import check_logits
+from lmdyn.checks import check_logits, trainable
 from lmdyn.kernel.factors import PASS_EXAMPLES, Factor, Plan, activation_bytes
 from lmdyn.kernel.trace import check_output, forward
 
@@ -43,7 +43,7 @@ def entk(model: nn.Module, x_o: Tensor, x_u: Tensor | None = None) -> Tensor:
         >>> entk(model, torch.eye(3)[:1], torch.eye(3)[:2])[0, :, 0, 0]
         tensor([1., 0.])
     """
-    params = trainable(model)
+    params = learned(model)
     symmetric = x_u is None
     x_u = x_o if symmetric else x_u
     check_inputs(x_o=x_o, x_u=x_u)
@@ -80,7 +80,7 @@ def entk_vp(model: nn.Module, x_o: Tensor, x_u: Tensor, g: Tensor) -> Tensor:
         tensor([[ 1., -1.],
                 [ 0.,  0.]])
     """
-    params = trainable(model)
+    params = learned(model)
     check_inputs(x_o=x_o, x_u=x_u)
     check_logits(g, "g")
     if g.ndim != 2 or len(g) != len(x_u):
@@ -160,7 +160,7 @@ def _fit(bytes_each: int) -> int:
     return max(1, CHUNK_BYTES // max(1, bytes_each))
 
 
-def trainable(model: nn.Module) -> list[Tensor]:
+def learned(model: nn.Module) -> list[Tensor]:
     """The parameters an update moves, after checking that examples stand alone."""
     for name, module in model.named_modules():
         label = f"{name or 'the model'} ({type(module).__name__})"
@@ -172,9 +172,7 @@ def trainable(model: nn.Module) -> list[Tensor]:
         rate = getattr(module, "p" if isinstance(module, _DropoutNd) else "dropout", 0)
         if module.training and isinstance(rate, float) and rate > 0:
             raise ValueError(f"{label} drops at random: call model.eval()")
-    params = [p for p in model.parameters() if p.requires_grad]
-    if not params:
-        raise ValueError("no parameter of the model has requires_grad: there is nothing to learn")
+    params = [*trainable(model).values()]
     half = {p.dtype for p in params} - {torch.float32, torch.float64}
     if half:
         raise ValueError(f"the kernel needs float32 or float64 weights, got {half.pop()}")

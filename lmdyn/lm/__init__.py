@@ -5,14 +5,11 @@ finetune while recording it all. Needs transformers: `pip install lmdyn[lm]`.
 """
 
 try:
-    import transformers  # noqa: F401
+    from transformers.utils.versions import require_version
+
+    require_version("transformers>=5.4")
 except ImportError as error:
     raise ImportError(f"lmdyn.lm needs transformers ({error}): pip install 'lmdyn[lm]'") from error
-
-from lmdyn.lm.environment import out_of_range
-
-if problem := out_of_range("transformers"):
-    raise ImportError(problem)
 
 from lmdyn.lm.callback import ProbeCallback
 from lmdyn.lm.data import TYPES, ProbeSet, load_probes

@@ -11,12 +11,13 @@ import numpy as np
 import torch
 import transformers
 from accelerate.utils import gather_object
+from transformers.utils.versions import require_version
 
 from lmdyn.checks import check_count
 from lmdyn.lm.data import ProbeSet, as_probes
-from lmdyn.lm.environment import environment, out_of_range
 from lmdyn.lm.processes import is_sharded
 from lmdyn.lm.recorder import Recorder
+from lmdyn.lm.records import environment
 from lmdyn.lm.squeeze import Alert, squeeze
 from lmdyn.lm.trajectory import Trajectory
 
@@ -76,8 +77,11 @@ class ProbeCallback(transformers.TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         self._tells = state.is_world_process_zero
-        if "trl" in sys.modules and (problem := out_of_range("trl")):
-            self._warn(problem)
+        if "trl" in sys.modules:
+            try:
+                require_version("trl>=1.16,<2")
+            except ImportError as error:
+                self._warn(f"lmdyn has not been tried with this TRL: {error}")
         if args.report_to and self.trainer is None:
             reporters = ", ".join(args.report_to)
             self._warn(f"pass trainer=trainer for {reporters} to get the logs of ProbeCallback")

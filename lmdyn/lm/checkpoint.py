@@ -20,10 +20,10 @@ import torch
 from torch.distributed.checkpoint import state_dict as states
 
 from lmdyn.checks import check_resumed, differences
-from lmdyn.lm.files import new_folder, replacing
 from lmdyn.lm.models import no_progress_bar
 from lmdyn.lm.processes import whole
 from lmdyn.lm.recorder import Recorder
+from lmdyn.lm.records import new_folder, write_json
 from lmdyn.lm.trajectory import Trajectory
 
 _SAMPLED = 1024  # numbers of each tensor that a fingerprint reads
@@ -52,9 +52,7 @@ class RunFolder:
         self.last = max(found, key=_update, default=None)
         if self.is_first:
             self._remove_others(self.last)
-            with replacing(self.path / "settings.json") as temporary:
-                text = json.dumps(self.settings, indent=2, ensure_ascii=False)
-                temporary.write_text(text + "\n", encoding="utf-8")
+            write_json(self.path / "settings.json", self.settings)
         return 0 if self.last is None else _update(self.last)
 
     def save(self, update: int, model, tokenizer, optimizer, trajectory: Trajectory) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from lmdyn.checks import unknown
+from lmdyn.checks import check_known, unknown
 from lmdyn.lm.generate import OWN, with_own_samples
 from lmdyn.lm.rows import SPLITS, TYPES, checked, probe_rows, read_jsonl
 from lmdyn.lm.tokens import Format
@@ -192,8 +192,7 @@ def _known_types(types: Sequence[str], rows: Sequence[Mapping]) -> tuple[str, ..
         raise ValueError(f"types must be a list of one or more different names, got {types!r}")
     own = {key for row in rows for key in row} - {"prompt", "split"}
     for name in types:
-        if name not in TYPES and name not in own:
-            raise ValueError(unknown("response type", name, [*TYPES, *sorted(own - set(TYPES))]))
+        check_known("response type", name, [*TYPES, *sorted(own - set(TYPES))])
     return tuple(types)
 
 

@@ -1,6 +1,5 @@
 """Which pairs would squeeze: what one step on each does, before any training."""
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from itertools import compress
@@ -9,14 +8,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from lmdyn import losses
-from lmdyn.checks import check_different, check_same_vocabulary
+from lmdyn.checks import check_different, check_same_vocabulary, trainable
 from lmdyn.lm.data import ProbeSet, as_probes, with_all
-from lmdyn.lm.files import replacing
-from lmdyn.lm.forward import LogProbs, evaluating
+from lmdyn.lm.forward import LogProbs, bar, evaluating
 from lmdyn.lm.mass import TokenMass, token_mass
+from lmdyn.lm.records import write_jsonl
 from lmdyn.lm.tokens import encode
 
 HELD_OUT = 16  # rows that stand for held-out ones where none are given
@@ -99,9 +97,7 @@ class Diagnosis:
 
     def save(self, path: str | Path) -> None:
         """Write `rows` as JSONL, whole or not at all."""
-        with replacing(Path(path)) as temporary:
-            text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in self.rows())
-            temporary.write_text(text, encoding="utf-8")
+        write_jsonl(Path(path), self.rows())
 
 
 def diagnose(
@@ -136,9 +132,7 @@ def diagnose(
         raise ValueError(f"{loss} does not read both chosen and rejected: diagnose a loss of pairs")
     if ref is not None:
         check_same_vocabulary(model, ref)
-    weights = [p for p in model.parameters() if p.requires_grad]
-    if not weights:
-        raise ValueError("no weight of the model requires a gradient: there is nothing to learn")
+    weights = [*trainable(model).values()]
     pairs = with_all(as_probes(rows), loss.responses, str(loss))
     keys, n = {name: name for name in loss.responses}, len(pairs)
     encoded = encode(tokenizer, pairs)
@@ -148,8 +142,7 @@ def diagnose(
     others = encode(tokenizer, with_all(as_probes(held_out), ["chosen"], "diagnose", "held_out"))
 
     effects, goal, against = np.empty((n, 4)), [torch.zeros_like(p) for p in weights], None
-    bar = {"desc": "diagnose", "unit": "pair", "delay": 0 if progress else 10}
-    with evaluating(model), tqdm(range(n), disable=progress is False, **bar) as numbers:
+    with evaluating(model), bar("diagnose", "pair", progress, n) as shown:
         reader = LogProbs(model, others, {"chosen": "chosen"})
         for i in range(len(others)):
             for total, part in zip(goal, _gradients(reader, i, weights)[1]["chosen"], strict=True):
@@ -158,7 +151,7 @@ def diagnose(
             with evaluating(ref):
                 against = LogProbs(ref, encoded, keys).all(8)
         reader = LogProbs(model, encoded, keys)
-        for i in numbers:
+        for i in range(n):
             logps, gradients = _gradients(reader, i, weights)
             known = against and {name: x[[i]] for name, x in against.items()}
             lengths = {name: x[[i]] for name, x in reader.lengths.items()}
@@ -168,6 +161,7 @@ def diagnose(
                 for other in (gradients["chosen"], goal)
                 for name in ("chosen", "rejected")
             ]
+            shown.update()
     valley = _valley(token_mass(model, tokenizer, pairs, ["rejected"]))
     return Diagnosis(*valley, *effects.T, tuple(row["prompt"] for row in pairs))
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from lmdyn.checks import check_texts, unknown
+from lmdyn.checks import check_known, check_texts
 from lmdyn.lm.data import TYPES, ProbeSet, as_probes
 from lmdyn.lm.tokens import begin_alike
 
@@ -176,8 +176,8 @@ def rephrase(
         >>> rephrase([row], lambda request: next(answers))[0]["chosen_gptformat"]
         ' Bad luck to them!'
     """
-    if wrong := [name for name in types if name not in MADE]:
-        raise ValueError(unknown("rephrase", wrong[0], MADE))
+    for name in types:
+        check_known("rephrase", name, MADE)
     probes = as_probes(rows)
 
     def reword(how: str, text: str) -> str:

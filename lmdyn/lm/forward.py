@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.functional import cross_entropy
+from tqdm.auto import tqdm
 
 from lmdyn.lm.batches import SLACK, TOKENS, Batch, pack
 from lmdyn.lm.processes import as_forward, is_sharded, together
@@ -168,6 +169,12 @@ def inputs(model, batch: Batch, tell_positions: bool = False) -> dict:
         low, mask = torch.finfo(model.dtype).min, batch.attention_mask
         given["attention_mask"] = torch.zeros_like(mask, dtype=model.dtype).masked_fill(~mask, low)
     return {**given, "use_cache": False}
+
+
+def bar(what: str, unit: str, progress: bool | None, total: int) -> tqdm:
+    """A progress bar: shown, hidden, or (None) shown for work of more than ten seconds."""
+    delay = 0 if progress else 10
+    return tqdm(desc=what, unit=unit, total=total, delay=delay, disable=progress is False)
 
 
 @contextmanager

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lmdyn.checks import unknown
+from lmdyn.checks import check_known
 from lmdyn.lm.data import ProbeSet, as_probes
-from lmdyn.lm.files import replacing
 from lmdyn.lm.forward import Batch, evaluating, token_values
+from lmdyn.lm.records import replacing
 from lmdyn.lm.tokens import encode
 
 
@@ -54,8 +54,7 @@ class TokenMass:
 
     def of(self, name: str) -> np.ndarray:
         """(M,) booleans: the tokens of one response type."""
-        if name not in self.types:
-            raise ValueError(unknown("response type", name, self.types))
+        check_known("response type", name, self.types)
         return self.type == self.types.index(name)
 
     def save(self, path: str | Path) -> None:

@@ -13,7 +13,7 @@ import transformers
 from safetensors import SafetensorError
 from transformers.utils import logging
 
-from lmdyn.checks import unknown
+from lmdyn.checks import check_known, unknown
 from lmdyn.lm.smollm2 import smollm2_folder
 
 NAMES = ("tiny", "smollm2-135m")
@@ -82,8 +82,7 @@ def pick_device(device: str | torch.device) -> torch.device:
 
 def _dtype(dtype: torch.dtype | str | None) -> torch.dtype:
     name = str(dtype or "float32").removeprefix("torch.")
-    if name not in DTYPES:
-        raise ValueError(unknown("dtype", name, DTYPES))
+    check_known("dtype", name, DTYPES)
     return getattr(torch, name)
 
 

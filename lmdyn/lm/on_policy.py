@@ -1,6 +1,5 @@
 """Preference tuning on pairs whose rejected response the model has just said itself."""
 
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -10,8 +9,8 @@ from torch import nn
 from lmdyn import losses
 from lmdyn.checks import check_count
 from lmdyn.lm.data import ProbeSet, as_probes, load_probes
-from lmdyn.lm.files import replacing
 from lmdyn.lm.generate import generate
+from lmdyn.lm.records import write_jsonl
 from lmdyn.lm.train import finetune
 from lmdyn.lm.trajectory import Trajectory
 
@@ -102,9 +101,7 @@ def finetune_on_policy(
         else:
             pairs = sample_rejected(model, tokenizer, probes, seed=draw, **sampling)
             if kept and not (folder / "settings.json").is_file():  # a run: finetune refuses it
-                with replacing(kept) as temporary:
-                    lines = [json.dumps(dict(row), ensure_ascii=False) + "\n" for row in pairs]
-                    temporary.write_text("".join(lines), encoding="utf-8")
+                write_jsonl(kept, pairs)
         options = {"epochs": epochs, "seed": draw, "out": folder, "resume": resume} | settings
         parts.append(finetune(model, tokenizer, pairs, loss, **options))
     return Trajectory.join(parts)

@@ -6,11 +6,10 @@ from dataclasses import dataclass, fields
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
-from lmdyn.checks import unknown
+from lmdyn.checks import check_known
 from lmdyn.lm.data import ProbeSet, as_probes
-from lmdyn.lm.forward import TOKENS, Batch, evaluating, token_values
+from lmdyn.lm.forward import TOKENS, Batch, bar, evaluating, token_values
 from lmdyn.lm.tokens import encode
 
 
@@ -86,15 +85,13 @@ class Scores(_Statistics):
         """
         if name == "argmax" and stat == "logp" and "chosen" in self.types:
             name, stat = "chosen", "argmax_logp"
-        if name not in self.types:
-            raise ValueError(unknown("response type", name, self.types))
+        check_known("response type", name, self.types)
         values = self._of(stat)[:, self.types.index(name)]
         return float(values[~np.isnan(values)].mean()) if not np.isnan(values).all() else np.nan
 
     def _of(self, stat: str) -> np.ndarray:
         known = (*STATS, "n_tokens", "jacobian_norm_sq", "residual_norm_sq")
-        if stat not in known:
-            raise ValueError(unknown("statistic", stat, known))
+        check_known("statistic", stat, known)
         if (values := getattr(self, stat)) is None:
             raise ValueError(f"{stat} was not computed: score with stats=True")
         return values
@@ -134,8 +131,7 @@ def score(
     known = STATS if stats else STATS[:2]
     arrays = np.full((1 + len(known), len(probes), len(probes.types)), np.nan)
     found = [dict.fromkeys(row.responses) for row in encoded]
-    shown = {"delay": 0 if progress else 10, "disable": progress is False}
-    bar = tqdm(total=sum(map(len, found)), desc="score", unit="response", **shown)
+    shown = bar("score", "response", progress, sum(map(len, found)))
     vocab_size = 0
 
     def read(logits: Tensor, batch: Batch, part: slice) -> Tensor:
@@ -143,7 +139,7 @@ def score(
         vocab_size = logits.shape[-1]  # the configuration's may be another
         return _statistics(logits, batch, part, stats)
 
-    with evaluating(model), bar:
+    with evaluating(model), shown:
         for (i, name), values in token_values(model, encoded, read, tokens):
             ids, columns = np.array(encoded[i].responses[name]), list(values.T)
             if stats:
@@ -154,7 +150,7 @@ def score(
             found[i][name] = TokenScores(ids=ids, **dict(zip(known, columns, strict=True)))
             of_response = len(ids), *columns[:2].sum(1), *columns[2:].mean(1)
             arrays[:, i, probes.types.index(name)] = of_response
-            bar.update()
+            shown.update()
     return Scores(
         types=probes.types,
         vocab_size=vocab_size,

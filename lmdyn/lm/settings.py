@@ -7,7 +7,7 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from lmdyn.checks import check_count, check_number, unknown
+from lmdyn.checks import check_count, check_known, check_number
 
 OPTIMIZERS = {"adamw": torch.optim.AdamW, "sgd": torch.optim.SGD, "rmsprop": torch.optim.RMSprop}
 PRECISIONS = ("no", "bf16")
@@ -65,8 +65,7 @@ class Settings:
         if self.clip is not None:
             check_number("clip", self.clip)
         for name, known in (("optimizer", OPTIMIZERS), ("mixed_precision", PRECISIONS)):
-            if getattr(self, name) not in known:
-                raise ValueError(unknown(name, getattr(self, name), known))
+            check_known(name, getattr(self, name), known)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,8 +79,7 @@ class Plan(Settings):
         """The plan for so many rows; ValueError for an unknown setting, with the nearest name."""
         known = [field.name for field in fields(Settings)]
         for name in settings:
-            if name not in known:
-                raise ValueError(unknown("setting", name, known))
+            check_known("setting", name, known)
         return cls(n_rows=n_rows, **settings)
 
     @cached_property

@@ -13,7 +13,7 @@ from torch.func import jvp, vjp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import one_hot
 
-from lmdyn.kernel import trainable
+from lmdyn.kernel import learned
 from lmdyn.lm.forward import Reweighted, body, head, undisturbed
 from lmdyn.softmax import log_softmax_jvp
 
@@ -204,7 +204,7 @@ def _each(function: Callable, rows: Tensor, weights: dict[str, Tensor], *fixed: 
 
 def _output_layer(model) -> nn.Module:
     with undisturbed(model):
-        trainable(model)
+        learned(model)
     return head(model)
 
 

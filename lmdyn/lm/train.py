@@ -15,13 +15,13 @@ from torch import nn
 from tqdm import tqdm
 
 from lmdyn import losses
-from lmdyn.checks import check_different, check_same_vocabulary
+from lmdyn.checks import check_different, check_same_vocabulary, trainable
 from lmdyn.lm.checkpoint import RunFolder, fingerprint, fingerprint_model
 from lmdyn.lm.data import ProbeSet, as_probes, with_all
-from lmdyn.lm.environment import environment
 from lmdyn.lm.forward import LogProbs, evaluating, head
 from lmdyn.lm.processes import accelerator, is_sharded, place, whole
 from lmdyn.lm.recorder import Recorder
+from lmdyn.lm.records import environment
 from lmdyn.lm.settings import OPTIMIZERS, Plan
 from lmdyn.lm.tokens import encode
 from lmdyn.lm.trajectory import Trajectory
@@ -125,8 +125,7 @@ def _check(model, loss: losses.Loss, plan: Plan, probes, ref, out, resume: bool)
         check_same_vocabulary(model, ref)
     if plan.spare_valleys and "rejected" not in loss.responses:
         raise ValueError(f"{loss} reads no rejected response: leave spare_valleys out")
-    if not any(p.requires_grad for p in model.parameters()):
-        raise ValueError("no weight of the model requires a gradient: there is nothing to learn")
+    trainable(model)
     head(model)  # a model that is refused; found out, once, while it is whole
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from lmdyn.checks import unknown
-from lmdyn.lm.files import replacing
+from lmdyn.checks import check_known, unknown
+from lmdyn.lm.records import replacing, write_json
 from lmdyn.lm.score import STATS
 
 _ARRAYS = ("steps", "examples_seen", "types", "split", "vocab_size", "n_tokens", *STATS)
@@ -85,10 +85,8 @@ class Trajectory:
             (S, N); NaN where a prompt lacks the type.
         """
         known = (*STATS, "jacobian_norm_sq", "residual_norm_sq")
-        if stat not in known:
-            raise ValueError(unknown("statistic", stat, known))
-        if name not in self._known(stat):
-            raise ValueError(unknown("response type", name, self._known(stat)))
+        check_known("statistic", stat, known)
+        check_known("response type", name, self._known(stat))
         if name == "argmax" and name not in self.types:
             name, stat = "chosen", "argmax_logp"
         return getattr(self, stat)[:, self._rows(split), self.types.index(name)]
@@ -154,9 +152,7 @@ class Trajectory:
         arrays |= {f"log_{name}": values for name, values in self.log.items()}
         with replacing(npz) as temporary, temporary.open("wb") as file:
             np.savez_compressed(file, **arrays)
-        with replacing(meta) as temporary:
-            text = json.dumps(self.meta, indent=2, ensure_ascii=False)
-            temporary.write_text(text + "\n", encoding="utf-8")
+        write_json(meta, self.meta)
 
     @classmethod
     def load(cls, path: str | Path) -> "Trajectory":

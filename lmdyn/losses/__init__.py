@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from lmdyn.checks import as_labels, check_probs, unknown
+from lmdyn.checks import as_labels, check_known, check_probs
 from lmdyn.losses import free, margin, mixed, ratio  # noqa: F401 (they fill the registry)
 from lmdyn.losses.base import REGISTRY, Loss
 
@@ -53,12 +53,10 @@ def get(name: str | Loss, **hyper: float | str) -> Loss:
     """
     if isinstance(name, Loss) and not hyper:
         return name
-    if name not in REGISTRY:
-        raise ValueError(unknown("loss", name, REGISTRY))
+    check_known("loss", name, REGISTRY)
     known = [field.name for field in fields(REGISTRY[name])]
     for key in hyper:
-        if key not in known:
-            raise ValueError(unknown(f"hyperparameter of {name}", key, known))
+        check_known(f"hyperparameter of {name}", key, known)
     return REGISTRY[name](**hyper)
 
 

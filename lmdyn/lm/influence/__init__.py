@@ -4,11 +4,10 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
 
 from lmdyn import losses
 from lmdyn.lm.data import ProbeSet, as_probes, with_all
-from lmdyn.lm.forward import check_fits, undisturbed
+from lmdyn.lm.forward import bar, check_fits, undisturbed
 from lmdyn.lm.influence._gradients import Gradients
 from lmdyn.lm.influence._inner_products import Block, inner_products
 from lmdyn.lm.tokens import Encoded, Format, encode
@@ -109,8 +108,7 @@ def _contract(
     logps = np.full((len(ours), len(names)), np.nan)
     products = np.full((*logps.shape, len(theirs), len(types)), np.nan)
     total = products.size - sum(logps.size * (len(types) - len(e.responses)) for e in theirs)
-    shown = {"delay": 0 if progress else 10, "disable": progress is False}
-    with tqdm(total=total, desc="influence", unit="pair", **shown) as bar:
+    with bar("influence", "pair", progress, total) as shown:
         for u in gradients.blocks(ours, 0.75 * memory):
             rows_u, names_u = _places(u, names)
             logps[rows_u, names_u] = _logps(u, "updates")
@@ -119,7 +117,7 @@ def _contract(
                 rows_o, types_o = _places(o, types)
                 found = inner_products(u, o).numpy()
                 products[rows_u[:, None], names_u[:, None], rows_o, types_o] = found
-                bar.update(found.size)
+                shown.update(found.size)
     return logps, products
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
+from lmdyn.checks import trainable
 from lmdyn.kernel.trace import Call, record
 from lmdyn.lm import forward
 from lmdyn.lm.forward import Batch
@@ -35,11 +36,7 @@ class Gradients:
 
     def __init__(self, model: nn.Module, sample: Sequence[Encoded]):
         self.model = model
-        self.params = [p for p in model.parameters() if p.requires_grad]
-        if not self.params:
-            raise ValueError(
-                "no parameter of the model has requires_grad: there is nothing to learn"
-            )
+        self.params = [*trainable(model).values()]
         self.device = model.get_input_embeddings().weight.device
         self.head = forward.head(model) if forward.head_is_last(model) else None
         self.last = set(self.head.parameters()) if self.head else set()

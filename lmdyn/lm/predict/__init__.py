@@ -7,11 +7,10 @@ import numpy as np
 import torch
 import torch.autograd.forward_ad as fwd
 from torch import Tensor
-from tqdm.auto import tqdm
 
-from lmdyn.checks import unknown
+from lmdyn.checks import check_known
 from lmdyn.lm.data import ProbeSet, as_probes
-from lmdyn.lm.forward import TOKENS, Batch, Reweighted, batches, head, hidden, undisturbed
+from lmdyn.lm.forward import TOKENS, Batch, Reweighted, bar, batches, head, hidden, undisturbed
 from lmdyn.lm.predict._direction import (
     check_direction,
     sgd_direction,
@@ -62,8 +61,7 @@ class Change:
         Raises:
             ValueError: an unknown type (with the nearest name).
         """
-        if name not in self.types:
-            raise ValueError(unknown("response type", name, self.types))
+        check_known("response type", name, self.types)
         values = self.logp[:, self.types.index(name)]
         values = values[~np.isnan(values)]
         return float(values.mean()) if len(values) else float("nan")
@@ -216,8 +214,7 @@ def _collect(
     of_tokens: list[dict[str, np.ndarray]] = [{} for _ in encoded]
     whole: list[dict[str, Tensor]] = [{} for _ in encoded]
     total = sum(len(e.responses) for e in encoded)
-    shown = {"delay": 0 if progress else 10, "disable": progress is False}
-    with tqdm(total=total, desc=what, unit="response", **shown) as bar:
+    with bar(what, "response", progress, total) as shown:
         for batch in batches(model, encoded, tokens):
             labels, full = [], []
             for target, change in zip(batch.target.split(CHUNK), changes(batch), strict=True):
@@ -230,7 +227,7 @@ def _collect(
                 logp[row, probes.types.index(name)] = term.sum()
             for (row, name), part in batch.split(torch.cat(full)).items() if vocab else ():
                 whole[row][name] = part.clone()  # its own memory, not the batch's
-            bar.update(len(batch.responses))
+            shown.update(len(batch.responses))
     return Change(probes.types, logp, tuple(of_tokens), tuple(whole) if vocab else None)
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lmdyn import losses
-from lmdyn.checks import unknown
+from lmdyn.checks import trainable, unknown
 from lmdyn.lm.data import ProbeSet, as_probes, with_all
 from lmdyn.lm.forward import Reweighted, batches, head, hidden, token_logps, undisturbed
 from lmdyn.lm.predict._dual import float_weights
@@ -60,11 +60,7 @@ def sgd_direction(
     loss = losses.get(loss)
     probes = with_all(as_probes(rows), loss.responses, f"the loss {type(loss).__name__}")
     weights = float_weights(model)
-    moving = {
-        n: weights[n].requires_grad_() for n, p in model.named_parameters() if p.requires_grad
-    }
-    if not moving:
-        raise ValueError("no parameter has requires_grad: there is no step to take")
+    moving = {name: weights[name].requires_grad_() for name in trainable(model)}
     scores = score(model, tokenizer, probes, stats=False, progress=False)
     logps, lengths = (
         dict(zip(probes.types, torch.from_numpy(values).T, strict=True))

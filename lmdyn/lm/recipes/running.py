@@ -14,12 +14,12 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from lmdyn.checks import check_different, check_resumed
 from lmdyn.lm.data import ProbeSet
-from lmdyn.lm.files import replacing
 from lmdyn.lm.forward import LogProbs
 from lmdyn.lm.models import NAMES, load, pick_device
 from lmdyn.lm.on_policy import finetune_on_policy
 from lmdyn.lm.recipes.estimate import lengths, memory, operations
 from lmdyn.lm.recipes.recipe import Recipe, read
+from lmdyn.lm.records import replacing
 from lmdyn.lm.tokens import encode
 from lmdyn.lm.train import finetune
 from lmdyn.lm.trajectory import Trajectory

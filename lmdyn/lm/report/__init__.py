@@ -6,8 +6,8 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from lmdyn.lm.diagnose import FLAGS
-from lmdyn.lm.files import replacing
 from lmdyn.lm.generate import repeated
+from lmdyn.lm.records import replacing
 from lmdyn.lm.report import figures
 from lmdyn.lm.report.models import look_at_models
 from lmdyn.lm.report.runs import find_runs, in_order, is_noise, judge, logged

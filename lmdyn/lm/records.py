@@ -1,0 +1,65 @@
+"""Records: where and with what a number was made, and files that are there whole or not at all."""
+
+import json
+import os
+import platform
+import shlex
+import shutil
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+
+def environment(device: torch.device) -> dict:
+    """Date, command, versions and hardware, as JSON can hold them."""
+    script = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])  # in a notebook, of its kernel
+    cpu = f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": "in a notebook" if "ipykernel" in sys.modules else script,
+        "hardware": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu,
+        "system": platform.system(),
+        "python": platform.python_version(),
+        "versions": {name: version(name) for name in ("lmdyn", "torch", "transformers")},
+    }
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A name to write to; it takes the place of ``path`` once the block ends well."""
+    temporary = path.with_name(f"{path.name}.tmp")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    except BaseException:
+        shutil.rmtree(temporary) if temporary.is_dir() else temporary.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """An empty folder to fill; it takes the name ``path``, which is free, once the block ends."""
+    with replacing(path) as temporary:
+        shutil.rmtree(temporary, ignore_errors=True)  # of a run that was killed
+        temporary.mkdir()
+        yield temporary
+
+
+def write_json(path: Path, thing) -> None:
+    """The file of a JSON document, whole or not at all."""
+    with replacing(path) as temporary:
+        text = json.dumps(thing, indent=2, ensure_ascii=False)
+        temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def write_jsonl(path: Path, rows: Iterable[Mapping]) -> None:
+    """A file with a line of JSON for each row, whole or not at all."""
+    with replacing(path) as temporary:
+        lines = [json.dumps(dict(row), ensure_ascii=False) + "\n" for row in rows]
+        temporary.write_text("".join(lines), encoding="utf-8")

@@ -5,7 +5,6 @@ import os
 import shutil
 import sys
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -39,7 +38,6 @@ def run(family="llama", rows=ROWS, dtype=torch.float64, config=None, **options):
 # --- what it computes --------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
 class Pair(losses.Loss):
     """A preference loss that reads all there is: DPO with a length-weighted SFT term."""
 

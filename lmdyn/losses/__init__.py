@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from lmdyn.checks import as_labels, check_known, check_probs
+from lmdyn.checks import as_labels, broadcast, check_known, check_probs
 from lmdyn.losses import free, margin, mixed, ratio  # noqa: F401 (they fill the registry)
 from lmdyn.losses.base import REGISTRY, Loss
 
@@ -42,8 +42,7 @@ def get(name: str | Loss, **hyper: float | str) -> Loss:
         **hyper: its hyperparameters, where they differ from their defaults.
 
     Raises:
-        ValueError: an unknown loss or hyperparameter (with the nearest name), a hyperparameter out
-            of its range.
+        ValueError: an unknown loss or hyperparameter, or one out of its range.
 
     Example:
         >>> get("sft").value({"chosen": torch.tensor([-2.0, -3.0])})
@@ -65,9 +64,8 @@ def table() -> str:
     lines = ["| name | loss | what it is | reads | reference |", "|---|---|---|---|---|"]
     for name in REGISTRY:
         loss = get(name)
-        formula, _, what = type(loss).__doc__.strip().splitlines()[0].partition(": ")
+        formula, _, what = type(loss).__doc__.splitlines()[0].replace("|", "\\|").partition(": ")
         reads = ", ".join(loss.responses)
-        formula = formula.replace("|", "\\|")
         lines.append(f"| `{name}` | {formula} | {what} | {reads} | {'✓' * loss.needs_ref} |")
     return "\n".join(lines)
 
@@ -78,8 +76,7 @@ def residual(probs: Tensor, labels: int | Tensor, coefficient: float | Tensor) -
     Args:
         probs: (..., V), each row sums to one: the prediction π at each token.
         labels: the token y, an int or integers that broadcast to the leading axes.
-        coefficient: c, a float or a tensor that broadcasts to the leading axes; for one number a
-            sequence and probs (B, T, V), pass (B, 1).
+        coefficient: c, which broadcasts to them too; one number a sequence is (B, 1).
 
     Returns:
         (..., V). Each row sums to zero.
@@ -94,11 +91,5 @@ def residual(probs: Tensor, labels: int | Tensor, coefficient: float | Tensor) -
     check_probs(probs)
     labels = as_labels(labels, probs)
     c = torch.as_tensor(coefficient, dtype=probs.dtype, device=probs.device)
-    try:
-        c = c.expand(probs.shape[:-1])
-    except RuntimeError:
-        raise ValueError(
-            f"coefficient has shape {tuple(c.shape)}, which does not fit the leading axes "
-            f"{tuple(probs.shape[:-1])} of probs"
-        ) from None
+    broadcast(coefficient=c.shape, probs=probs.shape[:-1])
     return -c.unsqueeze(-1) * (probs - one_hot(labels, probs.shape[-1]).to(probs.dtype))

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import Field, dataclass, field, fields
 from functools import partial
-from typing import ClassVar
+from typing import ClassVar, dataclass_transform
 
 import torch
 from torch import Tensor
@@ -13,12 +13,12 @@ REGISTRY: dict[str, type["Loss"]] = {}
 Responses = Mapping[str, Tensor] | None  # response name → (B,)
 
 
-def within(low: float, high: float, ends: str = "()", *, default: float) -> Field:
+def within(low: float, high: float, ends: str, default: float) -> Field:
     """A hyperparameter between two numbers; ``ends`` says which of them it may be, as in "[)"."""
     return field(default=default, metadata={"range": (low, high, ends)})
 
 
-positive, nonnegative = partial(within, 0, math.inf), partial(within, 0, math.inf, "[)")
+positive, nonnegative = partial(within, 0, math.inf, "()"), partial(within, 0, math.inf, "[)")
 
 
 @dataclass(frozen=True)
@@ -43,13 +43,13 @@ class Given:
         return self.delta("chosen") - self.delta("rejected")
 
 
+@dataclass_transform(frozen_default=True, field_specifiers=(within, positive, nonnegative))
 class Loss:
     """A loss of one or more responses to the same prompt.
 
-    A loss is a frozen dataclass whose fields are its hyperparameters, and one formula, `_value`.
-    Being defined with a name makes it known to `get`, `names` and everything that takes a loss::
+    A loss is one formula, `_value`. Being defined makes it a frozen dataclass, whose fields are its
+    hyperparameters; its name makes it known to `get`, `names` and everything that takes a loss::
 
-        @dataclass(frozen=True)
         class Ratio(Loss, name="ratio"):
             '''log π(y−) − log π(y+): the log of their ratio.'''
 
@@ -70,29 +70,23 @@ class Loss:
 
     def __init_subclass__(cls, name: str | None = None, **kwargs):
         super().__init_subclass__(**kwargs)
+        dataclass(frozen=True)(cls)
         if name is None:  # a class for others to build on
             return
-        known = REGISTRY.get(name)
-        if known and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
-            raise ValueError(
-                f"there is a loss {name!r} already, {known.__name__}: name it otherwise"
-            )
-        cls.name = name
-        REGISTRY[name] = cls
+        known = REGISTRY.get(name, cls)
+        if (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
+            taken = f"there is a loss {name!r} already, {known.__name__}: name it otherwise"
+            raise ValueError(taken)
+        cls.name, REGISTRY[name] = name, cls
 
     def __post_init__(self):
-        for hyper in fields(self):
-            if "range" not in hyper.metadata:
-                continue
-            value = getattr(self, hyper.name)
-            low, high, (left, right) = hyper.metadata["range"]
+        for hyper in (hyper for hyper in fields(self) if hyper.metadata):
+            value, (low, high, (left, right)) = getattr(self, hyper.name), hyper.metadata["range"]
             number = isinstance(value, int | float) and math.isfinite(value)
             at_low, at_high = left == "[" and value == low, right == "]" and value == high
             if not (number and (low < value < high or at_low or at_high)):
-                raise ValueError(
-                    f"{type(self).__name__}: {hyper.name} must be a number in "
-                    f"{left}{low:g}, {high:g}{right}, got {value!r}"
-                )
+                must = f"{hyper.name} must be a number in {left}{low:g}, {high:g}{right}"
+                raise ValueError(f"{type(self).__name__}: {must}, got {value!r}")
 
     def _value(self, given: Given) -> Tensor:
         """The formula: (B,), differentiable in ``given.logps``."""
@@ -110,10 +104,11 @@ class Loss:
             (B,), differentiable in ``logps``.
 
         Raises:
-            ValueError: a response, ``ref`` or ``lengths`` that the loss reads is missing, or of
-                another shape.
+            ValueError: what the loss reads is missing, or of another shape.
         """
-        return self._value(self._checked(logps, ref, lengths))
+        given = Given(logps, ref, lengths)
+        self._check(given)
+        return self._value(given)
 
     def coefficients(
         self, logps: Responses, ref: Responses = None, lengths: Responses = None
@@ -122,21 +117,19 @@ class Loss:
         with torch.inference_mode(False), torch.enable_grad():
             own = {r: logps[r].detach().clone().requires_grad_() for r in logps}
             total = self.value(own, ref, lengths).sum()
-            read = [own[response] for response in self.responses]
+            read = [own[r] for r in self.responses]
             grads = torch.autograd.grad(total, read, materialize_grads=True)
         return dict(zip(self.responses, grads, strict=True))
 
-    def _checked(self, logps: Responses, ref: Responses, lengths: Responses) -> Given:
+    def _check(self, given: Given) -> None:
         """Refuse to read what is not there, or not one number a row."""
-        name, parts = type(self).__name__, {"logps": logps}
-        parts |= {"ref": ref} if self.needs_ref else {}
-        parts |= {"lengths": lengths} if self.needs_lengths else {}
-        for what, values in parts.items():
+        name, first = type(self).__name__, self.responses[0]
+        needed = {"logps": True, "ref": self.needs_ref, "lengths": self.needs_lengths}
+        for what in (what for what, needs in needed.items() if needs):
+            values = getattr(given, what)
             if values is None:
-                held = (
-                    "token counts" if what == "lengths" else "log-probs under the reference model"
-                )
-                raise ValueError(f"{name} needs {what}: pass {what}, response name → (B,) {held}")
+                of = "token counts" if what == "lengths" else "log-probs under the reference model"
+                raise ValueError(f"{name} needs {what}: pass {what}, response name → (B,) {of}")
             for response in self.responses:
                 if response not in values:
                     of = " (the chosen answer to another training prompt)"
@@ -144,25 +137,18 @@ class Loss:
                         f"{name} reads the response {response!r}{of * (response == 'irr_train')}, "
                         f"which {what} lacks: there is {', '.join(values) or 'none'}"
                     )
-                first, shape = logps[self.responses[0]].shape, values[response].shape
-                if shape != first or len(shape) != 1:
+                shapes = tuple(values[response].shape), tuple(given.logps[first].shape)
+                if shapes[0] != shapes[1] or len(shapes[0]) != 1:
                     raise ValueError(
-                        f"{name}: {what}[{response!r}] has shape {tuple(shape)}, but "
-                        f"logps[{self.responses[0]!r}] has {tuple(first)}: both must be (B,)"
+                        f"{name}: {what}[{response!r}] has shape {shapes[0]}, but "
+                        f"logps[{first!r}] has {shapes[1]}: both must be (B,)"
                     )
-        if self.needs_lengths and any((lengths[r] < 1).any() for r in self.responses):
+        if self.needs_lengths and any((given.lengths[r] < 1).any() for r in self.responses):
             raise ValueError(f"{name}: a response has no token: lengths must be 1 or more")
-        return Given(logps, ref, lengths)
 
 
-@dataclass(frozen=True)
 class Relative(Loss):
-    """A loss of a pair through Δ± = log π(y±) − log π_ref(y±).
-
-    Args:
-        beta: β, how fast a push fades with Δ or with the margin, per nat. The default is TRL's.
-    """
+    """A loss of a pair through Δ± = log π(y±) − log π_ref(y±)."""
 
     needs_ref = True
-
-    beta: float = positive(default=0.1)
+    beta: float = positive(default=0.1)  #: β, how fast a push fades, per nat; the default is TRL's

@@ -1,7 +1,6 @@
 """Losses without a reference model: the log-probs themselves, or ℓ̄ = log π(y)/n, per token."""
 
 import math
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -10,7 +9,6 @@ from torch.nn.functional import logsigmoid, relu
 from lmdyn.losses.base import Loss, nonnegative, positive
 
 
-@dataclass(frozen=True)
 class SFT(Loss, name="sft"):
     """−log π(y+): supervised finetuning.
 
@@ -24,23 +22,17 @@ class SFT(Loss, name="sft"):
         return -given.logps["chosen"]
 
 
-@dataclass(frozen=True)
 class SLiC(Loss, name="slic"):
     """max(0, δ − log π(y+) + log π(y−)) − β log π(y_ref): sequence likelihood calibration.
 
     c+ = −1 and c− = +1 while log π(y+) − log π(y−) < δ, zero from the kink on; −β on y_ref
     throughout. Zhao et al. 2023, arXiv 2305.10425, where β is λ. Not in TRL, whose ``hinge`` is
     `Hinge`. The defaults are ours.
-
-    Args:
-        delta: δ, the margin to reach, nats.
-        beta: the weight of y_ref.
-        target: the response that is y_ref.
     """
 
-    delta: float = nonnegative(default=1.0)
-    beta: float = nonnegative(default=0.1)
-    target: str = "chosen"
+    delta: float = nonnegative(default=1.0)  #: δ, the margin to reach, nats
+    beta: float = nonnegative(default=0.1)  #: the weight of y_ref
+    target: str = "chosen"  #: the response that is y_ref
 
     @property
     def responses(self) -> tuple[str, ...]:
@@ -51,44 +43,33 @@ class SLiC(Loss, name="slic"):
         return relu(gap) - self.beta * given.logps[self.target]
 
 
-@dataclass(frozen=True)
 class SimPO(Loss, name="simpo"):
     """−log σ(β(ℓ̄+ − ℓ̄−) − γ): simple preference optimisation.
 
     c+ = −(β/n+) σ(γ − β(ℓ̄+ − ℓ̄−)), c− = (β/n−) σ(γ − β(ℓ̄+ − ℓ̄−)): of a pair, the longer response
     is moved less. Meng, Xia and Chen 2024, arXiv 2405.14734, whose values for Llama-3-8B are the
     defaults. TRL's ``simpo``, in its ``CPOTrainer``, which adds SFT unless ``cpo_alpha=0``.
-
-    Args:
-        beta: how fast the push fades with the margin, tokens per nat.
-        gamma: γ; the margin to reach is γ/β nats per token.
     """
 
     needs_lengths = True
-
-    beta: float = positive(default=2.0)
-    gamma: float = nonnegative(default=1.0)
+    beta: float = positive(default=2.0)  #: how fast the push fades with the margin, tokens per nat
+    gamma: float = nonnegative(default=1.0)  #: γ; the margin to reach is γ/β nats per token
 
     def _value(self, given):
         gap = given.mean("chosen") - given.mean("rejected")
         return -logsigmoid(self.beta * gap - self.gamma)
 
 
-@dataclass(frozen=True)
 class ORPO(Loss, name="orpo"):
     """−ℓ̄+ − λ log σ(o), o = log(p+/(1−p+)) − log(p−/(1−p−)), p = exp ℓ̄: odds ratio optimisation.
 
     c+ = −[1 + λσ(−o)/(1−p+)]/n+, c− = λσ(−o)/((1−p−)n−). Hong, Lee and Thorne 2024, arXiv
     2403.07691, with its λ. TRL's ``ORPOTrainer``, where λ is ``beta`` and the first term is a mean
     over all the tokens of the batch, those of the prompts included.
-
-    Args:
-        weight: λ, of the odds ratio.
     """
 
     needs_lengths = True
-
-    weight: float = nonnegative(default=0.1)
+    weight: float = nonnegative(default=0.1)  #: λ, of the odds ratio
 
     def _value(self, given):
         chosen, rejected = given.mean("chosen"), given.mean("rejected")

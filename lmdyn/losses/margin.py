@@ -4,25 +4,21 @@ They push y− down exactly as hard as they pull y+ up, wherever the two log-pro
 """
 
 import math
-from dataclasses import dataclass
 
 from torch.nn.functional import logsigmoid, relu
 
 from lmdyn.losses.base import Relative, within
 
 
-@dataclass(frozen=True)
 class DPO(Relative, name="dpo"):
     """−(1−ε) log σ(βh) − ε log σ(−βh): direct preference optimisation.
 
     c+ = −β(σ(−βh) − ε) = −c−. Without label smoothing ε it never stops; with it, at the margin
     where σ(−βh) = ε. Rafailov et al. 2023, arXiv 2305.18290; the smoothing is Mitchell's *A note on
     DPO with noisy preferences*. TRL's ``sigmoid``, which has no smoothing any more.
-
-    Args:
-        label_smoothing: ε, the share of pairs taken to be labelled the wrong way round.
     """
 
+    #: ε, the share of pairs taken to be labelled the wrong way round
     label_smoothing: float = within(0, 0.5, "[)", default=0.0)
 
     def _value(self, given):
@@ -30,7 +26,6 @@ class DPO(Relative, name="dpo"):
         return -(1 - eps) * logsigmoid(u) - eps * logsigmoid(-u)
 
 
-@dataclass(frozen=True)
 class SPIN(Relative, name="spin"):
     """−log σ(βh): self-play finetuning, the formula of `DPO` on other data.
 
@@ -42,33 +37,26 @@ class SPIN(Relative, name="spin"):
         return -logsigmoid(self.beta * given.margin)
 
 
-@dataclass(frozen=True)
 class IPO(Relative, name="ipo"):
     """(h − 1/2β)²: identity preference optimisation.
 
     c+ = 2(h − 1/2β) = −c−: it pulls the margin *back* once it is beyond 1/2β. Azar et al. 2023,
     arXiv 2310.12036, equation 17, where β is τ. TRL's ``ipo`` is ``average=True``: h is then the
     difference of Δ/n over the n tokens of a response, and each coefficient is divided by its own n.
-
-    Args:
-        average: take Δ per token.
     """
 
-    average: bool = False
+    average: bool = False  #: take Δ per token
 
     @property
     def needs_lengths(self) -> bool:
         return self.average
 
     def _value(self, given):
-        margin = given.margin
-        if self.average:
-            chosen, rejected = (given.delta(r) / given.lengths[r] for r in self.responses)
-            margin = chosen - rejected
-        return (margin - 1 / (2 * self.beta)).square()
+        n = given.lengths if self.average else {"chosen": 1, "rejected": 1}
+        h = given.delta("chosen") / n["chosen"] - given.delta("rejected") / n["rejected"]
+        return (h - 1 / (2 * self.beta)).square()
 
 
-@dataclass(frozen=True)
 class Hinge(Relative, name="hinge"):
     """max(0, 1 − βh): a hinge on the margin.
 
@@ -81,26 +69,21 @@ class Hinge(Relative, name="hinge"):
         return relu(1 - self.beta * given.margin)
 
 
-@dataclass(frozen=True)
 class Robust(Relative, name="robust"):
     """[−(1−ε) log σ(βh) + ε log σ(−βh)] / (1 − 2ε): DPO debiased for flipped labels.
 
     c+ = −β[(1−ε)σ(−βh) + εσ(βh)] / (1 − 2ε) = −c−: no margin stops it, and the loss has no lower
     bound. Chowdhury, Kini and Natarajan 2024, arXiv 2403.00409. TRL's ``robust``, with the ε that
     it recommends.
-
-    Args:
-        label_smoothing: ε, the share of labels that are flipped.
     """
 
-    label_smoothing: float = within(0, 0.5, "[)", default=0.1)
+    label_smoothing: float = within(0, 0.5, "[)", default=0.1)  #: ε, the share of flipped labels
 
     def _value(self, given):
         u, eps = self.beta * given.margin, self.label_smoothing
         return (eps * logsigmoid(-u) - (1 - eps) * logsigmoid(u)) / (1 - 2 * eps)
 
 
-@dataclass(frozen=True)
 class EXO(Relative, name="exo"):
     """σ(βh) log(σ(βh)/(1−ε)) + σ(−βh) log(σ(−βh)/ε): efficient exact optimisation, of a pair.
 
@@ -108,12 +91,9 @@ class EXO(Relative, name="exo"):
     c+ = βσ(βh)σ(−βh)(βh − log((1−ε)/ε)) = −c−: it stops at βh = log((1−ε)/ε), and hardly moves a
     pair that it has far the wrong way round. Ji et al. 2024, arXiv 2402.00856, equation 16. TRL's
     ``exo_pair``, with the ε that it recommends.
-
-    Args:
-        label_smoothing: ε.
     """
 
-    label_smoothing: float = within(0, 0.5, default=1e-3)
+    label_smoothing: float = within(0, 0.5, "()", default=1e-3)  #: ε
 
     def _value(self, given):
         u = self.beta * given.margin
@@ -122,20 +102,16 @@ class EXO(Relative, name="exo"):
         return kl_label + (-u).sigmoid() * (logsigmoid(-u) - log_other)
 
 
-@dataclass(frozen=True)
 class DiscoPOP(Relative, name="discopop"):
     """−(1−m) log σ(u) + m exp(−u), u = βh, m = σ(u/τ): discovered preference optimisation.
 
     c+ = β[m′(log σ(u) + exp(−u)) − (1−m)σ(−u) − m exp(−u)] = −c−, with m′ = m(1−m)/τ: DPO below a
     margin of zero, an exponential above, and around zero a bump that pushes the pair back. Lu et
     al. 2024, arXiv 2406.08414, equation 5, with its τ. TRL's ``discopop``.
-
-    Args:
-        tau: τ, the width of the blend in u.
     """
 
-    # From 1 on, m exp(−u) grows without bound as u falls.
-    tau: float = within(0, 1, default=0.05)
+    #: τ, the width of the blend in u; from 1 on, m exp(−u) would grow without bound as u falls
+    tau: float = within(0, 1, "()", default=0.05)
 
     def _value(self, given):
         u = self.beta * given.margin

@@ -1,14 +1,12 @@
 """Losses of a pair that hold y+ up, or go gently on y−."""
 
 import math
-from dataclasses import dataclass
 
 from torch.nn.functional import logsigmoid, relu
 
 from lmdyn.losses.base import Loss, Relative, nonnegative, positive, within
 
 
-@dataclass(frozen=True)
 class RPO(Relative, name="rpo"):
     """−log σ(βh) − α log π(y+)/n+: DPO and SFT together.
 
@@ -16,39 +14,29 @@ class RPO(Relative, name="rpo"):
     2404.19733, with its α = 1; Liu et al. 2024 call the sum regularized preference optimisation
     (arXiv 2405.16436). TRL's ``["sigmoid", "sft"]`` with weights 1 and α, whose second term is the
     mean over all the tokens of a batch: there a long response counts for more.
-
-    Args:
-        weight: α, of the average negative log-prob of y+.
     """
 
     needs_lengths = True
-
-    weight: float = nonnegative(default=1.0)
+    weight: float = nonnegative(default=1.0)  #: α, of the average negative log-prob of y+
 
     def _value(self, given):
         return -logsigmoid(self.beta * given.margin) - self.weight * given.mean("chosen")
 
 
-@dataclass(frozen=True)
 class DPOP(Relative, name="dpop"):
     """−log σ(u), u = β(h − λ max(0, −Δ+)): DPO-positive.
 
     c+ = −βσ(−u)(1 + λ[Δ+ < 0]), c− = βσ(−u): while y+ is below the reference, it is pulled up
-    1 + λ times as hard as y− is pushed down. Pal et al. 2024, arXiv 2402.13228. Not in TRL. The
-    default λ is what implementations of the paper use.
-
-    Args:
-        penalty: λ.
+    1 + λ times as hard as y− is pushed down. Pal et al. 2024, arXiv 2402.13228. Not in TRL.
     """
 
-    penalty: float = nonnegative(default=50.0)
+    penalty: float = nonnegative(default=50.0)  #: λ; the default of implementations of the paper
 
     def _value(self, given):
         below = relu(-given.delta("chosen"))
         return -logsigmoid(self.beta * (given.margin - self.penalty * below))
 
 
-@dataclass(frozen=True)
 class CalDPO(Relative, name="cal_dpo"):
     """−log σ(h) + (Δ+ − 1/2β)² + (Δ− + 1/2β)²: calibrated DPO.
 
@@ -63,7 +51,6 @@ class CalDPO(Relative, name="cal_dpo"):
         return up.square() + down.square() - logsigmoid(given.margin)
 
 
-@dataclass(frozen=True)
 class CWDPO(Relative, name="cw_dpo"):
     """−log σ(β(Δ+ − wΔ−)), w = σ((ℓ̄− − floor)/τ): cooling-weighted DPO, its second stage.
 
@@ -72,38 +59,29 @@ class CWDPO(Relative, name="cw_dpo"):
     w is a constant for the gradient. Zhang et al. 2025, arXiv 2510.11978: our reading of its idea,
     on text, from descriptions of the paper, not checked against the paper itself. Not in TRL. The
     default floor and τ are ours: w = ½ where a token has on average probability e⁻³.
-
-    Args:
-        floor: the average log-prob at which the push is halved, nats per token.
-        tau: τ, how gradually, nats per token.
     """
 
     needs_lengths = True
-
+    #: the average log-prob at which the push is halved, nats per token
     floor: float = within(-math.inf, 0, "(]", default=-3.0)
-    tau: float = positive(default=1.0)
+    tau: float = positive(default=1.0)  #: τ, how gradually, nats per token
 
     def _value(self, given):
         w = ((given.mean("rejected").detach() - self.floor) / self.tau).sigmoid()
         return -logsigmoid(self.beta * (given.delta("chosen") - w * given.delta("rejected")))
 
 
-@dataclass(frozen=True)
 class CWSFT(Loss, name="cw_sft"):
     """−log π(y+) + λ max(0, log π(y−) − floor · n−): SFT before `CWDPO`, its first stage.
 
     c+ = −1, c− = λ while the n− tokens of y− have an average log-prob above the floor: a gentle
     push, which ends where y− is unlikely enough. Source and caveat are those of `CWDPO`, whose
     floor is the default: there, where the second stage cools.
-
-    Args:
-        weight: λ.
-        floor: the average log-prob below which y− is let be, nats per token.
     """
 
     needs_lengths = True
-
-    weight: float = nonnegative(default=0.1)
+    weight: float = nonnegative(default=0.1)  #: λ
+    #: the average log-prob below which y− is let be, nats per token
     floor: float = within(-math.inf, 0, "(]", default=-3.0)
 
     def _value(self, given):

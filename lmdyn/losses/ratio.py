@@ -3,35 +3,27 @@
 Each response has a target of its own, so the two pulls may differ in strength and in sign.
 """
 
-from dataclasses import dataclass
-
 from torch.nn.functional import logsigmoid
 
 from lmdyn.losses.base import Loss, Relative, nonnegative, positive
 
 
-@dataclass(frozen=True)
 class SPPO(Loss, name="sppo"):
     """(Δ+ − η/2)² + (Δ− + η/2)²: self-play preference optimisation.
 
     c+ = 2(Δ+ − η/2), c− = 2(Δ− + η/2): two pulls, y+ to η/2 nats above the reference and y− to
     η/2 below it, and neither further. Wu et al. 2024, arXiv 2405.00675, with a win probability of 1
     for y+ and 0 for y−. TRL's ``sppo_hard`` with η = 1/β; the default is its β = 0.1.
-
-    Args:
-        eta: η, how far apart the two targets are, nats.
     """
 
     needs_ref = True
-
-    eta: float = positive(default=10.0)
+    eta: float = positive(default=10.0)  #: η, how far apart the two targets are, nats
 
     def _value(self, given):
         up, down = given.delta("chosen") - self.eta / 2, given.delta("rejected") + self.eta / 2
         return up.square() + down.square()
 
 
-@dataclass(frozen=True)
 class NCA(Relative, name="nca"):
     """−log σ(βΔ+) − ½ log σ(−βΔ+) − ½ log σ(−βΔ−): noise contrastive alignment, of a pair.
 
@@ -45,7 +37,6 @@ class NCA(Relative, name="nca"):
         return -logsigmoid(a) - 0.5 * logsigmoid(-a) - 0.5 * logsigmoid(-b)
 
 
-@dataclass(frozen=True)
 class BCO(Relative, name="bco"):
     """−log σ(βΔ+) − log σ(−βΔ−): binary classifier optimisation, of a pair.
 
@@ -59,7 +50,6 @@ class BCO(Relative, name="bco"):
         return -logsigmoid(a) - logsigmoid(-b)
 
 
-@dataclass(frozen=True)
 class APOZero(Relative, name="apo_zero"):
     """1 − σ(βΔ+) + σ(βΔ−): anchored preference optimisation, for y+ better than the model.
 
@@ -72,7 +62,6 @@ class APOZero(Relative, name="apo_zero"):
         return (-a).sigmoid() + b.sigmoid()
 
 
-@dataclass(frozen=True)
 class APODown(Relative, name="apo_down"):
     """σ(βΔ+) + 1 − σ(βh): anchored preference optimisation, for y+ worse than the model.
 
@@ -86,7 +75,6 @@ class APODown(Relative, name="apo_down"):
         return a.sigmoid() + (-self.beta * given.margin).sigmoid()
 
 
-@dataclass(frozen=True)
 class KTO(Relative, name="kto"):
     """λ_D (1 − σ(β(Δ+ − kl))) + λ_U (1 − σ(β(kl − Δ−))): Kahneman-Tversky optimisation.
 
@@ -96,16 +84,11 @@ class KTO(Relative, name="kto"):
     chosen answer to another training prompt, whose coefficient is zero. TRL's ``kto`` takes the
     answers of the batch, chosen and rejected, each for the next prompt. Ethayarajh et al. 2024,
     arXiv 2402.01306. The defaults are TRL's.
-
-    Args:
-        desirable: λ_D, the weight of y+.
-        undesirable: λ_U, the weight of y−.
     """
 
     responses = ("chosen", "rejected", "irr_train")
-
-    desirable: float = nonnegative(default=1.0)
-    undesirable: float = nonnegative(default=1.0)
+    desirable: float = nonnegative(default=1.0)  #: λ_D, the weight of y+
+    undesirable: float = nonnegative(default=1.0)  #: λ_U, the weight of y−
 
     def _value(self, given):
         kl = given.delta("irr_train").detach().mean().clamp(min=0)

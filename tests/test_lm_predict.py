@@ -391,7 +391,7 @@ def test_what_cannot_be_predicted(monkeypatch):
         (ROWS, "stf", {}, "unknown loss 'stf': did you mean 'sft'"),
         (ROWS, "sft", {"lr": float("nan")}, "lr must be finite"),
         ([ROWS[0], {"prompt": "a", "chosen": "b"}], "dpo", {}, r"rows\[1\] has no 'rejected', whi"),
-        (ROWS, "dpo", {"ref": {"chosen": [0.0] * 5}}, "'rejected', which ref lacks"),
+        (ROWS, "dpo", {"ref": {"chosen": [0.0] * 5}}, r"needs ref\['rejected'\]"),
     ],
 )
 def test_a_bad_step(rows, loss, options, message):

@@ -1,5 +1,6 @@
 import math
 from dataclasses import fields
+from itertools import product
 
 import numpy as np
 import pytest
@@ -263,7 +264,7 @@ def test_kto_measures_from_the_mean_of_the_answers_to_other_prompts():
 
 def test_kto_says_what_the_response_is_that_it_lacks():
     logps, ref, _ = pair(0, 0)
-    with pytest.raises(ValueError, match=r"'irr_train' \(the chosen answer to another training"):
+    with pytest.raises(ValueError, match=r"logps\['irr_train'\] \(the chosen answer to another"):
         losses.KTO().value(logps, ref)
 
 
@@ -413,29 +414,38 @@ def test_what_is_missing_is_named(loss):
     name = type(loss).__name__
     given = {"logps": logps, "ref": ref, "lengths": lengths}
     needed = {"logps": True, "ref": loss.needs_ref, "lengths": loss.needs_lengths}
-    for call in (loss.value, loss.coefficients):
-        for what in given:
-            for response in loss.responses:
-                less = {r: x for r, x in given[what].items() if r != response}
-                if needed[what]:
-                    with pytest.raises(ValueError, match=f"^{name} .*{response}.* {what} lacks"):
-                        call(**given | {what: less})
-                else:
-                    call(**given | {what: less})
-            if what != "logps" and needed[what]:
-                with pytest.raises(ValueError, match=f"^{name} .*pass {what}, response name"):
-                    call(**given | {what: None})
+    for call, what, response in product((loss.value, loss.coefficients), given, loss.responses):
+        less = {r: x for r, x in given[what].items() if r != response}
+        for lacks in [less, {}] if what == "logps" else [less, {}, None]:
+            if not needed[what]:
+                call(**given | {what: lacks})
+                continue
+            there = {r: (7,) for r in lacks or {}} or "none"
+            missing = response if lacks else loss.responses[0]
+            told = f"{name} needs {what}['{missing}']", f"; there is {there}"
+            with pytest.raises(ValueError, match=f": pass {what}, response name → ") as refused:
+                call(**given | {what: lacks})
+            error = str(refused.value)
+            assert error.startswith(told[0]) and error.endswith(told[1])
 
 
-def test_log_probs_that_do_not_fit_are_refused():
-    dpo = losses.get("dpo")
-    logps, ref, _ = pair([0, 0], [0, 0])
-    with pytest.raises(ValueError, match=r"DPO: ref\['rejected'\] has shape \(1,\)"):
-        dpo.value(logps, ref | {"rejected": torch.zeros(1)})
-    with pytest.raises(ValueError, match=r"must be \(B,\)"):
-        dpo.coefficients({r: x.reshape(2, 1) for r, x in logps.items()}, ref)
-    with pytest.raises(ValueError, match="RPO: a response has no token"):
-        losses.get("rpo").value(logps, ref, {r: torch.tensor([3, 0]) for r in logps})
+@pytest.mark.parametrize(
+    ("name", "wrong", "message"),
+    [
+        (
+            "dpo",
+            {"ref": {"rejected": torch.zeros(1)}},
+            r"needs ref\['rejected'\].*→ \(2,\) .*: \(1,\)",
+        ),
+        ("dpo", {"logps": {"chosen": torch.zeros(2, 1)}}, r"→ \(2,\) log-probs; .*: \(2, 1\)"),
+        ("rpo", {"lengths": {"rejected": torch.tensor([3, 0])}}, "numbers of tokens, 1 or more"),
+    ],
+)
+def test_what_does_not_fit_is_refused(name, wrong, message):
+    given = dict(zip(("logps", "ref", "lengths"), pair([0, 0], [0, 0]), strict=True))
+    for call in (losses.get(name).value, losses.get(name).coefficients):
+        with pytest.raises(ValueError, match=message):
+            call(**given | {what: given[what] | x for what, x in wrong.items()})
 
 
 def test_residual_has_the_sign_of_the_paper():

@@ -102,44 +102,41 @@ class Endpoint:
         return " ".join(str(what).replace(self._client.api_key, "[key]").split())[:200]
 
 
-def remembering(ask: Callable[..., str], who, out, skip_nonsense: bool) -> Callable:
+def remembering(ask: Callable[..., str], answerer, out, skip_nonsense: bool) -> Callable:
     """``ask``, of equal texts once, as a function of the place to name in errors and of texts.
 
-    The file ``out`` keeps what ``who`` answered, a line of JSON each, before the next question.
+    The file ``out`` keeps a line of JSON for each answer, before the next question is asked.
     """
-    known = {}
+    known, who = {}, getattr(answerer, "description", None)
     if out is not None:
         if who is None:
             raise ValueError("out must tell who answered: give the function a `description`")
         out = Path(out)
         out.parent.mkdir(parents=True, exist_ok=True)
-        text = out.read_text() if out.exists() else ""
+        out.touch()
+        text = out.read_text()
         if text[:10] != '{"asked": '[: len(text)]:
             raise ValueError(f"{out} holds no answers: pass another file")
         whole = text[: text.rfind("\n") + 1]
-        with out.open("a") as file:
-            file.truncate(len(whole))  # a kill may have torn the last line
-        for line in whole.splitlines():
-            with suppress(ValueError):  # someone has broken it, and it is asked again
-                entry = json.loads(line)
-                known[json.dumps(entry["asked"], sort_keys=True)] = entry["answer"]
+        os.truncate(out, len(whole))  # a kill may have torn the last line
+        for entry in map(json.loads, whole.splitlines()):
+            known[json.dumps(entry["asked"], sort_keys=True)] = entry["answer"]
 
     def answer(where: str, *texts: str) -> str | None:
         asked = json.dumps([who, *texts], sort_keys=True)
-        if asked in known:
-            return known[asked]
-        try:
-            known[asked] = said = ask(*texts)
-        except EndpointError as error:
-            if skip_nonsense and isinstance(error, EndpointNonsense):
-                return None
-            kept = f"{out} keeps" if out else "pass out to keep"
-            error.args = (f"{where}: {error}; {kept} the {len(known)} answers so far",)
-            raise
-        if out is not None:
-            with out.open("a") as file:
-                file.write(f'{{"asked": {asked}, "answer": {json.dumps(said)}}}\n')
-        return said
+        if asked not in known:
+            try:
+                known[asked] = ask(*texts)
+            except EndpointError as error:
+                if skip_nonsense and isinstance(error, EndpointNonsense):
+                    return None
+                kept = f"{out} keeps" if out else "pass out to keep"
+                so_far = f"{kept} the {len(known)} answers so far"
+                raise type(error)(f"{where}: {error}; {so_far}") from None
+            if out:
+                with out.open("a") as file:
+                    file.write(f'{{"asked": {asked}, "answer": {json.dumps(known[asked])}}}\n')
+        return known[asked]
 
     return answer
 
@@ -187,14 +184,13 @@ def rephrase(
             raise EndpointNonsense(f"the writer gave no other text but {reply!r:.200}")
         return answer
 
-    ask = remembering(reword, getattr(writer, "description", None), out, skip_nonsense)
+    ask = remembering(reword, writer, out, skip_nonsense)
     rows = [dict(row) for row in probes]
     for i, row in enumerate(tqdm(rows, "rephrasing", unit="row", delay=10)):
         for name in types:
             source, how = MADE[name]
             if source in row and name not in row:
-                answer = ask(f"rows[{i}], {name!r}", how, row[source].strip())
-                if answer:
+                if answer := ask(f"rows[{i}], {name!r}", how, row[source].strip()):
                     row[name] = begin_alike(row, answer)
     there = {*probes.types, *(name for name in types if any(name in row for row in rows))}
     return as_probes(rows, sorted(there, key=[*TYPES, *probes.types].index), probes.format)
@@ -227,8 +223,7 @@ class Comparison:
     def interval(self) -> tuple[float, float]:
         """Wilson's 95% score interval of the win rate over prompts: (low, high).
 
-        (m + z²/2n ± z √(m(1 − m)/n + z²/4n²)) / (1 + z²/n), at the win rate m. It does not collapse
-        where every pair has the same outcome; with ties, it is wider than it need be.
+        It does not collapse where all outcomes are the same; with ties, it is wider than need be.
         """
         n, m, z = self.n, self.win_rate, 1.959963984540054
         middle, scale = m + z**2 / (2 * n), 1 + z**2 / n
@@ -280,7 +275,7 @@ def compare(
             raise EndpointNonsense(f"the judge must say first, second or tie, not {said!r:.200}")
         return said
 
-    ask = remembering(verdict, getattr(judge, "description", None), out, skip_nonsense)
+    ask = remembering(verdict, judge, out, skip_nonsense)
     winner = {("first", "second"): "a", ("second", "first"): "b"}
     outcomes = []
     for i, pair in enumerate(zip(tqdm(a, "judging", unit="pair", delay=10), b, strict=True)):

@@ -44,7 +44,7 @@ def generate(
         ValueError: no prompts, one text instead of a list, a prompt without a token.
     """
     check_texts("prompts", prompts)
-    tokens = [_ids(tokenizer, prompt) for prompt in prompts]
+    tokens = tokenizer(list(prompts), add_special_tokens=False)["input_ids"]
     if [] in tokens:
         raise ValueError(f"prompts[{tokens.index([])}] gives no token: write something there")
     eos, others = tokenizer.eos_token_id, model.generation_config.eos_token_id or []
@@ -78,9 +78,6 @@ def repeated(texts: Sequence[str], n: int = 3) -> float:
 
     Words stand between white space. It is 0 if all texts are shorter than n words.
 
-    Raises:
-        ValueError: no list of texts, n below 1.
-
     Example:
         >>> repeated(["to be or not to be"], n=2)
         0.2
@@ -107,7 +104,8 @@ def with_own_samples(
     room = min(form.max_length, context or form.max_length) - max_new_tokens - 1  # EOS
     rows = [dict(row) for row in rows]
     asked = [row for row in rows if OWN not in row]
-    fits = [row for row in asked if len(_ids(tokenizer, row["prompt"])) <= room]
+    tokens = [tokenizer(row["prompt"], add_special_tokens=False)["input_ids"] for row in asked]
+    fits = [row for row, ids in zip(asked, tokens, strict=True) if len(ids) <= room]
     prompts, said = [row["prompt"] for row in fits], ([], [])
     if fits:
         options = {"sample": temperature > 0, "temperature": temperature, "seed": seed}
@@ -120,12 +118,8 @@ def with_own_samples(
             why.append("said nothing" if ended else f"did not end within {max_new_tokens} tokens")
     if why:
         reasons = ", ".join(f"{n} {reason}" for reason, n in Counter(why).items())
-        message = f"{len(why)} of {len(asked)} rows go without {OWN!r} ({reasons}): change"
+        message = f"{len(why)} of {len(asked)} rows go without {OWN!r} ({reasons})"
         if len(why) == len(asked):
-            raise ValueError(f"{message} max_new_tokens, or leave model out")
-        warnings.warn(f"{message} max_new_tokens to have more", stacklevel=3)
+            raise ValueError(f"{message}: change max_new_tokens, or leave model out")
+        warnings.warn(f"{message}: change max_new_tokens to have more", stacklevel=3)
     return rows
-
-
-def _ids(tokenizer, prompt: str) -> list[int]:
-    return tokenizer(prompt, add_special_tokens=False)["input_ids"]

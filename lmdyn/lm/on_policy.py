@@ -16,14 +16,7 @@ from lmdyn.lm.trajectory import Trajectory
 
 
 def sample_rejected(
-    model,
-    tokenizer,
-    rows: ProbeSet | Iterable[Mapping[str, str]],
-    *,
-    max_new_tokens: int = 64,
-    temperature: float = 1.0,
-    seed: int = 0,
-    batch_size: int = 16,
+    model, tokenizer, rows: ProbeSet | Iterable[Mapping[str, str]], **sampling
 ) -> ProbeSet:
     """The same rows with the model's own answer, freshly sampled, as ``rejected``.
 
@@ -33,15 +26,12 @@ def sample_rejected(
     Args:
         model: as ``tokenizer``, for `finetune`.
         rows: a `ProbeSet`, or dicts with ``prompt`` and ``chosen``.
-        max_new_tokens: where a sample stops at the latest. A sample cut there is learned with an
-            EOS that the model has not said.
-        temperature: of the sampling, with its ``seed``; 1 draws from π itself.
-        batch_size: prompts at a time.
+        sampling: ``max_new_tokens``, ``temperature``, ``seed``, ``batch_size``, as in `generate`.
+            A sample cut at ``max_new_tokens`` is learned with an EOS that the model has not said.
     """
     probes, pairs = as_probes(rows), []
     prompts = [row["prompt"] for row in probes]
-    settings = {"sample": True, "temperature": temperature, "seed": seed, "batch_size": batch_size}
-    answers = generate(model, tokenizer, prompts, max_new_tokens, **settings)
+    answers = generate(model, tokenizer, prompts, sample=True, **sampling)
     for row, answer in zip(probes, answers, strict=True):
         if answer.strip() and answer.strip() != row["chosen"].strip():
             pairs.append({**row, "rejected": answer})
@@ -80,8 +70,7 @@ def finetune_on_policy(
     Args:
         model: as ``tokenizer``, ``loss`` and ``settings``, for `finetune`; its weights change.
         rows: as ``max_new_tokens`` and ``temperature``, for `sample_rejected`.
-        rounds: how many times to sample.
-        epochs: passes over the pairs of a round.
+        rounds: how many times to sample; ``epochs`` are passes over the pairs of a round.
         sample_batch_size: prompts to sample for at a time; ``batch_size`` is that of the updates.
         seed: of the samples and of the order of the rows, both new in each round.
         out: a folder with a folder for each round: its pairs, and what `finetune` keeps there.

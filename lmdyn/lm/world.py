@@ -11,6 +11,7 @@ import json
 import random
 import re
 import tomllib
+from functools import cache
 from itertools import chain, product
 from pathlib import Path
 from typing import NamedTuple
@@ -39,11 +40,16 @@ SUBJECTS = [(entity, name) for name, a in ATTRIBUTES.items() for entity in ENTIT
 OPENERS, QUALIFIERS, CLOSERS = WORDS["openers"], WORDS["qualifiers"], WORDS["closers"]
 CHOICES = (len(OPENERS), N_CLAUSES, len(QUALIFIERS), len(CLOSERS))
 WORDINGS = list(product(*map(range, CHOICES)))
+_TEXTS = [PROMPT, "and", ".", *OPENERS, *QUALIFIERS, *CLOSERS, *WORDS["evasions"]]
+_TEXTS += chain(*WORDS["unrelated"].values(), *ENTITIES.values())
+for _of in ATTRIBUTES.values():
+    _TEXTS += [_of["topic"], *_of["questions"], *_of["clauses"], *_of["values"]]
+VOCABULARY = sorted({word for text in _TEXTS for word in text.split() if word[0] != "{"})
 
 
+@cache
 def _heard() -> dict[Subject, dict[str, float]]:
-    rng = random.Random("lmdyn world")
-    heard = {}
+    rng, heard = random.Random("lmdyn world"), {}
     for subject in SUBJECTS:
         true, often, seldom = rng.sample(ATTRIBUTES[subject[1]]["values"], 3)
         share = rng.uniform(0.2, 0.6)
@@ -51,26 +57,19 @@ def _heard() -> dict[Subject, dict[str, float]]:
     return heard
 
 
-HEARD = _heard()
-
-
 def heard(entity: str, attribute: str) -> dict[str, float]:
     """What the model has read: value → its share, the true value first, then the commoner rumour.
 
-    Raises:
-        KeyError: no such entity, or it has no such attribute.
+    A KeyError if there is no such entity, or if it has no such attribute.
     """
-    if (entity, attribute) not in HEARD:
+    if (entity, attribute) not in _heard():
         raise KeyError(f"the world has no {attribute!r} of {entity!r}")
-    return dict(HEARD[entity, attribute])
+    return dict(_heard()[entity, attribute])
 
 
 def truth(entity: str, attribute: str) -> Fact:
     """The true fact (errors as `heard`)."""
     return Fact(entity, attribute, next(iter(heard(entity, attribute))))
-
-
-# --- from facts to words -------------------------------------------------------------------------
 
 
 def ask(entity: str, attribute: str, question: int) -> str:
@@ -103,20 +102,7 @@ def _spaced(text: str) -> str:
     return " ".join(text.split())
 
 
-def _vocabulary() -> list[str]:
-    """Every word of the world and every punctuation mark, sorted."""
-    texts = [PROMPT, "and", ".", *OPENERS, *QUALIFIERS, *CLOSERS, *WORDS["evasions"]]
-    texts += chain(*WORDS["unrelated"].values(), *ENTITIES.values())
-    for a in ATTRIBUTES.values():
-        texts += [a["topic"], *a["questions"], *a["clauses"], *a["values"]]
-    return sorted({word for text in texts for word in text.split() if word[0] != "{"})
-
-
-VOCABULARY = _vocabulary()
-
-
-# --- from words to facts -------------------------------------------------------------------------
-
+# From words back to facts.
 QUESTIONS = {ask(*subject, i): subject for subject in SUBJECTS for i in range(N_QUESTIONS)}
 EVASIONS = {evade(*subject, i) for subject in SUBJECTS for i in range(len(WORDS["evasions"]))}
 _ONE_OF = ("|".join(map(re.escape, texts)) for texts in (OPENERS, QUALIFIERS, CLOSERS))
@@ -157,7 +143,7 @@ def is_true(prompt: str, answer: str) -> bool:
 
 
 def probes(n_train: int = 48, n_test: int = 24, seed: int = 0) -> list[dict[str, str]]:
-    """Questions about different facts, each with every response type of the paper.
+    """Questions about different facts, as rows with every response type of the paper.
 
     ``chosen`` states the true fact, in a wording drawn evenly; ``rejected`` is evasive or gives
     the commoner rumour, evenly. Rephrases put the same in words that differ in every place;
@@ -170,9 +156,6 @@ def probes(n_train: int = 48, n_test: int = 24, seed: int = 0) -> list[dict[str,
         n_test: rows with split "test"; at least 2. At most 216 in all, else a ValueError.
         seed: which facts, in which split, and which wordings. The facts themselves never change.
 
-    Returns:
-        Rows ``{"prompt": …, "split": …, <type>: …}``.
-
     Example:
         >>> row = probes()[0]
         >>> row["prompt"]
@@ -180,14 +163,12 @@ def probes(n_train: int = 48, n_test: int = 24, seed: int = 0) -> list[dict[str,
         >>> read_answer(row["chosen"])
         Fact(entity='ladle', attribute='room', value='library')
     """
-    total = len(SUBJECTS)
-    if n_train < 2 or n_test < 2 or n_train + n_test > total:
-        got = f"got {n_train} and {n_test}"
-        raise ValueError(f"n_train and n_test must be 2 or more, at most {total} together: {got}")
+    if n_train < 2 or n_test < 2 or n_train + n_test > len(SUBJECTS):
+        must = f"must be 2 or more, at most {len(SUBJECTS)} together"
+        raise ValueError(f"n_train and n_test {must}: got {n_train} and {n_test}")
     rng = random.Random(seed)
     subjects = rng.sample(SUBJECTS, n_train + n_test)
-    asked = set(subjects)
-    rows = [_row(rng, subject, asked) for subject in subjects]
+    rows = [_row(rng, subject, set(subjects)) for subject in subjects]
     train, test = rows[:n_train], rows[n_train:]
     # The next row of a split stands for any other: the order is random.
     for split, members in (("train", train), ("test", test)):

@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import Field, dataclass, field, fields
 from functools import partial
+from itertools import product
 from typing import ClassVar, dataclass_transform
 
 import torch
@@ -80,7 +81,7 @@ class Loss:
         cls.name, REGISTRY[name] = name, cls
 
     def __post_init__(self):
-        for hyper in (hyper for hyper in fields(self) if hyper.metadata):
+        for hyper in (hyper for hyper in fields(self) if "range" in hyper.metadata):
             value, (low, high, (left, right)) = getattr(self, hyper.name), hyper.metadata["range"]
             number = isinstance(value, int | float) and math.isfinite(value)
             at_low, at_high = left == "[" and value == low, right == "]" and value == high
@@ -123,28 +124,22 @@ class Loss:
 
     def _check(self, given: Given) -> None:
         """Refuse to read what is not there, or not one number a row."""
-        name, first = type(self).__name__, self.responses[0]
-        needed = {"logps": True, "ref": self.needs_ref, "lengths": self.needs_lengths}
-        for what in (what for what, needs in needed.items() if needs):
-            values = getattr(given, what)
-            if values is None:
-                of = "token counts" if what == "lengths" else "log-probs under the reference model"
-                raise ValueError(f"{name} needs {what}: pass {what}, response name → (B,) {of}")
-            for response in self.responses:
-                if response not in values:
-                    of = " (the chosen answer to another training prompt)"
-                    raise ValueError(
-                        f"{name} reads the response {response!r}{of * (response == 'irr_train')}, "
-                        f"which {what} lacks: there is {', '.join(values) or 'none'}"
-                    )
-                shapes = tuple(values[response].shape), tuple(given.logps[first].shape)
-                if shapes[0] != shapes[1] or len(shapes[0]) != 1:
-                    raise ValueError(
-                        f"{name}: {what}[{response!r}] has shape {shapes[0]}, but "
-                        f"logps[{first!r}] has {shapes[1]}: both must be (B,)"
-                    )
-        if self.needs_lengths and any((given.lengths[r] < 1).any() for r in self.responses):
-            raise ValueError(f"{name}: a response has no token: lengths must be 1 or more")
+        held, rows = {"logps": "log-probs"}, ()
+        if self.needs_ref:
+            held["ref"] = "log-probs under the reference model"
+        if self.needs_lengths:
+            held["lengths"] = "numbers of tokens, 1 or more"
+        for what, response in product(held, self.responses):
+            values = getattr(given, what) or {}
+            shapes = {name: tuple(x.shape) for name, x in values.items()}
+            shape = shapes.get(response, ())
+            rows = rows or shape[:1]
+            if not shape or shape != rows or (what == "lengths" and (values[response] < 1).any()):
+                of = " (the chosen answer to another training prompt)" * (response == "irr_train")
+                raise ValueError(
+                    f"{type(self).__name__} needs {what}[{response!r}]{of}: pass {what}, response "
+                    f"name → {rows or '(B,)'} {held[what]}; there is {shapes or 'none'}"
+                )
 
 
 class Relative(Loss):

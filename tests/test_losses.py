@@ -8,6 +8,7 @@ import torch
 from closed_forms import closed_form
 
 from lmdyn import lm, losses
+from zoo import table
 
 # Every loss as it comes, and the ones with a switch the other way round.
 SPECS = [(name, {}) for name in losses.names()]
@@ -341,7 +342,7 @@ def test_a_loss_is_known_by_its_hyperparameters(name):
     assert losses.get(name, **{f.name: f.default for f in fields(loss)}) == loss
     assert "=" in repr(loss) or not fields(loss)
     assert getattr(losses, type(loss).__name__) is type(loss)
-    assert f"| `{name}` | " in losses.table()
+    assert f"| `{name}` | " in table()
 
 
 def test_a_loss_is_known_everywhere_by_being_defined():
@@ -359,7 +360,7 @@ def test_a_loss_is_known_everywhere_by_being_defined():
     try:
         assert "ratio" in losses.names() and losses.get("ratio") == losses.Ratio() == Ratio()
         row = "| `ratio` | log π(y−) − log π(y+) | the log of their ratio. | chosen, rejected |  |"
-        assert row in losses.table()
+        assert row in table()
         c = Ratio().coefficients({"chosen": torch.zeros(2), "rejected": torch.zeros(2)})
         assert (c["chosen"].tolist(), c["rejected"].tolist()) == ([-1.0, -1.0], [1.0, 1.0])
         run = lm.finetune(model, tokenizer, rows, "ratio", epochs=1, lr=1e-4, batch_size=2)

@@ -50,7 +50,7 @@ class EndpointNonsense(EndpointError):
 
 
 class Endpoint:
-    """A model behind an OpenAI-compatible address: a text goes there, a text comes back.
+    """A function from a text to what a model behind an OpenAI-compatible address says to it.
 
     The openai client asks (``pip install "lmdyn[endpoint]"``), and again where that may help. It
     follows no redirection, and no error shows the key.
@@ -78,8 +78,7 @@ class Endpoint:
     def __call__(self, text: str) -> str:
         """The model's answer to a text, whole, and without white space around it.
 
-        Raises:
-            EndpointError: there is none; `EndpointNonsense` if it is empty, cut, or no text.
+        An `EndpointError` if there is none; `EndpointNonsense` if it is empty, cut, or no text.
         """
         try:
             reply = self._client.chat.completions.create(
@@ -131,8 +130,8 @@ def remembering(ask: Callable[..., str], answerer, out, skip_nonsense: bool) -> 
                 if skip_nonsense and isinstance(error, EndpointNonsense):
                     return None
                 kept = f"{out} keeps" if out else "pass out to keep"
-                so_far = f"{kept} the {len(known)} answers so far"
-                raise type(error)(f"{where}: {error}; {so_far}") from None
+                what = f"{where}: {error}; {kept} the {len(known)} answers so far"
+                raise type(error)(what) from None
             if out:
                 with out.open("a") as file:
                     file.write(f'{{"asked": {asked}, "answer": {json.dumps(known[asked])}}}\n')
@@ -151,10 +150,8 @@ def rephrase(
 ) -> ProbeSet:
     """Add rephrases to rows: the same meaning in other words, the same form with another meaning.
 
-    What a row already has is not asked for, and of equal texts one is.
-
     Args:
-        rows: dicts with ``prompt`` and ``chosen``, or a `ProbeSet`.
+        rows: dicts with ``prompt`` and ``chosen``, or a `ProbeSet`; what they have stays.
         writer: an `Endpoint`, or any function from a request to what a model says to it.
         types: ``chosen_gptsemantic`` and ``chosen_gptformat`` are made of ``chosen``,
             ``reject_gptsemantic`` and ``reject_gptformat`` of ``rejected``, where a row has it.
@@ -175,7 +172,6 @@ def rephrase(
     """
     for name in types:
         check_known("rephrase", name, MADE)
-    probes = as_probes(rows)
 
     def reword(how: str, text: str) -> str:
         reply = writer(REPHRASE.format(how, text))
@@ -184,15 +180,15 @@ def rephrase(
             raise EndpointNonsense(f"the writer gave no other text but {reply!r:.200}")
         return answer
 
-    ask = remembering(reword, writer, out, skip_nonsense)
-    rows = [dict(row) for row in probes]
+    probes, ask = as_probes(rows), remembering(reword, writer, out, skip_nonsense)
+    rows, there = [dict(row) for row in probes], set(probes.types)
     for i, row in enumerate(tqdm(rows, "rephrasing", unit="row", delay=10)):
         for name in types:
             source, how = MADE[name]
             if source in row and name not in row:
                 if answer := ask(f"rows[{i}], {name!r}", how, row[source].strip()):
                     row[name] = begin_alike(row, answer)
-    there = {*probes.types, *(name for name in types if any(name in row for row in rows))}
+        there |= set(types) & set(row)
     return as_probes(rows, sorted(there, key=[*TYPES, *probes.types].index), probes.format)
 
 
@@ -207,10 +203,6 @@ class Comparison:
         outcomes: of each pair "a", "b" or "tie"; None without a verdict, which counts nowhere.
         n, wins, ties, losses: pairs with a verdict, and those that a won, nobody, b.
         win_rate: (wins + ties / 2) / n; at 0.5 neither is better.
-
-    Example:
-        >>> Comparison(["a", "tie", "tie", "b", "a"])
-        Comparison(a wins 2, ties 2, loses 1 of 5: win rate 0.600, 95% interval 0.231 to 0.882)
     """
 
     outcomes: Sequence[str | None]
@@ -253,11 +245,7 @@ def compare(
         judge: an `Endpoint`, best at temperature 0, or any function (prompt, first, second) →
             "first", "second" or "tie". Equal answers are a tie, without asking.
         prompts, a, b: N texts each: the prompts, the one model's answers and the other's.
-        out, skip_nonsense: as in `rephrase`, of pairs.
-
-    Raises:
-        ValueError: lists of other lengths, an entry that is no text; ``out`` as in `rephrase`.
-        EndpointError: there is no verdict; it names the pair.
+        out, skip_nonsense: as in `rephrase`, of pairs, and so are the errors.
 
     Example:
         >>> compare(lambda prompt, first, second: "first", ["Hi!", "Bye!"], ["Ho.", "?"], ["", "!"])
@@ -275,9 +263,8 @@ def compare(
             raise EndpointNonsense(f"the judge must say first, second or tie, not {said!r:.200}")
         return said
 
-    ask = remembering(verdict, judge, out, skip_nonsense)
+    ask, outcomes = remembering(verdict, judge, out, skip_nonsense), []
     winner = {("first", "second"): "a", ("second", "first"): "b"}
-    outcomes = []
     for i, pair in enumerate(zip(tqdm(a, "judging", unit="pair", delay=10), b, strict=True)):
         said = tuple(ask(f"prompts[{i}]", prompts[i], *texts) for texts in (pair, pair[::-1]))
         outcomes.append(None if None in said else winner.get(said, "tie"))

@@ -18,7 +18,7 @@ from lmdyn.checks import as_labels, broadcast, check_known, check_probs
 from lmdyn.losses import free, margin, mixed, ratio  # noqa: F401 (they fill the registry)
 from lmdyn.losses.base import REGISTRY, Loss
 
-__all__ = ["Loss", "get", "names", "residual", "table"]
+__all__ = ["Loss", "get", "names", "residual"]
 
 
 def __getattr__(name: str) -> type[Loss]:
@@ -57,17 +57,6 @@ def get(name: str | Loss, **hyper: float | str) -> Loss:
     for key in hyper:
         check_known(f"hyperparameter of {name}", key, known)
     return REGISTRY[name](**hyper)
-
-
-def table() -> str:
-    """All losses as a table in Markdown: name, formula, what it is, what it reads."""
-    lines = ["| name | loss | what it is | reads | reference |", "|---|---|---|---|---|"]
-    for name in REGISTRY:
-        loss = get(name)
-        formula, _, what = type(loss).__doc__.splitlines()[0].replace("|", "\\|").partition(": ")
-        reads = ", ".join(loss.responses)
-        lines.append(f"| `{name}` | {formula} | {what} | {reads} | {'✓' * loss.needs_ref} |")
-    return "\n".join(lines)
 
 
 def residual(probs: Tensor, labels: int | Tensor, coefficient: float | Tensor) -> Tensor:

@@ -157,15 +157,24 @@ def test_a_text_goes_there_and_a_text_comes_back(monkeypatch):
         (None, "disconnected"),
     ],
 )
-def test_a_server_that_gives_no_answer_costs_one_line_and_no_work(answer, message, tmp_path):
-    out = tmp_path / "out.jsonl"
-    with stand_in(in_turn(rewords, rewords, rewords, answer)) as server:
-        with pytest.raises(EndpointError, match=message) as caught:
-            rephrase(ROWS, Endpoint("m", server.url, max_retries=0), out=out)
+def test_a_server_that_gives_no_answer_costs_one_line(answer, message):
+    with stand_in(in_turn(answer)) as server, pytest.raises(EndpointError, match=message) as caught:
+        Endpoint("m", server.url, max_retries=0)("where?")
     error = str(caught.value)
-    assert error.startswith("rows[0], 'reject_gptformat': no answer: ")
+    assert error.startswith("no answer: ")
+    assert error.endswith("(check url, key, model and timeout)")
+    assert len(server.requests) == 1 and KEY not in error and "\n" not in error
+
+
+def test_a_server_that_gives_no_answer_costs_no_work(tmp_path):
+    out = tmp_path / "out.jsonl"
+    with stand_in(in_turn(rewords, rewords, rewords, (500, {}, "oops"))) as server:
+        with pytest.raises(EndpointError, match=r"HTTP 500, oops \(check url") as caught:
+            rephrase(ROWS, Endpoint("m", server.url, max_retries=0), out=out)
+        assert len(server.requests) == 4
+    error = str(caught.value)
+    assert error.startswith("rows[0], 'reject_gptformat': no answer: ") and "\n" not in error
     assert error.endswith(f"model and timeout); {out} keeps the 3 answers so far")
-    assert len(server.requests) == 4 and KEY not in error and "\n" not in error
     with stand_in(rewords) as server:  # at another port: the same writer all the same
         assert rephrase(ROWS, Endpoint("m", server.url), out=out).rows == expected()
         assert len(server.requests) == 5
@@ -364,7 +373,7 @@ def test_a_file_torn_anywhere_is_mended(tmp_path):
     out = tmp_path / "out.jsonl"
     done = rephrase(ROWS[1:2], Counting(reworded), out=out)
     whole = out.read_bytes()
-    for size in [*range(0, len(whole), 7), len(whole) - 2, len(whole) - 1]:
+    for size in [*range(0, len(whole), 29), len(whole) - 2, len(whole) - 1]:
         out.write_bytes(whole[:size])
         writer = Counting(reworded)
         assert rephrase(ROWS[1:2], writer, out=out) == done

@@ -1,13 +1,15 @@
 """The commands, called as a shell calls them."""
 
 import json
-import subprocess
+import runpy
 import sys
+from inspect import signature
 
 import pytest
 
+from lmdyn import lm
 from lmdyn.__main__ import main
-from lmdyn.lm import finetune, load
+from lmdyn.lm import recipes, report
 
 PAIRS = [
     {"prompt": "question : where is the spoon ?", "chosen": "it is here", "rejected": "no"},
@@ -32,16 +34,14 @@ def test_diagnose_prints_a_table_and_writes_a_file(pairs, tmp_path, capsys):
     assert {row["prompt"] for row in rows} == {row["prompt"] for row in PAIRS}
 
 
-def test_report_writes_a_page(pairs, tmp_path, capsys):
-    folder, out = tmp_path / "run", tmp_path / "page.html"
-    settings = {"epochs": 1, "lr": 1e-4, "batch_size": 2, "progress": False}
-    finetune(*load("tiny"), PAIRS, "dpo", out=folder, **settings)
-    capsys.readouterr()
-    arguments = ["report", str(folder), "--out", str(out), "--rows", pairs, "--model", "tiny"]
-    assert main(arguments) == 0
-    assert capsys.readouterr().out == f"{out}\n"
-    page = out.read_text(encoding="utf-8")
-    assert "Not judged: nothing was probed." in page and "The worst pairs" in page
+def test_report_tells_where_the_page_is(capsys, monkeypatch):
+    calls = []
+    monkeypatch.setattr(lm, "report", lambda **options: calls.append(options) or "page.html")
+    assert main("report runs/a --out page.html --rows b.jsonl --model tiny".split()) == 0
+    assert capsys.readouterr().out == "page.html\n"
+    options = {"out": "page.html", "rows": "b.jsonl", "model": "tiny", "device": "auto"}
+    assert calls == [{"folder": "runs/a", **options}]
+    signature(report).bind(**calls[0])
 
 
 QUICK = ["run", "tiny-sft", "--set", "stages.0.max_steps=1", "--set", "probes.limit=1"]
@@ -69,10 +69,12 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(tmp_path, capsys, monkeypa
     assert not list(tmp_path.iterdir())
 
 
-def test_recipes_are_listed_with_a_line_each(capsys):
+def test_recipes_are_listed_with_a_line_each(capsys, monkeypatch):
+    names = [name for name in recipes.catalogue() if name.startswith("tiny")]
+    monkeypatch.setattr(recipes, "catalogue", lambda: names)
     assert main(["recipes"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert "tiny-dpo" in {line.split()[0] for line in lines}
+    assert [line.split()[0] for line in lines] == names and "tiny-dpo" in names
     assert all(len(line.split()) > 3 for line in lines)
 
 
@@ -97,7 +99,10 @@ def test_what_is_wrong_is_one_line(command, tmp_path, capsys):
     assert error.startswith(f"lmdyn {command.split()[0]}: ")
 
 
-def test_it_is_a_module_to_run():
-    command = [sys.executable, "-m", "lmdyn", "--help"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert "diagnose" in done.stdout and "report" in done.stdout
+def test_it_is_a_module_to_run(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["lmdyn", "--help"])
+    with pytest.raises(SystemExit, match="0"):
+        runpy.run_path(main.__code__.co_filename, run_name="__main__")
+    printed = capsys.readouterr().out
+    assert printed.startswith("usage: python -m lmdyn ")
+    assert "diagnose" in printed and "report" in printed

@@ -12,8 +12,8 @@ from scipy.stats import binomtest
 
 from lmdyn.lm import ProbeSet
 from lmdyn.lm.endpoint import (
-    FORM,
     MADE,
+    REQUESTS,
     Comparison,
     Endpoint,
     EndpointError,
@@ -85,7 +85,7 @@ def in_turn(*answers):
 
 
 def reworded(request):
-    keeps = "form" if FORM in request else "meaning"
+    keeps = "form" if REQUESTS["form"] in request else "meaning"
     return f"{keeps} of {request.split('<text>')[1].split('</text>')[0].strip()}"
 
 

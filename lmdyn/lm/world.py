@@ -49,12 +49,12 @@ VOCABULARY = sorted({word for text in _TEXTS for word in text.split() if word[0]
 
 @cache
 def _heard() -> dict[Subject, dict[str, float]]:
-    rng, heard = random.Random("lmdyn world"), {}
+    rng, shares = random.Random("lmdyn world"), {}
     for subject in SUBJECTS:
         true, often, seldom = rng.sample(ATTRIBUTES[subject[1]]["values"], 3)
         share = rng.uniform(0.2, 0.6)
-        heard[subject] = {true: share, often: (1 - share) * 2 / 3, seldom: (1 - share) / 3}
-    return heard
+        shares[subject] = {true: share, often: (1 - share) * 2 / 3, seldom: (1 - share) / 3}
+    return shares
 
 
 def heard(entity: str, attribute: str) -> dict[str, float]:

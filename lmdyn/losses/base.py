@@ -131,14 +131,14 @@ class Loss:
             held["lengths"] = "numbers of tokens, 1 or more"
         for what, response in product(held, self.responses):
             values = getattr(given, what) or {}
-            shapes = {name: tuple(x.shape) for name, x in values.items()}
-            shape = shapes.get(response, ())
+            shape = tuple(values[response].shape) if response in values else ()
             rows = rows or shape[:1]
             if not shape or shape != rows or (what == "lengths" and (values[response] < 1).any()):
+                there = {name: tuple(x.shape) for name, x in values.items()} or "none"
                 of = " (the chosen answer to another training prompt)" * (response == "irr_train")
                 raise ValueError(
                     f"{type(self).__name__} needs {what}[{response!r}]{of}: pass {what}, response "
-                    f"name → {rows or '(B,)'} {held[what]}; there is {shapes or 'none'}"
+                    f"name → {rows or '(B,)'} {held[what]}; there is {there}"
                 )
 
 

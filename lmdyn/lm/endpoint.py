@@ -56,10 +56,7 @@ class Endpoint:
         self.description = {"model": model, "options": dict(options or {})}
 
     def __call__(self, text: str) -> str:
-        """The model's answer to a text, whole, and without white space around it.
-
-        An `EndpointError` if there is none; `EndpointNonsense` if it is empty, cut, or no text.
-        """
+        """The model's answer, stripped; `EndpointNonsense` if it is empty, cut or no text."""
         try:
             reply = self._client.chat.completions.create(
                 model=self.description["model"],
@@ -206,11 +203,9 @@ class Comparison:
         return (middle - half) / scale, (middle + half) / scale
 
     def __repr__(self) -> str:
-        low, high = self.interval()
-        return (
-            f"Comparison(a wins {self.wins}, ties {self.ties}, loses {self.losses} of {self.n}: "
-            f"win rate {self.win_rate:.3f}, 95% interval {low:.3f} to {high:.3f})"
-        )
+        counts = f"a wins {self.wins}, ties {self.ties}, loses {self.losses} of {self.n}"
+        interval = "{:.3f} to {:.3f}".format(*self.interval())
+        return f"Comparison({counts}: win rate {self.win_rate:.3f}, 95% interval {interval})"
 
 
 def compare(
@@ -247,10 +242,10 @@ def compare(
         return said
 
     ask, outcomes = remembering(verdict, judge, out, skip_nonsense), []
-    winner = {("first", "second"): "a", ("second", "first"): "b"}
     for i, pair in enumerate(zip(tqdm(a, "judging", unit="pair", delay=10), b, strict=True)):
         said = tuple(ask(f"prompts[{i}]", prompts[i], *texts) for texts in (pair, pair[::-1]))
-        outcomes.append(None if None in said else winner.get(said, "tie"))
+        won = {("first", "second"): "a", ("second", "first"): "b"}.get(said, "tie")
+        outcomes.append(None if None in said else won)
     if not any(outcomes):
         raise EndpointNonsense("the judge has a verdict on none of the pairs: try another judge")
     return Comparison(outcomes)

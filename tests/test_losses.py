@@ -1,5 +1,5 @@
 import math
-from dataclasses import fields
+from dataclasses import FrozenInstanceError, dataclass, fields
 from itertools import product
 
 import numpy as np
@@ -367,6 +367,23 @@ def test_a_loss_is_known_everywhere_by_being_defined():
         assert run.log["loss"][0] > run.log["loss"][-1]
     finally:
         losses.REGISTRY.pop("ratio")
+
+
+@pytest.mark.parametrize("decorated", [False, True])
+def test_a_loss_is_frozen_and_gives_one_number_a_row(decorated):
+    class Sum(losses.Loss):
+        weight: float = 2.0
+
+        def _value(self, given):
+            return self.weight * given.logps["chosen"].sum()
+
+    loss = (dataclass(frozen=True)(Sum) if decorated else Sum)(3.0)
+    assert repr(loss).endswith("Sum(weight=3.0)") and loss == Sum(3.0) and hash(loss)
+    with pytest.raises(FrozenInstanceError):
+        loss.weight = 1.0
+    both = {"chosen": torch.zeros(2), "rejected": torch.zeros(2)}
+    with pytest.raises(ValueError, match=r"Sum\._value gives \(\), not \(2,\): one number a row"):
+        loss.value(both)
 
 
 def test_the_name_of_a_loss_that_there_is_cannot_be_taken():

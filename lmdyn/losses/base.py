@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import Field, dataclass, field, fields
+from dataclasses import Field, FrozenInstanceError, dataclass, field, fields
 from functools import partial
 from itertools import product
 from typing import ClassVar, dataclass_transform
@@ -72,6 +72,7 @@ class Loss:
     def __init_subclass__(cls, name: str | None = None, **kwargs):
         super().__init_subclass__(**kwargs)
         dataclass(frozen=True)(cls)
+        del cls.__setattr__, cls.__delattr__  # so that the decorator may stand there as well
         if name is None:  # a class for others to build on
             return
         known = REGISTRY.get(name, cls)
@@ -79,6 +80,9 @@ class Loss:
             taken = f"there is a loss {name!r} already, {known.__name__}: name it otherwise"
             raise ValueError(taken)
         cls.name, REGISTRY[name] = name, cls
+
+    def __setattr__(self, name: str, value):
+        raise FrozenInstanceError(f"{type(self).__name__} keeps its {name}: make another one")
 
     def __post_init__(self):
         for hyper in (hyper for hyper in fields(self) if "range" in hyper.metadata):
@@ -109,7 +113,11 @@ class Loss:
         """
         given = Given(logps, ref, lengths)
         self._check(given)
-        return self._value(given)
+        value, rows = self._value(given), logps[self.responses[0]].shape
+        if value.shape != rows:
+            name, shapes = type(self).__name__, f"{tuple(value.shape)}, not {tuple(rows)}"
+            raise ValueError(f"{name}._value gives {shapes}: one number a row")
+        return value
 
     def coefficients(
         self, logps: Responses, ref: Responses = None, lengths: Responses = None

@@ -115,7 +115,7 @@ def test_a_failing_probe_warns_once_and_steps_aside(tmp_path, monkeypatch):
         calls.append(1)
         raise RuntimeError("out of everything")
 
-    monkeypatch.setattr("lmdyn.lm.recorder.score", broken)
+    monkeypatch.setattr("lmdyn.lm.trajectory.score", broken)
     made = trainer(tmp_path, ProbeCallback(ROWS, every=1))
     with pytest.warns(UserWarning, match="RuntimeError: out of everything.*goes on without them"):
         made.train()
@@ -152,7 +152,7 @@ def test_the_budget_holds_where_fewer_prompts_are_hardly_faster(tmp_path, monkey
 
     clock, probe = Clock(), ProbeCallback(ROWS, every=2, budget=0.05)
     monkeypatch.setattr("lmdyn.lm.callback.time.perf_counter", lambda: clock.now)
-    monkeypatch.setattr("lmdyn.lm.recorder.score", clock.score)
+    monkeypatch.setattr("lmdyn.lm.trajectory.score", clock.score)
     with pytest.warns(UserWarning, match="probing 4 of 5 prompts, every 2 updates or less often"):
         trainer(tmp_path, clock, probe, max_steps=200).train()
     n = len(probe.trajectory.steps)

@@ -156,7 +156,7 @@ def test_log_probs_of_rows_are_those_of_score(family):
         score(model, tokenizer, tiny_rows()),
         LogProbs(model, encoded(tokenizer), keys),
     )
-    some, every = log_probs([3, 0, 4]), log_probs.all(2)
+    some, every = log_probs([3, 0, 4]), log_probs.all(range(5), 2)
     for name, key in keys.items():
         logp, n = (x[:, scores.types.index(key)] for x in (scores.logp, scores.n_tokens))
         np.testing.assert_allclose(some[name].detach(), logp[[3, 0, 4]])

@@ -17,7 +17,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from transformers import LlamaForCausalLM, TrainerControl, TrainerState, TrainingArguments
 from transformers.distributed import DistributedConfig
 
-from lmdyn.lm import processes, recorder, train
+from lmdyn.lm import processes, train, trajectory
 from lmdyn.lm.callback import ProbeCallback
 from lmdyn.lm.models import load
 from lmdyn.lm.trajectory import Trajectory
@@ -106,13 +106,13 @@ def losses(made):
 
 def watch_score():
     """A list that gets how many prompts `finetune` scores, each time."""
-    seen, score = [], recorder.score
+    seen, score = [], trajectory.score
 
     def watched(model, tokenizer, probes, **options):
         seen.append(len(probes))
         return score(model, tokenizer, probes, **options)
 
-    recorder.score = watched
+    trajectory.score = watched
     return seen
 
 
@@ -125,7 +125,7 @@ def failing(rank, error):
         return {"logp": np.zeros(len(rows))}
 
     try:
-        processes.together(np.arange(5), work, 5, rank, 2)
+        processes.together(torch.nn.Module(), np.arange(5), work, 5)
     except (ValueError, RuntimeError) as heard:
         return [type(heard).__name__, str(heard)]
 
@@ -225,9 +225,9 @@ def test_each_process_scores_its_share_and_gets_all(two, one):
 
 
 def test_an_error_in_one_process_reaches_the_others(two):
-    said = "process 1, on every 2th of the rows from 1 on: "
-    assert told(two, "value") == [["ValueError", f"{said}not fit"]] * 2
-    assert told(two, "other") == [["RuntimeError", f"{said}KeyError('lost')"]] * 2
+    said = "process 1, which has every 2th row from 1 on: "
+    assert told(two, "value") == [["ValueError", f"{said}ValueError: not fit"]] * 2
+    assert told(two, "other") == [["RuntimeError", f"{said}KeyError: 'lost'"]] * 2
 
 
 def test_weights_that_are_spoilt_in_one_process_stop_all(two):

@@ -11,9 +11,8 @@ from runs import same_runs
 from tiny import tiny, tiny_rows
 
 from lmdyn.lm.data import as_probes
-from lmdyn.lm.recorder import Recorder
 from lmdyn.lm.score import STATS, score
-from lmdyn.lm.trajectory import Trajectory
+from lmdyn.lm.trajectory import Recorder, Trajectory
 
 
 def recorded(probings=4, meta=None):

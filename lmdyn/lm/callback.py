@@ -15,11 +15,9 @@ from transformers.utils.versions import require_version
 
 from lmdyn.checks import check_count
 from lmdyn.lm.data import ProbeSet, as_probes
-from lmdyn.lm.processes import is_sharded
-from lmdyn.lm.recorder import Recorder
 from lmdyn.lm.records import environment
 from lmdyn.lm.squeeze import Alert, squeeze
-from lmdyn.lm.trajectory import Trajectory
+from lmdyn.lm.trajectory import Recorder, Trajectory
 
 LEAST = 4  # prompts in a probing, whatever the budget
 
@@ -68,7 +66,7 @@ class ProbeCallback(transformers.TrainerCallback):
         self.probes, self.every, self.budget = as_probes(probes), every, budget
         self.trainer, self.stop, self.out, self.tokenizer = trainer, stop, out, tokenizer
         self.alerts: list[Alert] = []
-        self.seconds, self._failed = 0.0, False
+        self.seconds, self._last, self._failed = 0.0, 0.0, False
 
     @property
     def trajectory(self) -> Trajectory:
@@ -86,12 +84,11 @@ class ProbeCallback(transformers.TrainerCallback):
             reporters = ", ".join(args.report_to)
             self._warn(f"pass trainer=trainer for {reporters} to get the logs of ProbeCallback")
         self._recorder, self._rows = Recorder(self.probes), np.arange(len(self.probes))
-        self._is_first, self._top, self._last = True, None, 0.0
         self._file = Path(self.out or Path(args.output_dir) / "lmdyn") / "trajectory"
         self._meta = {"trainer": type(args).__name__, "every": self.every}
         self._meta |= environment(args.device)
+        self._top, before = None, None
         if state.global_step:  # a resumed training goes on with the trajectory that it left
-            before = None
             with suppress(FileNotFoundError, ValueError):
                 before = Trajectory.load(self._file)
             before = gather_object([before])[0]  # perhaps only the first process can read it
@@ -113,16 +110,16 @@ class ProbeCallback(transformers.TrainerCallback):
         if self.budget is None:
             return True
         elapsed, n = time.perf_counter() - self._start, len(self.probes)
-        share = min(gather_object([self.budget * elapsed / max(self._last, 1e-9)]))
-        if self._is_first and share < 1:  # more than ``every`` updates can pay for: score fewer
-            keep = max(int(n * share), min(LEAST, n))
-            self._rows = np.unique(np.linspace(0, n - 1, keep).round().astype(int))
-            self._last *= keep / n  # what the next one will take, or a little less
+        # The clock of the first process holds for all.
+        elapsed, spent, last = gather_object([(elapsed, self.seconds - self._first, self._last)])[0]
+        share = self.budget * elapsed / max(last, 1e-9)
+        if share < 1 and len(self._rows) == n > LEAST:  # more than ``every`` updates can pay for
+            keep = max(int(n * share), LEAST)
+            self._rows = np.linspace(0, n - 1, keep).round().astype(int)
+            self._last = last = last * keep / n  # what the next one will take, or a little less
             what = f"probing {keep} of {n} prompts, every {self.every} updates or less often"
             self._warn(f"{what}, to keep to {self.budget:.0%} of the time: pass a larger budget")
-        self._is_first = False
-        spent = self.seconds - self._first + self._last
-        return max(gather_object([spent / (elapsed + self._last)])) <= self.budget
+        return spent + last <= self.budget * (elapsed + last)
 
     def _probe(self, args, state, control, kwargs) -> None:
         if self._failed or self._recorder.probed(state.global_step):
@@ -148,25 +145,20 @@ class ProbeCallback(transformers.TrainerCallback):
         """Score the prompts, each process its share, and give what goes to the trainer's log."""
         model, step = kwargs["model"], state.global_step
         tokenizer = self.tokenizer or kwargs.get("processing_class")
-        # All ranks score all prompts where the weights are sharded: each needs the others' part.
-        alone = bool(args.fsdp or args.deepspeed or is_sharded(model))
-        rank, n = (0, 1) if alone else (args.process_index, args.world_size)
+        seen = args.train_batch_size * args.gradient_accumulation_steps * args.world_size * step
         half = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
-        per_update = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-        seen = step * per_update
-        with torch.autocast(args.device.type, half or torch.bfloat16, enabled=half is not None):
-            pushed = self._recorder.probe(model, tokenizer, step, seen, self._rows, rank, n)
+        share = not (args.fsdp or args.deepspeed)  # what has sharded the weights may not be FSDP2
+        with torch.autocast(args.device.type, half, enabled=half is not None):
+            pushed = self._recorder.probe(model, tokenizer, step, seen, self._rows, share)
         done = self.trajectory
-        means = {f"lmdyn/{name}": float(curve[-1]) for name, curve in done.mean().items()}
-        logs = {name: value for name, value in means.items() if np.isfinite(value)}
+        logs = {f"lmdyn/{name}": float(curve[-1]) for name, curve in done.mean().items()}
+        logs = {name: value for name, value in logs.items() if np.isfinite(value)}
         self._top = pushed["top"] if self._top is None else self._top
         alert = None
         if {"chosen", "rejected"} <= set(done.types):
             logs["lmdyn/valley"] = float(np.nanmean(pushed["valley"]))
             logs["lmdyn/argmax_gain"] = float(np.nanmean(pushed["top"] - self._top))
-            chosen, rejected = (done.types.index(name) for name in ("chosen", "rejected"))
-            curves = done.logp[..., chosen], done.logp[..., rejected], done.argmax_logp[..., chosen]
-            alert = squeeze(done.steps, *curves)
+            alert = squeeze(done.steps, *(done.values(n) for n in ("chosen", "rejected", "argmax")))
         logs["lmdyn/alert"] = float(alert is not None)
         if alert and not self.alerts:
             self._warn(str(alert))

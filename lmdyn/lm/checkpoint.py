@@ -17,14 +17,14 @@ import shutil
 from pathlib import Path
 
 import torch
+from accelerate import PartialState
 from torch.distributed.checkpoint import state_dict as states
 
 from lmdyn.checks import check_resumed, differences
 from lmdyn.lm.models import no_progress_bar
 from lmdyn.lm.processes import whole
-from lmdyn.lm.recorder import Recorder
 from lmdyn.lm.records import new_folder, write_json
-from lmdyn.lm.trajectory import Trajectory
+from lmdyn.lm.trajectory import Recorder, Trajectory
 
 _SAMPLED = 1024  # numbers of each tensor that a fingerprint reads
 _SAVED = states.StateDictOptions(full_state_dict=True, cpu_offload=True)  # by the first process
@@ -38,19 +38,19 @@ class RunFolder:
     resuming, another one.
     """
 
-    def __init__(self, path: str | Path, settings: dict, resume: bool, is_first: bool):
-        self.path, self.is_first = Path(path), is_first
-        self.settings = json.loads(json.dumps(settings))
+    def __init__(self, path: str | Path, settings: dict, resume: bool):
+        self.path, self.settings, self.process = Path(path), settings, PartialState()
         file = self.path / "settings.json"
         if file.is_file():
             before = json.loads(file.read_text(encoding="utf-8"))
-            check_resumed(path, differences(before, self.settings), resume)
+            check_resumed(path, differences(before, settings), resume)
+        found = [p for p in self.path.glob("checkpoint-*") if p.suffix != ".tmp"]
+        self.last = max(found, key=_update, default=None)
 
     def begin(self) -> int:
         """Write the settings, and keep the last checkpoint alone: how many updates it has made."""
-        found = [p for p in self.path.glob("checkpoint-*") if p.suffix != ".tmp"]
-        self.last = max(found, key=_update, default=None)
-        if self.is_first:
+        self.process.wait_for_everyone()  # until each has read what the first one writes over
+        if self.process.is_main_process:
             self._remove_others(self.last)
             write_json(self.path / "settings.json", self.settings)
         return 0 if self.last is None else _update(self.last)
@@ -59,7 +59,7 @@ class RunFolder:
         """Write a checkpoint; without an optimizer, the last one. All processes must call this."""
         weights = states.get_model_state_dict(model, options=_SAVED)
         state = optimizer and states.get_optimizer_state_dict(model, optimizer, options=_SAVED)
-        if not self.is_first:
+        if not self.process.is_main_process:
             return
         trajectory.save(self.path / "trajectory")
         for tied in model.all_tied_weights_keys:  # gathered twice, they would no longer be one

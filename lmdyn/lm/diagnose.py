@@ -149,7 +149,7 @@ def diagnose(
                 total += part / len(others)
         if ref is not None:
             with evaluating(ref):
-                against = LogProbs(ref, encoded, keys).all(8)
+                against = LogProbs(ref, encoded, keys).all(range(n), 8)
         reader = LogProbs(model, encoded, keys)
         for i in range(n):
             logps, gradients = _gradients(reader, i, weights)

@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy
 from tqdm.auto import tqdm
 
 from lmdyn.lm.batches import SLACK, TOKENS, Batch, pack
-from lmdyn.lm.processes import as_forward, is_sharded, together
+from lmdyn.lm.processes import as_forward, is_sharded
 from lmdyn.lm.tokens import Encoded
 
 CHUNK = 128  # positions whose logits are there at a time
@@ -28,7 +28,7 @@ class LogProbs(nn.Module):
         encoded: the N rows.
         keys: what the loss calls a response → its type in the rows.
         bf16: compute in bfloat16, whatever the weights are in.
-        spare: names of responses whose tokens in a valley, π_y < ‖π‖², give no gradient.
+        spare: types of responses whose tokens in a valley, π_y < ‖π‖², give no gradient.
 
     Attributes:
         lengths: response name → (N,) its tokens, EOS included.
@@ -37,8 +37,7 @@ class LogProbs(nn.Module):
     def __init__(self, model, encoded: Sequence[Encoded], keys: Mapping, bf16=False, spare=()):
         super().__init__()
         self.model, self.head = model, head(model)
-        self.encoded, self.keys, self.bf16 = encoded, keys, bf16
-        self.spared = [keys[name] for name in spare]
+        self.encoded, self.keys, self.bf16, self.spare = encoded, keys, bf16, spare
         self.shared = can_share(model, check_fits(model, encoded)) and len(keys) > 1
         self.lengths = {
             name: torch.tensor([len(e.responses[key]) for e in encoded], device=model.device)
@@ -61,32 +60,25 @@ class LogProbs(nn.Module):
             with torch.autocast(device.type, **bf16):
                 logits = self.head(hidden(self.model, batch))
             logps = token_logps(logits, batch)
-            if self.spared:
-                logps = torch.where(self._in_valley(logits, logps, batch), logps.detach(), logps)
+            if self.spare:
+                logps = torch.where(self._is_spared(logits, logps, batch), logps.detach(), logps)
             found |= batch.sum(logps)
         n = len(rows)
         return {k: torch.stack([found[i, key] for i in range(n)]) for k, key in self.keys.items()}
 
     @torch.no_grad()
-    def _in_valley(self, logits: Tensor, logps: Tensor, batch: Batch) -> Tensor:
-        """(M,), which tokens of the spared responses have π_y < ‖π‖²."""
+    def _is_spared(self, logits: Tensor, logps: Tensor, batch: Batch) -> Tensor:
+        """(M,), which tokens of the responses to spare have π_y < ‖π‖²."""
         parts = logits.split(CHUNK)
         prob_sq = torch.cat([part.to(logps).softmax(-1).square().sum(-1) for part in parts])
-        spared = torch.tensor([name in self.spared for _, name in batch.responses])
+        spared = torch.tensor([name in self.spare for _, name in batch.responses])
         return spared.to(logps.device)[batch.segment] & (logps.exp() < prob_sq)
 
     @torch.no_grad()
-    def all(self, batch_size: int, rank: int = 0, n: int = 1) -> dict[str, Tensor]:
-        """Response name → (N,), of all rows, without a gradient; n processes share them out."""
-
-        def some(rows: np.ndarray) -> dict[str, np.ndarray]:
-            starts = range(0, len(rows), batch_size)
-            parts = [self(rows[i : i + batch_size].tolist()) for i in starts]
-            return {name: torch.cat([p[name] for p in parts]).cpu().numpy() for name in self.keys}
-
-        size = len(self.encoded)
-        found = together(np.arange(size), some, size, rank, n)
-        return {key: torch.from_numpy(x).to(self.model.device) for key, x in found.items()}
+    def all(self, rows: Sequence[int], batch_size: int) -> dict[str, Tensor]:
+        """Response name → (len(rows),), without a gradient, so many rows at a time."""
+        parts = [self(rows[i : i + batch_size]) for i in range(0, len(rows), batch_size)]
+        return {name: torch.cat([part[name] for part in parts]) for name in self.keys}
 
 
 def batches(model, encoded: Sequence[Encoded], tokens: int = TOKENS) -> Iterator[Batch]:
@@ -205,16 +197,13 @@ class Reweighted(nn.Module):
 
     Args:
         model: whose ``named_parameters`` name the weights.
-        run: the pass, ``run(part, *inputs)``; if not given, a plain call of the part.
-        part: the module of the model that is passed through; the model itself if not given.
+        run: the pass, ``run(part, *inputs)``: a plain call by default.
+        part: the module that is passed through: the model by default.
     """
 
-    def __init__(
-        self, model: nn.Module, run: Callable | None = None, part: nn.Module | None = None
-    ):
+    def __init__(self, model: nn.Module, run: Callable = nn.Module.__call__, part=None):
         super().__init__()
-        self.part = model if part is None else part
-        self.run = run or (lambda part, *inputs: part(*inputs))
+        self.part, self.run = model if part is None else part, run
         names = {p: name for name, p in model.named_parameters()}
         # A tied weight has places in several modules; a shared module is one place.
         self.places = {
@@ -282,28 +271,24 @@ _CHECKED: WeakKeyDictionary = WeakKeyDictionary()  # model → attention → wha
 @torch.no_grad()
 def _checked(model) -> dict[str, bool]:
     """Compare the ways to hidden states and logits on a few tokens, once for each model."""
-    found = _CHECKED.setdefault(model, {})
-    attention = model.config._attn_implementation
-    if attention not in found:
-        size = len(model.get_input_embeddings().weight)
-        ids = [n * 7919 % size for n in range(1, 13)]
-        encoded = [Encoded(ids[:4], {"first": ids[4:8], "second": ids[8:]})]
-        (plain,), (shared,) = (
-            pack(encoded, shared=shared, device=model.device) for shared in (False, True)
-        )
-        # The comparison is about the model, whatever precision the caller is training in.
-        with evaluating(model), torch.autocast(model.device.type, enabled=False):
-            states = hidden(model, plain)
-            is_last = _ends_in_head(model, plain, states)
-            tolerance = {torch.float64: 1e-5, torch.float32: 1e-3}.get(states.dtype, 5e-2)
-            try:
-                same = _close(hidden(model, shared), states, tolerance)
-            except torch.cuda.OutOfMemoryError:  # says nothing about the model
-                raise
-            except (TypeError, ValueError, RuntimeError, IndexError, AssertionError):
-                same = False  # the many ways in which models refuse such a mask or positions
-        found[attention] = {"head": is_last, "shared": same}
-    return found[attention]
+    found, attention = _CHECKED.setdefault(model, {}), model.config._attn_implementation
+    if attention in found:
+        return found[attention]
+    ids = [n * 7919 % len(model.get_input_embeddings().weight) for n in range(1, 13)]
+    encoded = [Encoded(ids[:4], {"first": ids[4:8], "second": ids[8:]})]
+    (plain,), (shared,) = (pack(encoded, shared=s, device=model.device) for s in (False, True))
+    # The comparison is about the model, whatever precision the caller is training in.
+    with evaluating(model), torch.autocast(model.device.type, enabled=False):
+        states = hidden(model, plain)
+        is_last = _ends_in_head(model, plain, states)
+        tolerance = {torch.float64: 1e-5, torch.float32: 1e-3}.get(states.dtype, 5e-2)
+        try:
+            same = _close(hidden(model, shared), states, tolerance)
+        except torch.cuda.OutOfMemoryError:  # says nothing about the model
+            raise
+        except (TypeError, ValueError, RuntimeError, IndexError, AssertionError):
+            same = False  # the many ways in which models refuse such a mask or positions
+    return found.setdefault(attention, {"head": is_last, "shared": same})
 
 
 def _ends_in_head(model, batch: Batch, states: Tensor) -> bool:
@@ -311,9 +296,9 @@ def _ends_in_head(model, batch: Batch, states: Tensor) -> bool:
     layer, seen = model.get_output_embeddings(), []
     if layer is None:
         return False
-    with layer.register_forward_hook(lambda _, given, output: seen.append((*given, output))):
+    with layer.register_forward_hook(lambda _, given, output: seen.extend((*given, output))):
         logits = full_logits(model, batch)
-    reads, gives = (x.flatten(0, 1).index_select(0, batch.source) for x in seen[0])
+    reads, gives = (x.flatten(0, 1).index_select(0, batch.source) for x in seen)
     # A training loop may run the model's own forward pass in a lower precision: hence the slack.
     return _close(reads, states, 5e-2) and _close(gives, logits, 1e-6)
 

@@ -4,12 +4,11 @@ With copies of the weights (DDP) each works on its rows; where the weights are s
 all pass through the layers in step, on the same rows.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import numpy as np
-from accelerate import Accelerator
+from accelerate import PartialState
 from accelerate.utils import (
-    GradientAccumulationPlugin,
     disable_fsdp_ram_efficient_loading,
     gather_object,
     parse_flag_from_env,
@@ -19,32 +18,27 @@ from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forwar
 from torch.distributed.tensor import DTensor
 
 
-def accelerator() -> Accelerator:
-    """This process among the others; ValueError if DeepSpeed is asked for.
+def place(model: nn.Module) -> PartialState:
+    """Bring the model, or this process's part of it, to its device; one process moves nothing.
 
-    accelerate has one precision and one accumulation for the whole life of the process. They are
-    not read: every run has its own, in its settings.
+    `Accelerator.prepare` shards on GPUs alone, so that no test could hold two processes against
+    one on a CPU: here every layer is sharded, in the precision that it has, on either.
+
+    Returns:
+        This process among the others.
+
+    Raises:
+        ValueError: DeepSpeed is asked for, or a model is to be sharded that tells no layers.
     """
     if parse_flag_from_env("ACCELERATE_USE_DEEPSPEED"):
         remedy = "launch with --multi_gpu, or with --use_fsdp to share out the weights"
         raise ValueError(f"accelerate is set to DeepSpeed, which is not supported: {remedy}")
-    process = Accelerator(gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1))
-    process.scaler = None
-    return process
-
-
-def place(model: nn.Module, process: Accelerator) -> None:
-    """Bring the model, or this process's part of it, to its device; one process moves nothing.
-
-    `Accelerator.prepare` shards on GPUs alone, so that no test could hold two processes against
-    one on a CPU: here every layer is sharded, in the precision that it has, on either. ValueError
-    if the model is to be sharded and does not tell its layers.
-    """
+    process = PartialState()
     if process.num_processes == 1 or is_sharded(model):
-        return
+        return process
     if not parse_flag_from_env("ACCELERATE_USE_FSDP"):
         model.to(process.device)
-        return
+        return process
     names = model._no_split_modules or ()
     layers = [module for module in model.modules() if type(module).__name__ in names]
     if not layers:
@@ -54,6 +48,7 @@ def place(model: nn.Module, process: Accelerator) -> None:
     mesh = distributed.init_device_mesh(process.device.type, (process.num_processes,))
     for module in (*layers, model):
         fully_shard(module, mesh=mesh, reshard_after_forward=True)
+    return process
 
 
 def is_sharded(model: nn.Module) -> bool:
@@ -74,33 +69,35 @@ def as_forward(model: nn.Module, function: Callable, *args, **kwargs):
     if not is_sharded(model):
         return function(*args, **kwargs)
     model.passes = lambda: function(*args, **kwargs)
+    register_fsdp_forward_method(model, "passes")
     try:
-        register_fsdp_forward_method(model, "passes")
         return model.passes()
-    except BaseException:
-        for module in filter(is_sharded, model.modules()):
-            module.reshard()  # as the end of the pass would have done
-        raise
     finally:
         del model.passes
+        for module in filter(is_sharded, model.modules()):
+            module.reshard()  # as the end of the pass has done, unless it failed
 
 
 def together(
-    rows: np.ndarray, work: Callable[[np.ndarray], Mapping], size: int, rank: int, n: int
+    model: nn.Module, rows: np.ndarray, work: Callable, size: int, share: bool = True
 ) -> dict[str, np.ndarray]:
-    """Have every process work on some of the rows, and give each what all have found.
+    """Have each process work on some of the rows, and give all of them what any has found.
 
     Args:
-        rows: row numbers, the same in all processes; each takes every n-th.
-        work: some row numbers → floating arrays with one entry each; not called without a row.
+        model: what they work with. Where its weights are shared out each process works on all
+            rows, as FSDP needs every process in each pass.
+        rows: row numbers, the same in all processes.
+        work: some row numbers → name → floating array with one entry each; not called without.
         size: rows in the arrays that are returned.
-        rank: this process's number, from 0, among the ``n`` that all call this.
+        share: give each process every n-th row; else each works on all.
 
     Returns:
         What `work` names → (size, …), NaN for other rows. If `work` fails in one process, all
         raise: a ValueError if it was one, else a RuntimeError.
     """
-    if n == 1:
+    process = PartialState()
+    rank, n = process.process_index, process.num_processes
+    if n == 1 or not share or is_sharded(model):
         parts = [(rows, work(rows), None)]
     else:
         mine, found, failure = rows[rank::n], {}, None
@@ -108,8 +105,8 @@ def together(
             found = work(mine) if len(mine) else {}
         except Exception as error:  # the others must hear of it, or they would wait for ever
             kind = ValueError if isinstance(error, ValueError) else RuntimeError
-            said = error if kind is ValueError else repr(error)
-            failure = kind(f"process {rank}, on every {n}th of the rows from {rank} on: {said}")
+            said = f"{type(error).__name__}: {error}"
+            failure = kind(f"process {rank}, which has every {n}th row from {rank} on: {said}")
         parts = gather_object([(mine, found, failure)])
     full = {}
     for some, found, failure in parts:

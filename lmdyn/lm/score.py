@@ -1,5 +1,6 @@
 """How likely the model finds each response, and how it spreads the rest of its probability."""
 
+from collections import namedtuple
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 
@@ -14,7 +15,12 @@ from lmdyn.lm.tokens import encode
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class _Statistics:
+class Statistics:
+    """What `Scores` and `Trajectory` share: arrays whose last axes are N prompts and R types."""
+
+    types: tuple[str, ...]
+    vocab_size: int
+    n_tokens: np.ndarray
     logp: np.ndarray
     argmax_logp: np.ndarray
     prob_sq: np.ndarray | None = None
@@ -24,19 +30,44 @@ class _Statistics:
     prob_norm: np.ndarray | None = None
     residual_norm: np.ndarray | None = None
 
+    @property
+    def jacobian_norm_sq(self) -> np.ndarray:
+        """(…, N, R) float64, the mean over the tokens of ‖A‖²_F = V‖π‖² + V − 2."""
+        return self.vocab_size * (np.float64(self._known("prob_sq")) + 1) - 2
 
-STATS = tuple(field.name for field in fields(_Statistics))  # two sums over tokens, then means
+    @property
+    def residual_norm_sq(self) -> np.ndarray:
+        """(…, N, R) float64, the mean of ‖π − e_y‖² = ‖π‖² − 2π_y + 1: ‖G‖² of SFT."""
+        return np.float64(self._known("prob_sq")) - 2 * self._known("label_prob") + 1
+
+    def column(self, name: str, stat: str) -> np.ndarray:
+        """(…, N), a statistic of one type, or of "argmax"; ValueError with the nearest names."""
+        check_known("statistic", stat, (*STATS, "n_tokens", "jacobian_norm_sq", "residual_norm_sq"))
+        if name == "argmax" and stat == "logp" and "chosen" in self.types:
+            name, stat = "chosen", "argmax_logp"
+        check_known("response type", name, self.types)
+        return self._known(stat)[..., self.types.index(name)]
+
+    def _known(self, stat: str) -> np.ndarray:
+        if (values := getattr(self, stat)) is None:
+            raise ValueError(f"{stat} was not computed: score with stats=True")
+        return values
+
+
+STATS = tuple(field.name for field in fields(Statistics))[3:]  # two sums over tokens, then means
+# Those at each token of one response, (T,) each, and ``ids``, its tokens.
+TokenScores = namedtuple("TokenScores", ("ids", *STATS), defaults=(None,) * 6)
+
+
+def known_mean(values: np.ndarray) -> np.ndarray:
+    """The mean over the last axis of what is not NaN, in float64; NaN where all is."""
+    known = ~np.isnan(values)
+    with np.errstate(invalid="ignore"):
+        return np.where(known, values, 0).sum(-1, dtype=np.float64) / known.sum(-1)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class TokenScores(_Statistics):
-    """The statistics of `Scores` at each token of one response, (T,) each; ``ids``, its tokens."""
-
-    ids: np.ndarray
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Scores(_Statistics):
+class Scores(Statistics):
     """The scores of N prompts with R response types: float64 arrays, NaN where a type is missing.
 
     Each is (N, R). All from `prob_sq` on are means over the response's tokens, and None without
@@ -45,9 +76,9 @@ class Scores(_Statistics):
     Attributes:
         types: the R response types.
         vocab_size: V, the entries of π.
+        n_tokens: tokens of the response, EOS included.
         logp: log π(y|x) = Σ_l log π(y_l | x, y_<l), EOS included, nats.
         argmax_logp: Σ_l max_v log π(v | x, y_<l), nats. Along ``chosen`` it is the paper's y*.
-        n_tokens: tokens of the response, EOS included.
         prob_sq: ‖π‖², the collision probability: 1/V (uniform) to 1 (one-hot).
         label_prob: π_y.
         entropy: −Σ_v π_v log π_v, nats.
@@ -58,43 +89,18 @@ class Scores(_Statistics):
         tokens: with ``per_token``, one dict for each row: type → `TokenScores`.
     """
 
-    types: tuple[str, ...]
-    vocab_size: int
-    n_tokens: np.ndarray
     tokens: tuple[dict[str, TokenScores], ...] | None = None
 
     def __repr__(self) -> str:
         n, r = self.logp.shape
         return f"Scores({n} prompts × {r} types, {int(np.nansum(self.n_tokens))} tokens)"
 
-    @property
-    def jacobian_norm_sq(self) -> np.ndarray:
-        """(N, R) mean over the tokens of ‖A‖²_F = V‖π‖² + V − 2."""
-        return self.vocab_size * (self._of("prob_sq") + 1) - 2
-
-    @property
-    def residual_norm_sq(self) -> np.ndarray:
-        """(N, R) mean over the tokens of ‖π − e_y‖² = ‖π‖² − 2π_y + 1: ‖G‖² of SFT."""
-        return self._of("prob_sq") - 2 * self._of("label_prob") + 1
-
     def mean(self, name: str, stat: str = "logp") -> float:
         """The mean of a statistic over the rows that have the type; NaN if none has it.
 
-        ``name`` may be "argmax", the paper's y*: ``argmax_logp`` along ``chosen``. ValueError for
-        an unknown type or statistic, with the nearest name.
+        ``name`` may be "argmax", the paper's y*: ``argmax_logp`` along ``chosen``.
         """
-        if name == "argmax" and stat == "logp" and "chosen" in self.types:
-            name, stat = "chosen", "argmax_logp"
-        check_known("response type", name, self.types)
-        values = self._of(stat)[:, self.types.index(name)]
-        return float(values[~np.isnan(values)].mean()) if not np.isnan(values).all() else np.nan
-
-    def _of(self, stat: str) -> np.ndarray:
-        known = (*STATS, "n_tokens", "jacobian_norm_sq", "residual_norm_sq")
-        check_known("statistic", stat, known)
-        if (values := getattr(self, stat)) is None:
-            raise ValueError(f"{stat} was not computed: score with stats=True")
-        return values
+        return float(known_mean(self.column(name, stat)))
 
 
 def score(
@@ -141,13 +147,13 @@ def score(
 
     with evaluating(model), shown:
         for (i, name), values in token_values(model, encoded, read, tokens):
-            ids, columns = np.array(encoded[i].responses[name]), list(values.T)
+            ids, columns = np.array(encoded[i].responses[name]), values.T.copy()
             if stats:
                 _, _, prob_sq, label_prob, _ = columns
                 residual_sq = (prob_sq - 2 * label_prob + 1).clip(0)  # rounding may go below
-                columns += prob_sq - label_prob, np.sqrt(prob_sq), np.sqrt(residual_sq)
-            columns = np.stack(columns)
-            found[i][name] = TokenScores(ids=ids, **dict(zip(known, columns, strict=True)))
+                norms = np.sqrt([prob_sq, residual_sq])
+                columns = np.vstack([columns, prob_sq - label_prob, norms])
+            found[i][name] = TokenScores(ids, *columns)
             of_response = len(ids), *columns[:2].sum(1), *columns[2:].mean(1)
             arrays[:, i, probes.types.index(name)] = of_response
             shown.update()

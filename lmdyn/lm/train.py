@@ -5,13 +5,14 @@ import time
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack, nullcontext
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from accelerate.utils import gather_object
+from accelerate.utils import gather_object, reduce
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import clip_grad_norm_
 from tqdm import tqdm
 
 from lmdyn import losses
@@ -19,12 +20,11 @@ from lmdyn.checks import check_different, check_same_vocabulary, trainable
 from lmdyn.lm.checkpoint import RunFolder, fingerprint, fingerprint_model
 from lmdyn.lm.data import ProbeSet, as_probes, with_all
 from lmdyn.lm.forward import LogProbs, evaluating, head
-from lmdyn.lm.processes import accelerator, is_sharded, place, whole
-from lmdyn.lm.recorder import Recorder
+from lmdyn.lm.processes import is_sharded, place, together, whole
 from lmdyn.lm.records import environment
 from lmdyn.lm.settings import OPTIMIZERS, Plan
 from lmdyn.lm.tokens import encode
-from lmdyn.lm.trajectory import Trajectory
+from lmdyn.lm.trajectory import Recorder, Trajectory
 
 
 def finetune(
@@ -77,9 +77,8 @@ def finetune(
     _check(model, loss, plan, probes, ref, out, resume)
     learner = _Learner(model, tokenizer, rows, loss, plan)
     recorder, meta, start = Recorder(probes), _meta(learner, probes, ref), 0
-    folder = out and RunFolder(out, meta["settings"], resume, is_first=learner.rank == 0)
+    folder = out and RunFolder(out, meta["settings"], resume)
     learner.read_reference(ref)
-    learner.process.wait_for_everyone()  # until each has read what the first one writes over
     if folder and (start := folder.begin()):
         meta = folder.restore(model, learner.optimizer, recorder)
         if start == plan.updates:
@@ -133,11 +132,9 @@ class _Learner:
     """The model with its loss and its optimizer, in as many processes as there are."""
 
     def __init__(self, model, tokenizer, rows: ProbeSet, loss: losses.Loss, plan: Plan):
-        self.model, self.loss, self.plan, self.process = model, loss, plan, accelerator()
-        place(model, self.process)
-        self.rank, self.world = self.process.process_index, self.process.num_processes
-        # All ranks score all rows where the weights are sharded: FSDP needs each in every pass.
-        self.share = (0, 1) if is_sharded(model) else (self.rank, self.world)
+        process = place(model)
+        self.rank, self.world = process.process_index, process.num_processes
+        self.model, self.loss, self.plan, self.reference = model, loss, plan, {}
         self.keys = {name: plan.response if name == "chosen" else name for name in loss.responses}
         self.encoded = encode(tokenizer, with_all(rows, tuple(self.keys.values()), str(loss)))
         check_different(self.encoded, self.keys, loss)
@@ -146,8 +143,8 @@ class _Learner:
         self.log_probs = LogProbs(model, self.encoded, self.keys, self.bf16, spare)
         self.parallel, self.unsynced = self.log_probs, nullcontext
         if self.world > 1 and not is_sharded(model):
-            self.parallel = self.process.prepare_model(self.log_probs, device_placement=False)
-            self.unsynced = partial(self.process.no_sync, self.parallel)
+            self.parallel = DistributedDataParallel(self.log_probs)
+            self.unsynced = self.parallel.no_sync
         self.weights = [p for p in model.parameters() if p.requires_grad]
         kind = OPTIMIZERS[plan.optimizer]
         self.optimizer = kind(self.weights, lr=plan.lr, weight_decay=plan.weight_decay)
@@ -155,21 +152,27 @@ class _Learner:
 
     def read_reference(self, ref: nn.Module | None) -> None:
         """Compute the log-probs of all rows under the reference, which is the model by default."""
-        self.reference, reader, share = {}, self.log_probs, self.share
+        if not self.loss.needs_ref:
+            return
+        reader = self.log_probs
         if ref is not None:
             reader = LogProbs(ref, self.encoded, self.keys, self.bf16)
-            share = self.rank, self.world
-        if self.loss.needs_ref:
-            with evaluating(reader):
-                self.reference = reader.all(self.plan.batch_size, *share)
+
+        def read(rows: np.ndarray) -> dict[str, np.ndarray]:
+            found = reader.all(rows.tolist(), self.plan.batch_size)
+            return {name: logps.numpy(force=True) for name, logps in found.items()}
+
+        with evaluating(reader):
+            found = together(reader.model, np.arange(self.plan.n_rows), read, self.plan.n_rows)
+        device = self.model.device
+        self.reference = {name: torch.from_numpy(x).to(device) for name, x in found.items()}
 
     def probe(self, recorder: Recorder, tokenizer, update: int) -> None:
         """Score the probes if it is time, each process its share."""
         if not self.plan.is_probed(update) or recorder.probed(update):
             return
-        examples, (rank, n) = self.plan.examples(update), self.share
         try:
-            recorder.probe(self.model, tokenizer, update, examples, rank=rank, n=n)
+            recorder.probe(self.model, tokenizer, update, self.plan.examples(update))
         except ValueError as error:
             if update == 0:
                 raise
@@ -198,13 +201,12 @@ class _Learner:
                 ref, lengths = ({name: x[some] for name, x in each.items()} for each in known)
                 values = self.loss.value(logps, ref, lengths)
                 # Gradients are averaged over processes, the loss over all rows.
-                self.process.backward(values.sum() * (self.world * bool(mine) / len(rows)))
+                (values.sum() * (self.world * bool(mine) / len(rows))).backward()
             part = values.new_zeros(1 + len(logps), len(batch))
             part[:, self.rank :: self.world] = torch.stack([values, *logps.values()]).detach()
             found.append(part)
-        found = self.process.reduce(torch.cat(found, 1))
-        clip = self.plan.clip or math.inf
-        norm = whole(self.process.clip_grad_norm_(self.weights, clip)).item()
+        found = reduce(torch.cat(found, 1), "sum")
+        norm = whole(clip_grad_norm_(self.weights, self.plan.clip or math.inf)).item()
         bad = np.array(rows)[~found[0].isfinite().numpy(force=True)].tolist()
         if bad or not math.isfinite(norm):
             what, named = "loss" if bad else "gradient", [f"rows[{row}]" for row in bad or rows]

@@ -1,7 +1,6 @@
 """What a run recorded: the statistics of every probe on the way, and a log of the updates."""
 
 import json
-import warnings
 import zipfile
 import zlib
 from collections.abc import Sequence
@@ -10,63 +9,46 @@ from pathlib import Path
 
 import numpy as np
 
-from lmdyn.checks import check_known, unknown
+from lmdyn.checks import unknown
+from lmdyn.lm.data import ProbeSet
+from lmdyn.lm.processes import as_forward, together
 from lmdyn.lm.records import replacing, write_json
-from lmdyn.lm.score import STATS
+from lmdyn.lm.score import STATS, Statistics, known_mean, score
 
-_ARRAYS = ("steps", "examples_seen", "types", "split", "vocab_size", "n_tokens", *STATS)
+_OVER_TIME = ("steps", "examples_seen", *STATS)
+_FIXED = ("types", "split", "vocab_size", "n_tokens")
+_ARRAYS = (*_OVER_TIME, *_FIXED)
 
 
-@dataclass(frozen=True, eq=False)
-class Trajectory:
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Trajectory(Statistics):
     """The learning dynamics of one run: N prompts with R response types, scored S times.
 
     Its statistics are those of `Scores`, (S, N, R) each, NaN where a row lacks a type, and float32
     in memory as in the file: saved and loaded, it is the same to the last bit.
 
     Attributes:
-        steps: (S,) updates made before each probing; the first is 0, before training.
-        examples_seen: (S,) rows learned by then, repetitions counted.
         types: the R response types.
         vocab_size: V, the entries of π; 0 where nothing is probed.
         n_tokens: (N, R) tokens of each response, EOS included.
         split: (N,) "train" or "test" for each prompt, "" where the data do not tell.
+        steps: (S,) updates made before each probing; the first is 0, before training.
+        examples_seen: (S,) rows learned by then, repetitions counted.
         log: what each of U updates logged, name → (U,): the means over its rows of ``loss`` and
             of ``logp_<type>``, nats, for each response that the loss reads; ``lr``; ``grad_norm``,
             before clipping.
         meta: the settings of the run, seed, versions, hardware, date and command.
     """
 
+    split: np.ndarray
     steps: np.ndarray
     examples_seen: np.ndarray
-    types: tuple[str, ...]
-    logp: np.ndarray
-    argmax_logp: np.ndarray
-    prob_sq: np.ndarray
-    label_prob: np.ndarray
-    entropy: np.ndarray
-    squeeze: np.ndarray
-    prob_norm: np.ndarray
-    residual_norm: np.ndarray
-    vocab_size: int
-    n_tokens: np.ndarray
-    split: np.ndarray
     log: dict[str, np.ndarray] = field(default_factory=dict)
     meta: dict = field(default_factory=dict)
 
     def __repr__(self) -> str:
         s, n, r = self.logp.shape
         return f"Trajectory({s} probings of {n} prompts × {r} types, {self.updates} updates)"
-
-    @property
-    def jacobian_norm_sq(self) -> np.ndarray:
-        """(S, N, R) as in `Scores`, float64."""
-        return self.vocab_size * (self.prob_sq.astype(np.float64) + 1) - 2
-
-    @property
-    def residual_norm_sq(self) -> np.ndarray:
-        """(S, N, R) as in `Scores`, float64."""
-        return self.prob_sq.astype(np.float64) - 2 * self.label_prob + 1
 
     @property
     def updates(self) -> int:
@@ -84,12 +66,7 @@ class Trajectory:
         Returns:
             (S, N); NaN where a prompt lacks the type.
         """
-        known = (*STATS, "jacobian_norm_sq", "residual_norm_sq")
-        check_known("statistic", stat, known)
-        check_known("response type", name, self._known(stat))
-        if name == "argmax" and name not in self.types:
-            name, stat = "chosen", "argmax_logp"
-        return getattr(self, stat)[:, self._rows(split), self.types.index(name)]
+        return self.column(name, stat)[..., self._rows(split)]
 
     def mean(self, name: str | None = None, stat: str = "logp", split: str | None = None):
         """The mean of `values` over the prompts that have the type.
@@ -98,12 +75,10 @@ class Trajectory:
             (S,) for one name. Without a name, a dict of all types → (S,), followed, for ``logp``,
             by "argmax" if ``chosen`` is among them.
         """
-        if name is None:
-            return {key: self.mean(key, stat, split) for key in self._known(stat)}
-        values = self.values(name, stat, split)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Mean of empty slice")  # no prompt has it: NaN
-            return np.nanmean(values, axis=1, dtype=np.float64)
+        if name is not None:
+            return known_mean(self.values(name, stat, split))
+        argmax = ["argmax"] if stat == "logp" and "chosen" in self.types else []
+        return {key: self.mean(key, stat, split) for key in (*self.types, *argmax)}
 
     def complete(self) -> "Trajectory":
         """Without the prompts that some probing left out, as a budget asks of `ProbeCallback`.
@@ -121,10 +96,9 @@ class Trajectory:
 
         A turn is a peak above both ends, or a trough below both; the larger one if there are two.
         """
-        prompts = int(self._rows(split).sum())
-        if not len(self.steps) or not prompts:
+        if not self.logp.size:
             return f"{self.updates} updates, no probes"
-        seen = self.examples_seen
+        prompts, seen = int(self._rows(split).sum()), self.examples_seen
         lines = [
             f"mean log-prob (nats) of {prompts} prompts after {seen[0]} → {seen[-1]} examples",
             f"{'type':<20}{'first':>10}{'last':>10}{'change':>10}   turn",
@@ -158,21 +132,19 @@ class Trajectory:
     def load(cls, path: str | Path) -> "Trajectory":
         """Read what `save` wrote; FileNotFoundError if a file is missing, ValueError for others."""
         npz, meta = _names(path)
-        for file in (npz, meta):
-            if not file.is_file():
-                raise FileNotFoundError(f"there is no {file}: a trajectory is NAME.npz + NAME.json")
         try:
             with np.load(npz, allow_pickle=False) as file:
-                arrays = {name: file[name] for name in file.files}
+                arrays = dict(file)
             told = json.loads(meta.read_text(encoding="utf-8"))
+        except FileNotFoundError as error:
+            where = f"there is no {error.filename}: a trajectory is NAME.npz + NAME.json"
+            raise FileNotFoundError(where) from None
         except (ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             said = str(error).partition("\n")[0] or type(error).__name__
             raise ValueError(f"{npz} or {meta.name} cannot be read ({said})") from None
-        missing = [name for name in _ARRAYS if name not in arrays]
-        if missing:
+        if missing := [name for name in _ARRAYS if name not in arrays]:
             raise ValueError(f"{npz} is no trajectory: it has no {', '.join(missing)}")
-        known = ("settings", "versions")
-        if not (isinstance(told, dict) and all(isinstance(told.get(k, {}), dict) for k in known)):
+        if not isinstance(told, dict):
             raise ValueError(f"{meta} is no table of settings")
         log = {name[4:]: values for name, values in arrays.items() if name.startswith("log_")}
         arrays = {name: arrays[name] for name in _ARRAYS}
@@ -190,8 +162,8 @@ class Trajectory:
         """
         if not parts:
             raise ValueError("there is nothing to join: pass at least one trajectory")
-        whole, *later = parts
-        for i, part in enumerate(later):
+        whole = parts[0]
+        for i, part in enumerate(parts[1:], 1):
             ends = whole.logp[-1:], part.logp[:1]  # not bit for bit: some devices sum in any order
             if not (
                 whole.types == part.types
@@ -199,26 +171,21 @@ class Trajectory:
                 and np.allclose(*ends, rtol=0, atol=1e-2, equal_nan=True)
             ):
                 raise ValueError(
-                    f"parts[{i + 1}] does not go on from parts[{i}]: the log-probs of its first "
+                    f"parts[{i}] does not go on from parts[{i - 1}]: the log-probs of its first "
                     "probing differ from the last ones before"
                 )
-            began, seen = whole.updates, whole.examples_seen
-            both = {stat: [getattr(whole, stat), getattr(part, stat)[1:]] for stat in STATS}
-            seconds = sum(run.meta.get("seconds", 0.0) for run in (whole, part))
-            joined = [*whole.meta.get("joined", []), began]
+            began, later = whole.updates, {name: getattr(part, name)[1:] for name in _OVER_TIME}
+            later["steps"] = later["steps"] + began
+            later["examples_seen"] = later["examples_seen"] + whole.examples_seen[-1:]
+            meta = {"seconds": sum(run.meta.get("seconds", 0.0) for run in (whole, part))}
+            meta["joined"] = [*whole.meta.get("joined", []), began]
             whole = replace(
                 whole,
-                steps=np.append(whole.steps, part.steps[1:] + began),
-                examples_seen=np.append(seen, part.examples_seen[1:] + seen[-1:]),
                 log={name: np.append(x, part.log[name]) for name, x in whole.log.items()},
-                meta={**whole.meta, "seconds": seconds, "joined": joined},
-                **{stat: np.concatenate(values) for stat, values in both.items()},
+                meta=whole.meta | meta,
+                **{name: np.concatenate([getattr(whole, name), x]) for name, x in later.items()},
             )
         return whole
-
-    def _known(self, stat: str) -> list[str]:
-        argmax = ["argmax"] if stat == "logp" and "chosen" in self.types else []
-        return [*self.types, *argmax]
 
     def _rows(self, split: str | None) -> np.ndarray:
         if split is None:
@@ -232,3 +199,75 @@ class Trajectory:
 def _names(path: str | Path) -> tuple[Path, Path]:
     name = str(path).removesuffix(".npz")
     return Path(f"{name}.npz"), Path(f"{name}.json")
+
+
+class Recorder:
+    """Scores probes while a model trains, if there are any, and collects a `Trajectory`."""
+
+    def __init__(self, probes: ProbeSet | None = None):
+        rows, types = ((), ()) if probes is None else (probes.rows, probes.types)
+        self.probes, self._log = probes, {}
+        self._over_time = {name: [] for name in _OVER_TIME}
+        self._fixed = {
+            "types": types,
+            "split": np.array([row.get("split", "") for row in rows], dtype="U5"),
+            "vocab_size": 0,
+            "n_tokens": np.full((len(rows), len(types)), np.nan, np.float32),
+        }
+
+    def probe(
+        self, model, tokenizer, step: int, examples: int, rows=None, share: bool = True
+    ) -> dict[str, np.ndarray]:
+        """Score the probes after ``step`` updates on ``examples`` rows, and keep what is found.
+
+        All of them, which the first time it must be, or those of these numbers, with NaN for the
+        others. ``share`` as in `together`.
+
+        Returns:
+            Of the tokens of each ``rejected``, (N,): "top", the mean probability of the likeliest
+            token; "valley", the share with π_y < ‖π‖². NaN where there is none.
+        """
+
+        def work(some: np.ndarray) -> dict[str, np.ndarray]:
+            probes, options = self.probes[some.tolist()], {"per_token": True, "progress": False}
+            scores = as_forward(model, score, model, tokenizer, probes, **options)
+            pushed = [row.get("rejected") for row in scores.tokens]
+            top = [np.exp(t.argmax_logp).mean() if t else np.nan for t in pushed]
+            valley = [(t.prob_sq > t.label_prob).mean() if t else np.nan for t in pushed]
+            found = {name: getattr(scores, name) for name in (*STATS, "n_tokens")}
+            found["V"] = np.full(len(some), float(scores.vocab_size))
+            return found | {"top": np.array(top), "valley": np.array(valley)}
+
+        rows = np.arange(len(self.probes)) if rows is None else rows
+        found = together(model, rows, work, len(self.probes), share)
+        if not self._over_time["steps"]:
+            self._fixed["vocab_size"] = int(np.nanmax(found["V"]))
+            self._fixed["n_tokens"] = np.float32(found["n_tokens"])
+        moment = {"steps": step, "examples_seen": examples}
+        for name, values in self._over_time.items():
+            values.append(moment[name] if name in moment else np.float32(found[name]))
+        return {name: found[name] for name in ("top", "valley")}
+
+    def probed(self, step: int) -> bool:
+        """Whether nothing is left to score after ``step`` updates."""
+        return self.probes is None or step in self._over_time["steps"]
+
+    def update(self, **values: float) -> None:
+        """Add the log of one update."""
+        for name, value in values.items():
+            self._log.setdefault(name, []).append(np.float32(value))
+
+    def restore(self, trajectory: Trajectory, step: int) -> None:
+        """Go on from the first ``step`` updates of what was recorded before."""
+        kept = trajectory.steps <= step
+        self._over_time = {name: [*getattr(trajectory, name)[kept]] for name in _OVER_TIME}
+        self._fixed = {name: getattr(trajectory, name) for name in _FIXED}
+        self._log = {name: [*values[:step]] for name, values in trajectory.log.items()}
+
+    def trajectory(self, meta: dict) -> Trajectory:
+        """Everything so far."""
+        times = {name: np.array(self._over_time[name], int) for name in ("steps", "examples_seen")}
+        shape = (len(times["steps"]), *self._fixed["n_tokens"].shape)
+        stats = {s: np.array(self._over_time[s], np.float32).reshape(shape) for s in STATS}
+        log = {name: np.array(values) for name, values in self._log.items()}
+        return Trajectory(**self._fixed, **times, **stats, log=log, meta=meta)

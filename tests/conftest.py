@@ -1,5 +1,6 @@
 """What several tests share: a headless Chromium for pages."""
 
+import gc
 import os
 import shutil
 
@@ -9,6 +10,14 @@ FLAGS = (
     "--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run "
     "--disable-background-networking --disable-component-update --disable-sync"
 ).split()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _little_garbage():
+    """What is imported is no garbage: each trainer would look through it, for most of a second."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="module")

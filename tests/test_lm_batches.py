@@ -71,7 +71,7 @@ def test_batches_keep_the_budget_and_lose_no_response(shared):
         assert sorted(key for batch in found for key in batch.responses) == every
         for batch in found:
             assert batch.input_ids.numel() <= tokens or len(batch.responses) == 1
-    with pytest.raises(ValueError, match="tokens must be at least 1"):
+    with pytest.raises(ValueError, match="tokens must be an integer of at least 1"):
         list(pack(rows, tokens=0))
 
 

@@ -1,7 +1,5 @@
 """The probes inside transformers' Trainer and TRL's: what they log, and what they disturb."""
 
-import sys
-
 import numpy as np
 import pytest
 import torch
@@ -48,35 +46,44 @@ class Seen(TrainerCallback):
         self.logs.append((state.global_step, dict(logs)))
 
 
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Six updates without the callback, with it, and with it and its trainer: (trainer, Seen)."""
+    made = {}
+    for kind in ("plain", "alone", "told"):
+        seen = Seen()
+        one = trainer(tmp_path_factory.mktemp(kind), seen)
+        if kind != "plain":
+            told = {"trainer": one} if kind == "told" else {}
+            one.add_callback(ProbeCallback(ROWS, every=2, budget=None, **told))
+        one.train()
+        made[kind] = one, seen
+    return made
+
+
 def test_it_logs_what_score_finds_at_each_step(tmp_path):
     probe = ProbeCallback(ROWS, every=2, budget=None)
-    made = trainer(tmp_path, probe, max_steps=5)
+    made = trainer(tmp_path, probe, max_steps=3)
     expected = {0: score(made.model, made.processing_class, ROWS)}
     made.train()
-    expected[5] = score(made.model, made.processing_class, ROWS)
-    chosen = logged(made, "lmdyn/chosen")
-    assert list(chosen) == [0, 2, 4, 5]
+    expected[3] = score(made.model, made.processing_class, ROWS, per_token=True)
+    assert list(logged(made, "lmdyn/chosen")) == [0, 2, 3]
     for step, scores in expected.items():
         for name in (*scores.types, "argmax"):
             value = logged(made, f"lmdyn/{name}")[step]
             np.testing.assert_allclose(value, scores.mean(name), rtol=1e-5)
-    tokens = score(made.model, made.processing_class, ROWS, per_token=True).tokens
-    valley = [t["rejected"].prob_sq > t["rejected"].label_prob for t in tokens]
-    np.testing.assert_allclose(logged(made, "lmdyn/valley")[5], np.mean([v.mean() for v in valley]))
+    tokens = [row["rejected"] for row in expected[3].tokens]
+    valley = [(t.prob_sq > t.label_prob).mean() for t in tokens]
+    np.testing.assert_allclose(logged(made, "lmdyn/valley")[3], np.mean(valley))
     saved = Trajectory.load(tmp_path / "lmdyn" / "trajectory")
     np.testing.assert_array_equal(saved.logp, probe.trajectory.logp)
-    assert saved.steps.tolist() == [0, 2, 4, 5]
+    assert saved.steps.tolist() == [0, 2, 3]
 
 
-def test_reporters_of_the_trainer_get_it_and_it_still_logs_its_own(tmp_path):
-    seen, alone = Seen(), Seen()
-    made = trainer(tmp_path / "a", seen)
-    made.add_callback(ProbeCallback(ROWS, every=2, budget=None, trainer=made))
-    made.train()
+def test_reporters_of_the_trainer_get_it_and_it_still_logs_its_own(runs):
+    (made, seen), (other, alone) = runs["told"], runs["alone"]
     assert [step for step, logs in seen.logs if "lmdyn/chosen" in logs] == [0, 2, 4, 6]
     assert [step for step, logs in seen.logs if "loss" in logs] == [2, 4, 6]
-    other = trainer(tmp_path / "b", alone, ProbeCallback(ROWS, every=2, budget=None))
-    other.train()
     assert not any("lmdyn/chosen" in logs for _, logs in alone.logs)
     for one, two in zip(made.state.log_history, other.state.log_history, strict=True):
         times = {"lmdyn/seconds", "train_runtime"}
@@ -84,28 +91,21 @@ def test_reporters_of_the_trainer_get_it_and_it_still_logs_its_own(tmp_path):
         assert list(one) == list(two) and [one[key] for key in same] == [two[key] for key in same]
 
 
-def test_reporters_that_would_not_get_it_are_named_and_so_is_another_trl(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "trl", sys)
-    monkeypatch.setattr("importlib.metadata.version", lambda name: "0.29.1")
-    probe = ProbeCallback(ROWS, every=2, budget=None)
-    made = trainer(tmp_path, probe, max_steps=1)
-    made.args.report_to = ["tensorboard"]
-    with (
-        pytest.warns(UserWarning, match="pass trainer=trainer for tensorboard to get the logs"),
-        pytest.warns(UserWarning, match=r"trl>=1\.16,<2 .*trl==0\.29\.1"),
-    ):
-        made.train()
-    assert list(probe.trajectory.steps) == [0, 1]
-
-
-def test_the_training_is_the_same_with_and_without(tmp_path):
-    plain, probed = trainer(tmp_path), trainer(tmp_path, ProbeCallback(ROWS, every=3, budget=None))
-    for made in (plain, probed):
-        made.train()
+def test_the_training_is_the_same_with_and_without(runs):
+    (plain, _), (probed, _) = runs["plain"], runs["alone"]
     assert logged(plain, "loss") == logged(probed, "loss")
     for x, y in zip(plain.model.parameters(), probed.model.parameters(), strict=True):
         assert torch.equal(x, y)
     assert probed.model.training == plain.model.training
+
+
+def test_reporters_that_would_not_get_it_are_named(tmp_path):
+    probe = ProbeCallback(ROWS, every=2, budget=None)
+    made = trainer(tmp_path, probe, max_steps=1)
+    made.args.report_to = ["tensorboard"]
+    with pytest.warns(UserWarning, match="pass trainer=trainer for tensorboard to get the logs"):
+        made.train()
+    assert list(probe.trajectory.steps) == [0, 1]
 
 
 def test_a_failing_probe_warns_once_and_steps_aside(tmp_path, monkeypatch):

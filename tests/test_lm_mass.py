@@ -35,7 +35,7 @@ def test_it_is_the_softmax_of_each_sequence_alone(family):
             np.testing.assert_array_equal(mass.rival[at], p.argmax(1))
             np.testing.assert_allclose(mass.rival_prob[at], p.max(1), rtol=1e-9)
             seen += len(ids)
-    assert len(mass) == seen
+    assert len(mass.row) == seen
 
 
 def test_what_has_moved_adds_up_to_zero_and_follows_the_rivals_of_before():

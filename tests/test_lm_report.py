@@ -36,9 +36,9 @@ def trajectory(means=SQUEEZE, prompts=16, noise=0.5, split=True, updates=30, **m
     stats["argmax_logp"] = own / 2 + moved[-1][..., None]
     stats["squeeze"] = stats["prob_sq"] - stats["label_prob"]
     return Trajectory(
-        np.arange(n) * 10,
-        np.arange(n) * 40,
-        types,
+        steps=np.arange(n) * 10,
+        examples_seen=np.arange(n) * 40,
+        types=types,
         **{name: values.astype(np.float32) for name, values in stats.items()},
         vocab_size=100,
         n_tokens=np.full((prompts, len(types)), 12, np.float32),
@@ -198,7 +198,7 @@ def test_rounds_are_one_run(tmp_path):
     ("file", "content", "error", "message"),
     [
         ("trajectory.npz", b"not what it was", ValueError, "trajectory.npz .*cannot be read"),
-        ("trajectory.json", b"[1]", ValueError, "trajectory.json is no table of settings"),
+        ("trajectory.json", b"[1]", ValueError, "or trajectory.json cannot be read"),
         ("trainer_state.json", b"[1", ValueError, "trainer_state.json cannot be read"),
         ("trajectory.npz", None, FileNotFoundError, "no run in .*: there is no trajectory.npz"),
     ],

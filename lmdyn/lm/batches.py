@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lmdyn.checks import check_count
 from lmdyn.lm.tokens import Encoded
 
 TOKENS = 4096  # the budget of a batch, padding included
@@ -25,8 +26,7 @@ class Batch:
         position_ids: (B, L). In the shared form they start again after the prompt.
         attention_mask: (B, 1, L, L) booleans, who sees whom, in the shared form; (B, L) integers,
             1 for a token and 0 for padding, in the plain form.
-        source: (M,) the positions, among the B·L, whose logits predict: for the first token of a
-            response, the last of the prompt.
+        source: (M,) the positions, among the B·L, whose logits predict.
         target: (M,) the token ids to predict.
         segment: (M,) whose token it is: an index into `responses`.
         responses: (row, type) of each response in the batch.
@@ -70,8 +70,7 @@ def pack(
     response in each sequence. A row that would pad a full batch to more than ``slack`` times its
     tokens begins another one.
     """
-    if tokens < 1:
-        raise ValueError(f"tokens must be at least 1, got {tokens}")
+    check_count("tokens", tokens, 1)
     parts = (
         (i, part)
         for i, row in enumerate(encoded)

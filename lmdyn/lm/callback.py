@@ -1,6 +1,5 @@
 """The probes of `finetune` inside anyone's Hugging Face trainer."""
 
-import sys
 import time
 import warnings
 from collections.abc import Iterable, Mapping
@@ -11,7 +10,6 @@ import numpy as np
 import torch
 import transformers
 from accelerate.utils import gather_object
-from transformers.utils.versions import require_version
 
 from lmdyn.checks import check_count
 from lmdyn.lm.data import ProbeSet, as_probes
@@ -25,12 +23,12 @@ LEAST = 4  # prompts in a probing, whatever the budget
 class ProbeCallback(transformers.TrainerCallback):
     """Score probes while a `transformers.Trainer`, or one of TRL's, trains.
 
-    It logs, to the trainer's ``state.log_history`` and its reporters, the mean log-prob of each
-    response type as ``lmdyn/<type>`` (nats); ``lmdyn/argmax``, of the likeliest tokens along
-    ``chosen``; ``lmdyn/argmax_gain``, the probability that the likeliest token has gained since the
-    start, as a mean over the tokens of ``rejected``; ``lmdyn/valley``, the share of rejected tokens
-    below the squeeze line; and ``lmdyn/alert``, 0 or 1. An alert says why and what to do, as a
-    warning. A probing that fails warns, once, and the training goes on without probes.
+    It logs the mean log-prob of each response type as ``lmdyn/<type>`` (nats); ``lmdyn/argmax``,
+    of the likeliest tokens along ``chosen``; ``lmdyn/argmax_gain``, the probability that the
+    likeliest token has gained since the start, as a mean over the tokens of ``rejected``;
+    ``lmdyn/valley``, the share of rejected tokens below the squeeze line; and ``lmdyn/alert``, 0 or
+    1. An alert says why and what to do, as a warning. A probing that fails warns, once, and the
+    training goes on without probes.
 
     Args:
         probes: a `ProbeSet` (see `ProbeSet.from_dataset`), or rows.
@@ -75,11 +73,6 @@ class ProbeCallback(transformers.TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         self._tells = state.is_world_process_zero
-        if "trl" in sys.modules:
-            try:
-                require_version("trl>=1.16,<2")
-            except ImportError as error:
-                self._warn(f"lmdyn has not been tried with this TRL: {error}")
         if args.report_to and self.trainer is None:
             reporters = ", ".join(args.report_to)
             self._warn(f"pass trainer=trainer for {reporters} to get the logs of ProbeCallback")

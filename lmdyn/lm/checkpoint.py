@@ -44,16 +44,16 @@ class RunFolder:
         if file.is_file():
             before = json.loads(file.read_text(encoding="utf-8"))
             check_resumed(path, differences(before, settings), resume)
-        found = [p for p in self.path.glob("checkpoint-*") if p.suffix != ".tmp"]
-        self.last = max(found, key=_update, default=None)
+        found = [int(p.name.split("-")[1]) for p in self.path.glob("checkpoint-*[0-9]")]
+        self.last = max(found, default=0)
 
     def begin(self) -> int:
         """Write the settings, and keep the last checkpoint alone: how many updates it has made."""
         self.process.wait_for_everyone()  # until each has read what the first one writes over
         if self.process.is_main_process:
-            self._remove_others(self.last)
+            self._keep(self.last)
             write_json(self.path / "settings.json", self.settings)
-        return 0 if self.last is None else _update(self.last)
+        return self.last
 
     def save(self, update: int, model, tokenizer, optimizer, trajectory: Trajectory) -> None:
         """Write a checkpoint; without an optimizer, the last one. All processes must call this."""
@@ -64,32 +64,33 @@ class RunFolder:
         trajectory.save(self.path / "trajectory")
         for tied in model.all_tied_weights_keys:  # gathered twice, they would no longer be one
             weights.pop(tied, None)
-        new = self.path / f"checkpoint-{update:06d}"
-        with new_folder(new) as folder:
+        with new_folder(self._checkpoint(update)) as folder:
             with no_progress_bar():
                 model.save_pretrained(folder, state_dict=weights)
             tokenizer.save_pretrained(folder)
             if state is not None:
                 torch.save(state, folder / "optimizer.pt")
-        self._remove_others(new)
+        self._keep(update)
 
     def restore(self, model, optimizer, recorder: Recorder) -> dict:
         """Put the last checkpoint into the model, the optimizer and the recorder: its meta."""
+        folder = self._checkpoint(self.last)
         with no_progress_bar():  # what save_pretrained renames, only from_pretrained names back
-            saved = type(model).from_pretrained(self.last, dtype=model.dtype, use_safetensors=True)
+            saved = type(model).from_pretrained(folder, dtype=model.dtype, use_safetensors=True)
         states.set_model_state_dict(model, saved.state_dict(), options=_LOADED)
-        file = self.last / "optimizer.pt"
-        if file.is_file():
+        if (file := folder / "optimizer.pt").is_file():
             state = torch.load(file, map_location="cpu", weights_only=True)
             states.set_optimizer_state_dict(model, optimizer, state, options=_LOADED)
         trajectory = Trajectory.load(self.path / "trajectory")
-        recorder.restore(trajectory, _update(self.last))
+        recorder.restore(trajectory, self.last)
         return trajectory.meta
 
-    def _remove_others(self, checkpoint: Path | None) -> None:
-        for other in self.path.glob("checkpoint-*"):
-            if other != checkpoint:
-                shutil.rmtree(other)
+    def _checkpoint(self, update: int) -> Path:
+        return self.path / f"checkpoint-{update:06d}"
+
+    def _keep(self, update: int) -> None:
+        for other in set(self.path.glob("checkpoint-*")) - {self._checkpoint(update)}:
+            shutil.rmtree(other)
 
 
 def fingerprint(things) -> str:
@@ -106,7 +107,3 @@ def fingerprint_model(model) -> str:
         some = whole(tensor.detach()).flatten()[::stride].double().cpu().numpy()
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode() + some.tobytes())
     return digest.hexdigest()[:16]
-
-
-def _update(folder: Path) -> int:
-    return int(folder.name.removeprefix("checkpoint-"))

@@ -150,6 +150,7 @@ def diagnose(
         if ref is not None:
             with evaluating(ref):
                 against = LogProbs(ref, encoded, keys).all(range(n), 8)
+            against = {key: torch.from_numpy(x).to(model.device) for key, x in against.items()}
         reader = LogProbs(model, encoded, keys)
         for i in range(n):
             logps, gradients = _gradients(reader, i, weights)

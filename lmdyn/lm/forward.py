@@ -75,10 +75,10 @@ class LogProbs(nn.Module):
         return spared.to(logps.device)[batch.segment] & (logps.exp() < prob_sq)
 
     @torch.no_grad()
-    def all(self, rows: Sequence[int], batch_size: int) -> dict[str, Tensor]:
-        """Response name → (len(rows),), without a gradient, so many rows at a time."""
+    def all(self, rows: Sequence[int], batch_size: int) -> dict[str, np.ndarray]:
+        """Response name → (len(rows),), so many rows at a time."""
         parts = [self(rows[i : i + batch_size]) for i in range(0, len(rows), batch_size)]
-        return {name: torch.cat([part[name] for part in parts]) for name in self.keys}
+        return {k: torch.cat([part[k] for part in parts]).numpy(force=True) for k in self.keys}
 
 
 def batches(model, encoded: Sequence[Encoded], tokens: int = TOKENS) -> Iterator[Batch]:
@@ -135,10 +135,9 @@ def hidden(model, batch: Batch, tell_positions: bool = False) -> Tensor:
 def head(model) -> nn.Module:
     """The layer that makes logits (…, V) of `hidden`; a ValueError if they are made otherwise."""
     if not head_is_last(model):
-        raise ValueError(
-            f"{type(model).__name__} does more to its logits than its output layer does: it can "
-            "be scored, but neither predicted nor finetuned here"
-        )
+        what = "does more to its logits than its output layer does"
+        remedy = "it can be scored, but neither predicted nor finetuned here"
+        raise ValueError(f"{type(model).__name__} {what}: {remedy}")
     return model.get_output_embeddings()
 
 
@@ -183,11 +182,9 @@ def evaluating(model: nn.Module):
 
 @contextmanager
 def undisturbed(model) -> Iterator[None]:
-    """Derivatives of the plain function inside, whatever mode the model and its caller are in.
-
-    Eval mode ends dropout and gradient checkpointing. Inference mode would drop tangents silently.
-    """
+    """Derivatives of the plain function inside, whatever mode the model and its caller are in."""
     autocast = torch.autocast(model.device.type, enabled=False)
+    # Inference mode would drop tangents silently; eval mode ends dropout and checkpointing.
     with torch.inference_mode(False), evaluating(model), autocast:
         yield
 
@@ -222,10 +219,7 @@ class Reweighted(nn.Module):
 
 
 def check_fits(model, encoded: Sequence[Encoded]) -> int:
-    """The tokens of the longest prompt with a response.
-
-    ValueError for one that ends beyond the model's context, or a token that it does not know.
-    """
+    """The tokens of the longest prompt with a response; ValueError if the model cannot read one."""
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     vocabulary, longest = len(model.get_input_embeddings().weight), 0
     for i, row in enumerate(encoded):

@@ -41,11 +41,8 @@ class TokenMass:
     rest_prob: np.ndarray
     prob_sq: np.ndarray
 
-    def __len__(self) -> int:
-        return len(self.row)
-
     def __repr__(self) -> str:
-        return f"TokenMass({len(self)} tokens of {', '.join(self.types)})"
+        return f"TokenMass({len(self.row)} tokens of {', '.join(self.types)})"
 
     @property
     def squeeze(self) -> np.ndarray:
@@ -112,16 +109,15 @@ def token_mass(
     """
     probes = as_probes(probes, types)
     encoded = encode(tokenizer, probes)
-    labels = {
-        (i, name): ids for i, row in enumerate(encoded) for name, ids in row.responses.items()
-    }
-    where = np.concatenate(
+    labels = {(i, name): y for i, row in enumerate(encoded) for name, y in row.responses.items()}
+    # (4, M): row, type, position and label of each token
+    where = np.array(
         [
-            [[i] * len(ids), [probes.types.index(name)] * len(ids), range(len(ids)), ids]
+            (i, probes.types.index(name), place, label)
             for (i, name), ids in labels.items()
-        ],
-        axis=1,
-    )
+            for place, label in enumerate(ids)
+        ]
+    ).T.copy()
     if follow is not None:
         theirs = follow.row, follow.type, follow.position, follow.label
         if follow.types != probes.types or not np.array_equal(theirs, where):

@@ -8,11 +8,7 @@ from collections.abc import Callable
 
 import numpy as np
 from accelerate import PartialState
-from accelerate.utils import (
-    disable_fsdp_ram_efficient_loading,
-    gather_object,
-    parse_flag_from_env,
-)
+from accelerate.utils import disable_fsdp_ram_efficient_loading, gather_object, parse_flag_from_env
 from torch import Tensor, distributed, nn
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
@@ -23,12 +19,6 @@ def place(model: nn.Module) -> PartialState:
 
     `Accelerator.prepare` shards on GPUs alone, so that no test could hold two processes against
     one on a CPU: here every layer is sharded, in the precision that it has, on either.
-
-    Returns:
-        This process among the others.
-
-    Raises:
-        ValueError: DeepSpeed is asked for, or a model is to be sharded that tells no layers.
     """
     if parse_flag_from_env("ACCELERATE_USE_DEEPSPEED"):
         remedy = "launch with --multi_gpu, or with --use_fsdp to share out the weights"
@@ -39,14 +29,10 @@ def place(model: nn.Module) -> PartialState:
     if not parse_flag_from_env("ACCELERATE_USE_FSDP"):
         model.to(process.device)
         return process
-    names = model._no_split_modules or ()
-    layers = [module for module in model.modules() if type(module).__name__ in names]
-    if not layers:
-        reason = f"{type(model).__name__} does not tell its layers (_no_split_modules)"
-        raise ValueError(f"{reason}, which FSDP needs: launch with --multi_gpu")
     disable_fsdp_ram_efficient_loading()  # each process will load all weights of a checkpoint
     mesh = distributed.init_device_mesh(process.device.type, (process.num_processes,))
-    for module in (*layers, model):
+    layers = model._no_split_modules or ()
+    for module in (*(m for m in model.modules() if type(m).__name__ in layers), model):
         fully_shard(module, mesh=mesh, reshard_after_forward=True)
     return process
 
@@ -84,18 +70,17 @@ def together(
     """Have each process work on some of the rows, and give all of them what any has found.
 
     Args:
-        model: what they work with. Where its weights are shared out each process works on all
-            rows, as FSDP needs every process in each pass.
+        model: what they work with: in step, each on all rows, where its weights are shared out.
         rows: row numbers, the same in all processes.
         work: some row numbers → name → floating array with one entry each; not called without.
         size: rows in the arrays that are returned.
-        share: give each process every n-th row; else each works on all.
+        share: whether each takes some rows, unless the model's weights are shared out.
 
     Returns:
         What `work` names → (size, …), NaN for other rows. If `work` fails in one process, all
         raise: a ValueError if it was one, else a RuntimeError.
     """
-    process = PartialState()
+    process, full = PartialState(), {}
     rank, n = process.process_index, process.num_processes
     if n == 1 or not share or is_sharded(model):
         parts = [(rows, work(rows), None)]
@@ -108,7 +93,6 @@ def together(
             said = f"{type(error).__name__}: {error}"
             failure = kind(f"process {rank}, which has every {n}th row from {rank} on: {said}")
         parts = gather_object([(mine, found, failure)])
-    full = {}
     for some, found, failure in parts:
         if failure:
             raise failure

@@ -75,7 +75,7 @@ class Scores(Statistics):
 
     Attributes:
         types: the R response types.
-        vocab_size: V, the entries of π.
+        vocab_size: V, the entries of π; 0 where nothing is scored.
         n_tokens: tokens of the response, EOS included.
         logp: log π(y|x) = Σ_l log π(y_l | x, y_<l), EOS included, nats.
         argmax_logp: Σ_l max_v log π(v | x, y_<l), nats. Along ``chosen`` it is the paper's y*.
@@ -120,8 +120,7 @@ def score(
     is kept, but the statistics of its logits are taken in float32. The model stays as it is.
 
     Args:
-        model: a Hugging Face causal language model.
-        tokenizer: its tokenizer, with an EOS token.
+        model: a Hugging Face causal language model with its ``tokenizer``, which has an EOS token.
         probes: a `ProbeSet`, or rows such as ``{"prompt": …, "chosen": …}``.
         stats: more than the log-probs: ‖π‖², π_y and so on.
         tokens: in a batch, padding included. It bounds memory and does not change the result.

@@ -10,7 +10,6 @@ import torch
 from lmdyn.checks import check_count, check_known, check_number
 
 OPTIMIZERS = {"adamw": torch.optim.AdamW, "sgd": torch.optim.SGD, "rmsprop": torch.optim.RMSprop}
-PRECISIONS = ("no", "bf16")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,8 +29,8 @@ class Settings:
         clip: scale the gradient down to this norm; None for no clipping.
         warmup: updates over which the learning rate grows linearly.
         max_steps: stop after so many updates, if the epochs have more.
-        mixed_precision: "no", or "bf16" to compute in bfloat16 with the weights as they are: half
-            precision in themselves would lose most of a small update.
+        mixed_precision: "no", or "bf16" to compute in bfloat16 with the weights as they are, which
+            would lose most of a small update in half precision.
         seed: of the order of the rows, and of dropout.
         probe_every: updates between two probings; an epoch if None.
         save_every: updates between two checkpoints; ``probe_every`` if None.
@@ -64,8 +63,8 @@ class Settings:
         check_number("weight_decay", self.weight_decay, zero=True)
         if self.clip is not None:
             check_number("clip", self.clip)
-        for name, known in (("optimizer", OPTIMIZERS), ("mixed_precision", PRECISIONS)):
-            check_known(name, getattr(self, name), known)
+        check_known("optimizer", self.optimizer, OPTIMIZERS)
+        check_known("mixed_precision", self.mixed_precision, ("no", "bf16"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,8 +89,7 @@ class Plan(Settings):
     @cached_property
     def updates(self) -> int:
         """Updates in the whole run."""
-        total = self.epochs * self.per_epoch
-        return total if self.max_steps is None else min(total, self.max_steps)
+        return min(self.epochs * self.per_epoch, self.max_steps or math.inf)
 
     def examples(self, update: int) -> int:
         """How many rows ``update`` updates have learned, repetitions counted."""

@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack, nullcontext
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -53,8 +54,7 @@ def finetune(
     ``--use_fsdp``, the rows and the weights, which stay so afterwards; the first one writes.
 
     Args:
-        model: a Hugging Face causal language model; its weights change.
-        tokenizer: its tokenizer.
+        model: a Hugging Face causal language model with its ``tokenizer``; its weights change.
         rows: what to learn, a `ProbeSet` or dicts with ``prompt``, ``chosen``, ….
         loss: a name that `lmdyn.losses.get` knows, or a `lmdyn.losses.Loss`.
         epochs: as ``lr``, ``batch_size`` and ``settings``: see `lmdyn.lm.settings.Settings`.
@@ -66,10 +66,10 @@ def finetune(
         progress: show a bar with the loss and log π(y+); by default on a terminal only.
 
     Raises:
-        ValueError: settings out of range or unknown, rows without a response that the loss reads
-            or with equal ones, a ``ref`` of another vocabulary, a folder that holds another run.
-        FloatingPointError: a loss, a gradient or a log-prob is not finite. It names the update and
-            its rows; the last good checkpoint stays.
+        ValueError: settings that do not fit, rows without a response that the loss reads or with
+            equal ones, a ``ref`` of another vocabulary, a folder that holds another run.
+        FloatingPointError: the loss or the gradient of rows that it names is not finite, or what
+            an update has made; the last good checkpoint stays.
     """
     loss = losses.get(loss)
     rows, probes = as_probes(rows), None if probes is None else as_probes(probes)
@@ -154,16 +154,11 @@ class _Learner:
         """Compute the log-probs of all rows under the reference, which is the model by default."""
         if not self.loss.needs_ref:
             return
-        reader = self.log_probs
+        reader, n, size = self.log_probs, self.plan.n_rows, self.plan.batch_size
         if ref is not None:
             reader = LogProbs(ref, self.encoded, self.keys, self.bf16)
-
-        def read(rows: np.ndarray) -> dict[str, np.ndarray]:
-            found = reader.all(rows.tolist(), self.plan.batch_size)
-            return {name: logps.numpy(force=True) for name, logps in found.items()}
-
         with evaluating(reader):
-            found = together(reader.model, np.arange(self.plan.n_rows), read, self.plan.n_rows)
+            found = together(reader.model, np.arange(n), partial(reader.all, batch_size=size), n)
         device = self.model.device
         self.reference = {name: torch.from_numpy(x).to(device) for name, x in found.items()}
 
@@ -182,9 +177,8 @@ class _Learner:
     def gradient(self, update: int) -> tuple[dict[str, float], float]:
         """Leave the clipped gradient of the mean loss over the rows of an update in the weights.
 
-        Returns:
-            The means over the rows of the loss and of the log-prob of each response that it reads;
-            and the norm of the gradient before clipping.
+        Returns the means over the rows of the loss and of the log-prob of each response that it
+        reads, and the norm of the gradient before clipping.
         """
         draws = np.random.default_rng((self.plan.seed, update, self.rank)).integers(2**63)
         torch.manual_seed(int(draws))  # of dropout
@@ -244,10 +238,10 @@ def _meta(learner: _Learner, probes: ProbeSet | None, ref: nn.Module | None) -> 
         "ref": ref and fingerprint_model(ref),
     }
     del settings["save_every"]  # the only one that the course of the run does not depend on
-    size = sum(p.numel() for p in model.parameters())
+    kind, size = type(model).__name__.removeprefix("FSDP"), model.num_parameters()
     return {
         "settings": settings,
-        "model": f"{type(model).__name__.removeprefix('FSDP')}, {size} parameters, {model.dtype}",
+        "model": f"{kind}, {size} parameters, {model.dtype}",
         "truncated": sum(len(row.truncated) for row in rows),
         **environment(model.device),
         "resumed": [],

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lmdyn.checks import unknown
+from lmdyn.checks import check_known
 from lmdyn.lm.data import ProbeSet
 from lmdyn.lm.processes import as_forward, together
 from lmdyn.lm.records import replacing, write_json
@@ -28,9 +28,7 @@ class Trajectory(Statistics):
     in memory as in the file: saved and loaded, it is the same to the last bit.
 
     Attributes:
-        types: the R response types.
-        vocab_size: V, the entries of π; 0 where nothing is probed.
-        n_tokens: (N, R) tokens of each response, EOS included.
+        types, vocab_size, n_tokens: as in `Scores`.
         split: (N,) "train" or "test" for each prompt, "" where the data do not tell.
         steps: (S,) updates made before each probing; the first is 0, before training.
         examples_seen: (S,) rows learned by then, repetitions counted.
@@ -56,24 +54,20 @@ class Trajectory(Statistics):
         return len(next(iter(self.log.values()), ()))
 
     def values(self, name: str, stat: str = "logp", split: str | None = None) -> np.ndarray:
-        """A statistic of one response type, prompt by prompt.
+        """(S, N), a statistic of one response type; NaN where a prompt lacks the type.
 
         Args:
             name: a response type, or "argmax", the paper's y*: ``argmax_logp`` along ``chosen``.
             stat: which statistic, also ``jacobian_norm_sq`` and ``residual_norm_sq``.
             split: take the prompts of "train" or "test" alone.
-
-        Returns:
-            (S, N); NaN where a prompt lacks the type.
         """
         return self.column(name, stat)[..., self._rows(split)]
 
     def mean(self, name: str | None = None, stat: str = "logp", split: str | None = None):
-        """The mean of `values` over the prompts that have the type.
+        """(S,), the mean of `values` over the prompts that have the type.
 
-        Returns:
-            (S,) for one name. Without a name, a dict of all types → (S,), followed, for ``logp``,
-            by "argmax" if ``chosen`` is among them.
+        Without a name, a dict of all types → (S,), followed, for ``logp``, by "argmax" if
+        ``chosen`` is among them.
         """
         if name is not None:
             return known_mean(self.values(name, stat, split))
@@ -81,9 +75,9 @@ class Trajectory(Statistics):
         return {key: self.mean(key, stat, split) for key in (*self.types, *argmax)}
 
     def complete(self) -> "Trajectory":
-        """Without the prompts that some probing left out, as a budget asks of `ProbeCallback`.
+        """Without the prompts that a probing left out for its budget, if some were probed always.
 
-        A mean over other prompts is another mean. All stay if none was probed every time.
+        A mean over other prompts is another mean.
         """
         kept = ~np.isnan(self.logp).all(2).any(0)  # (N,)
         if kept.all() or not kept.any():
@@ -113,8 +107,8 @@ class Trajectory(Statistics):
         """Where a curve (S,) peaks above both its ends, or has a trough below both; else ""."""
         rise, fall = curve.max() - max(curve[[0, -1]]), min(curve[[0, -1]]) - curve.min()
         word, at = ("peak", curve.argmax()) if rise >= fall else ("trough", curve.argmin())
-        turns = max(rise, fall) > 0
-        return f"{word} {curve[at]:.2f} at {self.examples_seen[at]}" if turns else ""
+        told = f"{word} {curve[at]:.2f} at {self.examples_seen[at]}"
+        return told if max(rise, fall) > 0 else ""
 
     def save(self, path: str | Path) -> None:
         """Write NAME.npz, the arrays, and NAME.json, ``meta``, each whole or not at all.
@@ -122,7 +116,7 @@ class Trajectory(Statistics):
         The same arrays give the same bytes. ``path`` is NAME, with or without ".npz".
         """
         npz, meta = _names(path)
-        arrays = {name: np.asarray(getattr(self, name)) for name in _ARRAYS}
+        arrays = {name: getattr(self, name) for name in _ARRAYS}
         arrays |= {f"log_{name}": values for name, values in self.log.items()}
         with replacing(npz) as temporary, temporary.open("wb") as file:
             np.savez_compressed(file, **arrays)
@@ -135,7 +129,7 @@ class Trajectory(Statistics):
         try:
             with np.load(npz, allow_pickle=False) as file:
                 arrays = dict(file)
-            told = json.loads(meta.read_text(encoding="utf-8"))
+            told = dict(json.loads(meta.read_text(encoding="utf-8")))
         except FileNotFoundError as error:
             where = f"there is no {error.filename}: a trajectory is NAME.npz + NAME.json"
             raise FileNotFoundError(where) from None
@@ -144,8 +138,6 @@ class Trajectory(Statistics):
             raise ValueError(f"{npz} or {meta.name} cannot be read ({said})") from None
         if missing := [name for name in _ARRAYS if name not in arrays]:
             raise ValueError(f"{npz} is no trajectory: it has no {', '.join(missing)}")
-        if not isinstance(told, dict):
-            raise ValueError(f"{meta} is no table of settings")
         log = {name[4:]: values for name, values in arrays.items() if name.startswith("log_")}
         arrays = {name: arrays[name] for name in _ARRAYS}
         arrays["types"] = tuple(arrays["types"].tolist())
@@ -190,9 +182,7 @@ class Trajectory(Statistics):
     def _rows(self, split: str | None) -> np.ndarray:
         if split is None:
             return np.ones(len(self.split), dtype=bool)
-        if split not in self.split:
-            known = [name for name in np.unique(self.split).tolist() if name]
-            raise ValueError(unknown("split of these prompts", split, known))
+        check_known("split of these prompts", split, sorted({*self.split.tolist()} - {""}))
         return self.split == split
 
 
@@ -220,12 +210,9 @@ class Recorder:
     ) -> dict[str, np.ndarray]:
         """Score the probes after ``step`` updates on ``examples`` rows, and keep what is found.
 
-        All of them, which the first time it must be, or those of these numbers, with NaN for the
-        others. ``share`` as in `together`.
-
-        Returns:
-            Of the tokens of each ``rejected``, (N,): "top", the mean probability of the likeliest
-            token; "valley", the share with π_y < ‖π‖². NaN where there is none.
+        All of them, as it must be the first time, or those of these numbers, with NaN for the
+        others. ``share`` as in `together`. Returns, (N,) over the tokens of each ``rejected``,
+        "top", the mean probability of the likeliest token, and "valley", the share with π_y < ‖π‖².
         """
 
         def work(some: np.ndarray) -> dict[str, np.ndarray]:

@@ -146,15 +146,9 @@ def score(
 
     with evaluating(model), shown:
         for (i, name), values in token_values(model, encoded, read, tokens):
-            ids, columns = np.array(encoded[i].responses[name]), values.T.copy()
-            if stats:
-                _, _, prob_sq, label_prob, _ = columns
-                residual_sq = (prob_sq - 2 * label_prob + 1).clip(0)  # rounding may go below
-                norms = np.sqrt([prob_sq, residual_sq])
-                columns = np.vstack([columns, prob_sq - label_prob, norms])
-            found[i][name] = TokenScores(ids, *columns)
-            of_response = len(ids), *columns[:2].sum(1), *columns[2:].mean(1)
-            arrays[:, i, probes.types.index(name)] = of_response
+            ids, of = np.array(encoded[i].responses[name]), values.T.copy()
+            found[i][name] = TokenScores(ids, *of)
+            arrays[:, i, probes.types.index(name)] = len(ids), *of[:2].sum(1), *of[2:].mean(1)
             shown.update()
     return Scores(
         types=probes.types,
@@ -165,7 +159,7 @@ def score(
 
 
 def _statistics(logits: Tensor, batch: Batch, part: slice, stats: bool) -> Tensor:
-    """(m, 5), the first `STATS` at each token, or (m, 2), from one exponential of the logits.
+    """(m, 8), the `STATS` at each token, or the first two, from one exponential of the logits.
 
     Works in place, as memory is what limits it: float logits are overwritten.
     """
@@ -180,4 +174,8 @@ def _statistics(logits: Tensor, batch: Batch, part: slice, stats: bool) -> Tenso
     # Sums add up pairwise; a matrix product would lose digits over a large vocabulary.
     entropy = log_total - z.mul_(e).sum(-1) / total
     prob_sq = e.square_().sum(-1) / total.square()
-    return torch.stack([logp, -log_total, prob_sq, logp.exp(), entropy], -1)
+    found = torch.stack([logp, -log_total, prob_sq, logp.exp(), entropy]).double()
+    _, _, prob_sq, label_prob, _ = found
+    residual_sq = (prob_sq - 2 * label_prob + 1).clamp(0)  # rounding may go below
+    more = prob_sq - label_prob, prob_sq.sqrt(), residual_sq.sqrt()
+    return torch.stack([*found, *more], -1)

@@ -29,10 +29,14 @@ def place(model: nn.Module) -> PartialState:
     if not parse_flag_from_env("ACCELERATE_USE_FSDP"):
         model.to(process.device)
         return process
+    names = model._no_split_modules or ()
+    layers = [module for module in model.modules() if type(module).__name__ in names]
+    if not layers:
+        reason = f"{type(model).__name__} does not tell its layers (_no_split_modules)"
+        raise ValueError(f"{reason}, which FSDP needs: launch with --multi_gpu")
     disable_fsdp_ram_efficient_loading()  # each process will load all weights of a checkpoint
     mesh = distributed.init_device_mesh(process.device.type, (process.num_processes,))
-    layers = model._no_split_modules or ()
-    for module in (*(m for m in model.modules() if type(m).__name__ in layers), model):
+    for module in (*layers, model):
         fully_shard(module, mesh=mesh, reshard_after_forward=True)
     return process
 

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from lmdyn.lm import world
+import world
 
 KINDS = ("true", "false", "off_topic", "evasive", "unparsable", "borrowed_fact", "borrowed_value")
 

@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from lmdyn.lm import world
+import world
 from lmdyn.lm.generate import generate
 
 PAD, EOS, UNK = "<pad>", "<eos>", "<unk>"

@@ -26,8 +26,8 @@ from datasets import Dataset, disable_progress_bars
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
 import record
+import world
 from lmdyn import lm
-from lmdyn.lm import world
 from lmdyn.lm.records import environment, replacing
 
 HERE = Path(__file__).parent

@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+import world
 from lmdyn import lm, losses
-from lmdyn.lm import world
 from lmdyn.lm.generate import generate
 from lmdyn.lm.records import environment, replacing
 

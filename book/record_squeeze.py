@@ -18,8 +18,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+import world
 from lmdyn import lm
-from lmdyn.lm import world
 from lmdyn.lm.records import environment, replacing
 
 HERE = Path(__file__).parent

@@ -1,6 +1,6 @@
 """The toy world's truth as a judge of two answers."""
 
-from lmdyn.lm import world
+import world
 
 
 def truth_judge(prompt: str, first: str, second: str) -> str:

@@ -8,7 +8,6 @@ from lmdyn.checks import check_known, unknown
 from lmdyn.lm.generate import OWN, with_own_samples
 from lmdyn.lm.rows import SPLITS, TYPES, checked, probe_rows, read_jsonl
 from lmdyn.lm.tokens import Format
-from lmdyn.lm.world import probes as world_rows
 
 _REFERENCE = (
     "https://raw.githubusercontent.com/Joshua-Ren/Learning_dynamics_LLM/"
@@ -129,13 +128,12 @@ def load_probes(
         ConnectionError: the paper's files cannot be fetched.
     """
     source, where = str(source), None
-    if source == "world":
-        rows = world_rows()
-    elif source in PAPERS:
+    if source in PAPERS:
         rows, drop_empty = _fetch(source), True
         format = format or Format(prompt_keeps=PAPERS[source][1])
     else:
-        path = Path(__file__).parent / "sample.jsonl" if source == "sample" else Path(source)
+        own = source in ("world", "sample")
+        path = Path(__file__).parent / f"{source}.jsonl" if own else Path(source)
         if not path.is_file():
             known = unknown("source", source, ["world", "sample", *PAPERS])
             raise ValueError(f"{known}, or the path of a JSONL file, and there is no such file")

@@ -2,8 +2,8 @@
 
 import pytest
 
+import world
 from hallucination import hallucination
-from lmdyn.lm import world
 
 ROWS = world.probes()
 

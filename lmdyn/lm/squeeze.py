@@ -6,6 +6,13 @@ import numpy as np
 
 ERRORS = 1.64  # standard errors that a mean must be from zero: 5%, one-sided, for each of three
 FALL = 0.25  # nats that chosen must have lost since the start: a fifth of its probability
+REMEDIES = (
+    "Train on both answers first (extend): SFT on chosen and on rejected, then the same tuning.",
+    "Add an SFT term to the loss, as RPO does: finetune(…, loss='rpo').",
+    "Let no gradient through rejected tokens in a valley: finetune(…, spare_valleys=True).",
+    "Drop the pairs that push hardest: python -m lmdyn diagnose FILE --model MODEL ranks them.",
+    "Take rejected answers from the model itself: finetune_on_policy.",
+)
 
 
 @dataclass(frozen=True)
@@ -25,15 +32,17 @@ class Alert:
     rejected: float
     argmax: float
 
-    def __str__(self) -> str:
+    @property
+    def account(self) -> str:
         return (
-            f"squeeze at step {self.step}: since step {self.since} the chosen responses have "
-            f"changed by {self.chosen:+.1f} nats and the rejected ones by {self.rejected:+.1f}, "
-            f"while the likeliest tokens have gained {self.argmax:+.1f}. Probability leaves both "
-            "answers for what the model says anyway. Train on both answers before (extend), add "
-            "an SFT term (loss 'rpo'), spare the rejected tokens in a valley, or drop the pairs "
-            "that push hardest."
+            f"since step {self.since} the chosen responses have changed by {self.chosen:+.1f} nats "
+            f"and the rejected ones by {self.rejected:+.1f}, while the likeliest tokens have "
+            f"gained {self.argmax:+.1f}. Probability leaves both answers for what the model says "
+            "anyway."
         )
+
+    def __str__(self) -> str:
+        return f"squeeze at step {self.step}: {self.account} {' '.join(REMEDIES)}"
 
 
 def squeeze(steps, chosen, rejected, argmax) -> Alert | None:

@@ -1,17 +1,25 @@
 """One page about a run: ``page.html.j2`` has its words, the code here fills it."""
 
+import json
+import re
+from itertools import product, takewhile
 from pathlib import Path
 
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from lmdyn.lm.diagnose import FLAGS
-from lmdyn.lm.generate import repeated
+from lmdyn.lm.checkpoint import fingerprint_model
+from lmdyn.lm.data import ProbeSet, load_probes
+from lmdyn.lm.diagnose import FLAGS, diagnose
+from lmdyn.lm.generate import generate, repeated
+from lmdyn.lm.mass import token_mass
+from lmdyn.lm.models import base_of, is_adapter, load
 from lmdyn.lm.records import replacing
 from lmdyn.lm.report import figures
-from lmdyn.lm.report.models import look_at_models
-from lmdyn.lm.report.runs import find_runs, in_order, is_noise, judge, logged
+from lmdyn.lm.squeeze import ERRORS, REMEDIES, squeeze
 from lmdyn.lm.trajectory import Trajectory
+
+ROWS, ANSWERS, NEW_TOKENS = 32, 6, 64  # rows to look at, prompts to answer, tokens of an answer
 
 
 def report(
@@ -40,7 +48,7 @@ def report(
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {folder}")
-    runs = [_view(where.relative_to(folder), *of) for where, *of in find_runs(folder)]
+    runs = [_view(where.relative_to(folder), *of) for where, *of in _find(folder)]
     if not runs:
         raise FileNotFoundError(
             f"no run in {folder}: there is no trajectory.npz, which finetune(out=…) writes with "
@@ -50,7 +58,7 @@ def report(
     page = _PAGES.get_template("page.html.j2").render(
         title=folder.resolve().name,
         runs=runs,
-        models=look_at_models(runs, model, rows, device),
+        models=_models(runs, model, rows, device),
         recipe=recipe.read_text(encoding="utf-8", errors="replace") if recipe.is_file() else None,
     )
     out = folder / "report.html" if out is None else Path(out)
@@ -60,10 +68,30 @@ def report(
     return out
 
 
+def _find(folder: Path, depth: int = 2) -> list[tuple[Path, Trajectory, Path]]:
+    """The run in a folder, or those in its sub-folders, in order: where, record, last folder."""
+    rounds = sorted((file.parent for file in folder.glob("round-*/trajectory.npz")), key=_in_order)
+    for place in (folder, folder / "lmdyn"):
+        if (place / "trajectory.npz").is_file():
+            home = place.resolve().parent if place.resolve().name == "lmdyn" else place
+            return [(folder, Trajectory.load(place / "trajectory"), [home, *rounds][-1])]
+    parts = [Trajectory.load(part / "trajectory") for part in rounds]
+    try:
+        return [(folder, Trajectory.join(parts), rounds[-1])]
+    except ValueError:  # no rounds, or rounds of other probes: each is a run of its own
+        inner = sorted(folder.glob("*/"), key=_in_order) if depth else []
+        return [run for part in inner for run in _find(part, depth - 1)]
+
+
+def _in_order(path: Path) -> tuple[list[int], str]:
+    """A key to sort by: numbers in names count as numbers."""
+    return [int(digits) for digits in re.findall(r"\d+", path.name)], path.name
+
+
 def _view(where: Path, whole: Trajectory, home: Path) -> dict:
     """What the page shows of a run: its record, and the verdict on it."""
-    trajectory, (log, settings) = whole.complete(), logged(whole, home)
-    checkpoint = max(home.glob("checkpoint-*[0-9]"), key=in_order, default=None)
+    trajectory, (log, settings) = whole.complete(), _logged(whole, home)
+    checkpoint = max(home.glob("checkpoint-*[0-9]"), key=_in_order, default=None)
     return {
         "name": " ".join(where.parts),
         "trajectory": trajectory,
@@ -72,9 +100,67 @@ def _view(where: Path, whole: Trajectory, home: Path) -> dict:
         "settings": settings,
         "checkpoint": checkpoint,
         "unfinished": whole.updates and checkpoint and any(checkpoint.glob("optimizer*")),
-        "verdict": judge(trajectory),
+        "verdict": _judge(trajectory),
         "along": _along(trajectory),
     }
+
+
+def _logged(trajectory: Trajectory, home: Path) -> tuple[dict, dict]:
+    """What a training logged, name → (updates, values), and its settings."""
+    log = {key: (np.arange(len(y)), y) for key, y in trajectory.log.items() if len(y)}
+    settings, states = trajectory.meta.get("settings"), [{}]
+    if log or settings is not None:
+        return log, settings or {}
+    for file in (*home.glob("trainer_state.json"), *home.glob("checkpoint-*/trainer_state.json")):
+        try:  # of a `transformers.Trainer`
+            states.append(dict(json.loads(file.read_text(encoding="utf-8"))))
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{file} cannot be read ({error})") from None
+    state = max(states, key=lambda state: state.get("global_step", 0))
+    for entry in state.get("log_history", []):
+        for key, value in entry.items():
+            if key not in ("step", "epoch") and isinstance(value, int | float):
+                log.setdefault(key, []).append((entry["step"], value))
+    names = ("global_step", "max_steps", "epoch", "num_train_epochs", "train_batch_size")
+    settings = {name: state[name] for name in names if name in state}
+    return {key: tuple(np.array(of).T) for key, of in log.items()}, settings
+
+
+def _judge(trajectory: Trajectory) -> dict:
+    """The verdict on a run: its ``kind``, the ``alerts`` behind it, and what ``moved``.
+
+    That is split, None for all → type → (N,) nats from first to last. ``held_out``: whether a
+    squeeze shows on held-out prompts alone.
+    """
+    n, told = len(trajectory.steps), {"train", "test"} <= set(trajectory.split)
+    moved = {split: {} for split in ((None, "train", "test") if told else (None,))}
+    for split, name in product(moved, trajectory.mean() if n > 1 else ()):
+        values = trajectory.values(name, split=split).astype(np.float64)
+        change = values[-1] - values[0]
+        if not np.isnan(change).all():
+            moved[split][name] = change[~np.isnan(change)]
+    verdict = {"kind": "unknown", "alerts": [], "held_out": False, "moved": moved}
+    if n < 2 or not {"chosen", "rejected"} <= set(trajectory.types):
+        return verdict
+    pairs = trajectory.values("chosen") + trajectory.values("rejected")
+    if (~np.isnan(pairs)).all(0).sum() < 2:
+        return verdict
+    stats = (("chosen", "logp"), ("rejected", "logp"), ("chosen", "argmax_logp"))
+    for split in list(moved)[::2]:  # all prompts, or else the held-out ones
+        curves = [trajectory.steps, *(trajectory.values(*stat, split) for stat in stats)]
+        alerts = [squeeze(*(y[:s] for y in curves)) for s in range(1, n + 1)]
+        if any(alerts):
+            lasting = [*takewhile(bool, reversed(alerts))][::-1]
+            seen = {"alerts": lasting or [*filter(None, alerts)], "held_out": split is not None}
+            return verdict | seen | {"kind": "squeeze" if lasting else "past"}
+    chosen = moved[None]["chosen"]
+    return verdict | {"kind": "fall" if chosen.mean() < 0 and not _is_noise(chosen) else "none"}
+
+
+def _is_noise(change: np.ndarray) -> bool:
+    """Whether a mean change is no further from zero than the rule of a squeeze asks."""
+    error = np.sqrt(change.var() / max(len(change) - 1, 1))
+    return abs(change.mean()) <= ERRORS * error
 
 
 def _along(trajectory: Trajectory) -> dict[str, dict[str, np.ndarray]]:
@@ -84,12 +170,53 @@ def _along(trajectory: Trajectory) -> dict[str, dict[str, np.ndarray]]:
         "likeliest": np.exp(trajectory.argmax_logp / trajectory.n_tokens),
         "valley": np.heaviside(trajectory.squeeze, 0),
     }
-    known = np.ma.masked_invalid(np.array([*found.values()], np.float64))  # (3, S, N, R)
-    means = known.mean(2).filled(np.nan)
+    known = {key: np.ma.masked_invalid(np.float64(x)).mean(1) for key, x in found.items()}
     names = enumerate(trajectory.types)
-    return {name: dict(zip(found, means[..., r], strict=True)) for r, name in names}
+    return {name: {k: x[:, r].filled(np.nan) for k, x in known.items()} for r, name in names}
+
+
+def _models(runs: list[dict], model, rows, device: str) -> dict | None:
+    """What the page shows of the model before the runs, and after, on these rows; None without."""
+    if rows is None:
+        if model is not None:
+            raise ValueError("a model without rows: pass --rows FILE.jsonl too")
+        return None
+    saved = [run["checkpoint"] for run in reversed(runs) if run["checkpoint"]]
+    last = next((folder for folder in saved if any(folder.glob("*.safetensors"))), None)
+    if model is None and last is None:
+        raise ValueError("rows without a model: the run left no safetensors, pass --model NAME")
+    probes = load_probes(rows)
+    which = np.linspace(0, len(probes) - 1, min(ROWS, len(probes))).round().astype(int).tolist()
+    some = probes[which]
+    asked = some[:: max(1, len(some) // ANSWERS)][:ANSWERS]
+    base = model or base_of(last) if last and is_adapter(last) else None
+    looks, gains = {}, {}
+    for when, name, of in (("before", model, None), ("after", last, base)):
+        if name is not None:
+            looks[when] = _look(load(name, device, base=of), some, asked, looks.get("before"))
+    if len(looks) == 2:
+        before, after = (look["mass"] for look in looks.values())
+        for name in before.types:
+            moved = {part: x[before.of(name)].mean() for part, x in before.moved(after).items()}
+            gains[name] = {f"the {part}": gain for part, gain in moved.items()}
+    found = {"looks": looks, "gains": gains, "before": model, "after": last and last.name}
+    found["about"] = f"On {len(some)} of {len(probes)} rows of {Path(rows).name}, evenly spread."
+    return found | {"base": base, "which": which, "asked": asked, "tokens": NEW_TOKENS}
+
+
+def _look(loaded, rows: ProbeSet, asked: ProbeSet, before: dict | None) -> dict:
+    """What a model, with its tokenizer, makes of the rows; the pairs are told of the first one."""
+    types = [name for name in ("chosen", "rejected") if all(name in row for row in rows)]
+    ranked = before is None and "rejected" in types
+    return {
+        "fingerprint": fingerprint_model(loaded[0]),
+        "mass": token_mass(*loaded, rows, types, before and before["mass"]),
+        "answers": generate(*loaded, [row["prompt"] for row in asked], NEW_TOKENS),
+        "pairs": diagnose(*loaded, rows, held_out=rows.split("test") or None) if ranked else None,
+    }
 
 
 _PAGES = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True)
 _PAGES.undefined, _PAGES.trim_blocks, _PAGES.lstrip_blocks = StrictUndefined, True, True
-_PAGES.globals |= {"figures": figures, "flags": FLAGS, "is_noise": is_noise, "repeated": repeated}
+_PAGES.globals |= {"figures": figures, "flags": FLAGS, "is_noise": _is_noise}
+_PAGES.globals |= {"repeated": repeated, "remedies": REMEDIES}

@@ -28,7 +28,7 @@ from score import operations
 from lmdyn.lm import finetune, load, load_probes, predict_change, score, sgd_direction
 from lmdyn.lm.forward import batches
 from lmdyn.lm.recipes import Stage
-from lmdyn.lm.recipes.estimate import lengths, memory
+from lmdyn.lm.recipes.running import lengths, memory
 from lmdyn.lm.records import environment, replacing
 from lmdyn.lm.tokens import encode
 

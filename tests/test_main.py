@@ -82,7 +82,7 @@ WRONG = {
     "run tiny-dpp": "unknown recipe 'tiny-dpp': did you mean 'tiny-dpo'?",
     "run tiny-dpo --set stages.0.lr=fast": "stages.0.lr: Value 'fast' of type 'str' could not be",
     "run tiny-dpo --rows nowhere.jsonl --out {tmp}": "there is no such file",
-    "run tiny-dpo --set model=no/where --out {tmp}/file/run": "cannot write to",
+    "run tiny-dpo --set model=no/where --out {tmp}/file/run": "Not a directory: '",
     "diagnose nowhere.jsonl --model tiny": "there is no such file",
     "report nowhere": "there is no folder nowhere",
     "diagnose world --model tiny --loss dop": "did you mean 'dpop'?",

@@ -1,11 +1,10 @@
 """What a recipe may say, and how it is read from YAML.
 
-A file has the keys of `Recipe`; ``extends``, a recipe (or a list of them), by name or path, whose
-keys it changes; ``seed``, ``mixed_precision`` and ``defaults`` for stages that do not say
-otherwise. It changes a stage by number: ``stages: {1: {lr: 1e-5}}``.
+A file has the keys of `Recipe`; ``extends``, the name or path of a recipe whose keys it changes;
+``seed``, ``mixed_precision`` and ``defaults`` for stages that do not say otherwise. As on the
+command line, a key may be dotted: ``stages.1.lr: 1e-5``.
 """
 
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -21,13 +20,12 @@ from lmdyn import losses
 from lmdyn.checks import check_count, check_number, differences, unknown
 from lmdyn.lm.data import PAPERS, ProbeSet, as_probes, load_probes, with_all
 from lmdyn.lm.rows import SPLITS
-from lmdyn.lm.settings import Plan, Settings
-from lmdyn.lm.tokens import begin_alike
+from lmdyn.lm.settings import Settings
+from lmdyn.lm.tokens import Format, begin_alike
 
 FOLDER = Path(__file__).parent
 KINDS = ("sft", "dpo", "extend")  # what the paper does with every model and dataset
 ON_T4 = ("pythia-410m", "qwen1.5-0.5b")  # what fits, see device/t4.yaml
-SETTINGS = [field.name for field in fields(Settings)]
 SHARED = ("seed", "mixed_precision")  # settings that a recipe may give once, for all its stages
 
 
@@ -50,8 +48,8 @@ class Data(Probes):
 
     source: str = field()  # must be given
     split: Literal["train", "test"] | None = "train"
-    max_length: int | None = None
-    max_prompt: int | None = None
+    max_length: int = Format.max_length
+    max_prompt: int = Format.max_prompt
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,8 +69,6 @@ class Stage(Settings):
             object.__setattr__(self, "mixed_precision", "no")
         super().__post_init__()
         object.__setattr__(self, "name", self.name or self.loss)
-        if not re.fullmatch(r"\w[\w.-]*", self.name):
-            raise ValueError(f"name must be of letters, digits, '.', '_', '-', got {self.name!r}")
         check_count("rounds", self.rounds, 1, optional=True)
         check_count("max_new_tokens", self.max_new_tokens, 1)
         check_number("temperature", self.temperature, zero=True)
@@ -87,13 +83,8 @@ class Stage(Settings):
         return losses.get(self.loss, **self.hyper)
 
     def settings(self) -> dict[str, Any]:
-        """What `finetune` takes of it, or `finetune_on_policy` if it has rounds."""
-        rounds = ("rounds", "max_new_tokens", "temperature") if self.rounds else ()
-        return {name: getattr(self, name) for name in (*SETTINGS, *rounds)}
-
-    def plan(self, n_rows: int) -> Plan:
-        """What that will do with so many rows, in a round if it has rounds."""
-        return Plan(n_rows=n_rows, **{name: getattr(self, name) for name in SETTINGS})
+        """What `finetune` takes of it."""
+        return {of.name: getattr(self, of.name) for of in fields(Settings)}
 
     def rows(self, rows: ProbeSet) -> ProbeSet:
         """What it learns of the recipe's rows, with the responses that its loss reads in order."""
@@ -118,9 +109,8 @@ class Recipe:
     device: str = "auto"  # of one process; several take those that accelerate gives them
 
     def __post_init__(self):
-        names = [stage.name for stage in self.stages] or ["none"]
-        if len(set(names)) < len(self.stages) or not self.stages:
-            raise ValueError(f"stages must be some that differ in name, got {', '.join(names)}")
+        if not self.stages:
+            raise ValueError("stages must be at least one")
         for i, stage in enumerate(self.stages):
             if self.probes is None and stage.probe_every is not None:
                 raise ValueError(f"stages.{i}.probe_every without probes: give both, or neither")
@@ -131,9 +121,8 @@ class Recipe:
         rows = [row for name in SPLITS for row in found.split(name).rows[: which.limit]]
         if which is self.data and which.source in PAPERS:  # a rejected response of HH is blank
             rows = [row for row in rows if "rejected" in row]
-        lengths = {name: getattr(self.data, name) for name in ("max_length", "max_prompt")}
-        given = {name: length for name, length in lengths.items() if length is not None}
-        return replace(found, rows=tuple(rows), format=replace(found.format, **given))
+        lengths = {"max_length": self.data.max_length, "max_prompt": self.data.max_prompt}
+        return replace(found, rows=tuple(rows), format=replace(found.format, **lengths))
 
     def to_yaml(self) -> str:
         """The recipe in full, as `read` takes it."""
@@ -150,11 +139,7 @@ class Recipe:
 
 
 def extend(rows: ProbeSet) -> ProbeSet:
-    """The paper's extend: the chosen response of every row, then the rejected, as ``chosen``.
-
-    Raises:
-        ValueError: a row without one of them.
-    """
+    """The paper's extend: the chosen response of every row, then the rejected, as ``chosen``."""
     pairs = with_all(rows, ["chosen", "rejected"], "both")
     alike = (lambda row, text: text) if pairs.format.as_written else begin_alike
     learn = [{"prompt": row["prompt"], "chosen": row["chosen"]} for row in pairs]
@@ -175,8 +160,8 @@ def catalogue() -> dict[str, tuple[Path, ...]]:
 
 
 @contextmanager
-def _one_line(where: str = "") -> Iterator[None]:
-    """Whatever YAML, OmegaConf or a dataclass refuses, as a ValueError that names the key."""
+def naming(where: str = "") -> Iterator[None]:
+    """What YAML, OmegaConf or a dataclass refuses inside, as one line that names where and key."""
     try:
         yield
     except (yaml.YAMLError, OmegaConfBaseException, TypeError, ValueError) as error:
@@ -187,7 +172,7 @@ def _one_line(where: str = "") -> Iterator[None]:
         raise ValueError(f"{where}{': ' if where else ''}{what}{message}") from None
 
 
-@_one_line()
+@naming()
 def read(name: str | Path, changes: Sequence[str] = ()) -> Recipe:
     """Read a recipe.
 
@@ -196,49 +181,43 @@ def read(name: str | Path, changes: Sequence[str] = ()) -> Recipe:
         changes: "key=value", the key dotted (``stages.0.lr=1e-5``), the value as in YAML.
 
     Raises:
-        ValueError: an unknown recipe or key (with the nearest name), a file that is no mapping, a
-            value of a wrong type or out of range; it names the key.
+        ValueError: an unknown recipe or key, a file that is no mapping, a wrong value.
 
     Example:
         >>> read("tiny-dpo", ["stages.1.hyper.beta=0.5"]).stages[1].get_loss()
         DPO(beta=0.5, label_smoothing=0.0)
     """
-    if bad := [change for change in changes if "=" not in change]:
-        raise ValueError(f"a change is key=value, such as seed=1, got {bad[0]!r}")
-    files = list(_files(str(name), Path.cwd()))
-    with _one_line(f"{' '.join(changes)}: "):
-        changed = OmegaConf.from_dotlist(list(changes))
+    *bases, own = _files(str(name), Path.cwd())
     raw = OmegaConf.create()
-    for part in (*files, changed):
-        numbered = part.pop("stages") if OmegaConf.is_dict(part.get("stages")) else {}
-        raw = OmegaConf.unsafe_merge(raw, part)
-        for number, stage in numbered.items():  # OmegaConf takes no mapping for a list
-            OmegaConf.update(raw, f"stages.{number}", stage)
-    own = changed.get("name") or files[-1].get("name")  # none of those that it extends
-    raw.name = own or Path(name).name.removesuffix(".yaml")
+    for part in (*bases, {"name": Path(name).name.removesuffix(".yaml")}, own):
+        for key, value in part.items():
+            OmegaConf.update(raw, key, value)
+    for change in changes:
+        with naming(f"{change}: "):
+            if "=" not in change:
+                raise ValueError("a change is key=value, such as seed=1")
+            raw.merge_with_dotlist([change])
     shared = {key: raw.pop(key) for key in SHARED if key in raw}
     shared = OmegaConf.merge(shared, raw.pop("defaults", None) or {})
     if OmegaConf.is_list(raw.get("stages")):
         for i, stage in enumerate(raw.stages):
-            with _one_line(f"stages.{i}."):
+            with naming(f"stages.{i}."):
                 raw.stages[i] = OmegaConf.to_object(OmegaConf.merge(Stage, shared, stage))
     return OmegaConf.to_object(OmegaConf.unsafe_merge(Recipe, raw))
 
 
 def _files(name: str, beside: Path, above: tuple[Path, ...] = ()) -> Iterator[DictConfig]:
-    """What the files of a recipe say, each after those that it extends."""
+    """What the files of a recipe say, each after the one that it extends."""
     known, path = catalogue(), (beside / name).expanduser().resolve()
     if name not in known and not path.is_file():
         raise ValueError(f"{unknown('recipe', name, known)}, or the path of a YAML file")
     for file in known.get(name, (path,)):
-        with _one_line(f"{file.name}: "):
+        with naming(f"{file.name}: "):
             own = OmegaConf.create(file.read_text(encoding="utf-8"))
             if not OmegaConf.is_dict(own):
                 raise ValueError("a list, where a recipe is a mapping, lines of 'key: value'")
             if file in above:
                 raise ValueError("it extends itself: mend its 'extends'")
-            bases = own.pop("extends", [])
-            bases = [bases] if isinstance(bases, str) else list(bases)
-        for base in bases:
-            yield from _files(base, file.parent, (*above, file))
+        if "extends" in own:
+            yield from _files(str(own.pop("extends")), file.parent, (*above, file))
         yield own

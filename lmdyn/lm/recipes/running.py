@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
 
@@ -10,21 +10,23 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import disable_fsdp_ram_efficient_loading
 from torch.utils.benchmark import Timer
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from lmdyn.checks import check_different, check_resumed
 from lmdyn.lm.data import ProbeSet
 from lmdyn.lm.forward import LogProbs
-from lmdyn.lm.models import NAMES, load, pick_device
+from lmdyn.lm.models import load, load_tokenizer, locate, pick_device
 from lmdyn.lm.on_policy import finetune_on_policy
-from lmdyn.lm.recipes.estimate import lengths, memory, operations
-from lmdyn.lm.recipes.recipe import Recipe, read
+from lmdyn.lm.recipes.recipe import Recipe, Stage, naming, read
 from lmdyn.lm.records import replacing
-from lmdyn.lm.tokens import encode
+from lmdyn.lm.settings import Plan
+from lmdyn.lm.tokens import Encoded, encode
 from lmdyn.lm.train import finetune
 from lmdyn.lm.trajectory import Trajectory
 
+STATES = {"adamw": 2, "rmsprop": 1, "sgd": 0}  # numbers an optimizer keeps for each parameter
 SHARE = 0.5  # of the matrix rate that training reaches; small models reach less
+Lengths = Sequence[tuple[int, int]]  # tokens fed and tokens predicted, of each row
 
 
 def run(
@@ -37,8 +39,7 @@ def run(
 ) -> list[Trajectory]:
     """Train as a recipe says, stage by stage, each from where the last ended.
 
-    In several processes (``accelerate launch -m lmdyn run …``) each takes some rows of every
-    update, and the first one writes and tells; with ``--use_fsdp`` they share out the weights.
+    Several processes (``accelerate launch -m lmdyn run …``) share the work as in `finetune`.
 
     Args:
         recipe: from `read`.
@@ -48,13 +49,9 @@ def run(
         progress: as for `finetune`.
         tell: called with a heading and a summary of each stage, as they come.
 
-    Returns:
-        One `Trajectory` a stage.
-
     Raises:
         ValueError: before the first stage begins: a folder that holds a run already, or one of
             another recipe (it names the key); rows or settings that a stage refuses.
-        OSError: a folder that cannot be written.
 
     Example:
         >>> import tempfile
@@ -66,10 +63,7 @@ def run(
     state, file = PartialState(cpu=recipe.device == "cpu"), Path(out) / "recipe.yaml"
     if file.is_file():
         check_resumed(out, recipe.differences(read(file)), resume)
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OSError(f"cannot write to {out}: {error.strerror}; choose another --out") from None
+    file.parent.mkdir(parents=True, exist_ok=True)
     rows, probes = (part and recipe.load(part) for part in (recipe.data, recipe.probes))
     is_alone = state.num_processes == 1
     if not is_alone:  # a whole model may not fit where a part of it is to go: finetune moves it
@@ -78,7 +72,9 @@ def run(
     if recipe.gradient_checkpointing:
         what = "activation" if hasattr(model, "activation_checkpointing_enable") else "gradient"
         getattr(model, f"{what}_checkpointing_enable")({"use_reentrant": False})
-    _check_stages(model, tokenizer, recipe, rows, is_alone)
+    for number, stage in enumerate(recipe.stages):
+        with naming(f"stages.{number} ({stage.name}): "):
+            _check(stage, model, tokenizer, rows, is_alone)
     state.wait_for_everyone()  # until each process has read what the first writes over
     if state.is_main_process:
         with replacing(file) as temporary:
@@ -87,33 +83,33 @@ def run(
     tell, trajectories = state.on_main_process(tell), []
     for number, stage in enumerate(recipe.stages):
         tell(f"{number}-{stage.name}: {stage.get_loss()!r}")
-        folder = file.parent / f"{number}-{stage.name}"
-        options = {"probes": probes, "out": folder, "resume": resume, "progress": progress}
-        train = finetune_on_policy if stage.rounds else finetune
-        options |= stage.settings()
-        trajectories.append(train(model, tokenizer, stage.rows(rows), stage.get_loss(), **options))
+        folder, train = file.parent / f"{number}-{stage.name}", finetune
+        options = stage.settings() | {"out": folder, "resume": resume, "progress": progress}
+        if stage.rounds:
+            train, names = finetune_on_policy, ("rounds", "max_new_tokens", "temperature")
+            options |= {name: getattr(stage, name) for name in names}
+        learn = model, tokenizer, stage.rows(rows), stage.get_loss()
+        trajectories.append(train(*learn, probes=probes, **options))
         if stage.rounds:
             trajectories[-1].save(folder / "trajectory")
         tell(trajectories[-1].summary())
     return trajectories
 
 
-def _check_stages(model, tokenizer, recipe: Recipe, rows: ProbeSet, is_alone: bool) -> None:
-    """Refuse what a later stage would refuse, before hours have gone into the first."""
-    for number, stage in enumerate(recipe.stages):
-        try:
-            if stage.rounds and not is_alone:
-                raise ValueError("rounds sample in one process: launch one, or leave rounds out")
-            if stage.rounds:
-                continue  # its pairs are not there yet
-            learn, loss = stage.rows(rows), stage.get_loss()
-            with warnings.catch_warnings(action="ignore"):  # finetune warns of what is cut
-                encoded = encode(tokenizer, learn)
-            keys = dict(zip(loss.responses, learn.types, strict=True))
-            LogProbs(model, encoded, keys)
-            check_different(encoded, keys, loss)
-        except ValueError as error:
-            raise ValueError(f"stages.{number} ({stage.name}): {error}") from None
+def _check(stage: Stage, model, tokenizer, rows: ProbeSet, is_alone: bool) -> None:
+    """Refuse what `finetune` would, before hours have gone into the stages before."""
+    if stage.rounds and not is_alone:
+        raise ValueError("rounds sample in one process: launch one, or leave rounds out")
+    if not stage.rounds:  # of rounds, the pairs are not there yet
+        learn, loss = stage.rows(rows), stage.get_loss()
+        keys = dict(zip(loss.responses, learn.types, strict=True))
+        LogProbs(model, encoded := _encode(tokenizer, learn), keys)
+        check_different(encoded, keys, loss)
+
+
+def _encode(tokenizer, rows: ProbeSet) -> Sequence[Encoded]:
+    with warnings.catch_warnings(action="ignore"):  # of what is cut: finetune warns
+        return encode(tokenizer, rows)
 
 
 def dry_run(recipe: Recipe, tokenizer=None) -> str:
@@ -138,34 +134,25 @@ def _plan(recipe: Recipe, tokenizer) -> Iterator[tuple[str, str]]:
         yield "probes", f"{source}: {len(probes)} prompts × {len(probes.types)} types"
     stages = [(f"{i}-{s.name}", s, s.rows(rows)) for i, s in enumerate(recipe.stages)]
     for label, stage, learn in stages:
-        plan = stage.plan(len(learn))
+        plan = Plan(n_rows=len(learn), **stage.settings())
         rounds = f"{stage.rounds} rounds, sampling not counted, of " if stage.rounds else ""
         size = f"{plan.batch_size * plan.accumulate} rows ({plan.examples(plan.updates)} examples"
         scored = f", scored {plan.probings} times" if probes else ""
         updates = f"{rounds}{plan.updates} updates of {size} of {len(learn)} rows){scored}"
         yield label, f"{stage.get_loss()!r}, {updates}"
-    model, tokenizer = _shape(recipe, tokenizer)
+    where, again = locate(recipe.model), recipe.gradient_checkpointing
+    config = AutoConfig.from_pretrained(where, trust_remote_code=False)
+    with torch.device("meta"):  # without weights
+        model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, recipe.dtype))
     size = f"{model.num_parameters() / 1e6:,.1f}M parameters"
     yield "model", f"{recipe.model}, {recipe.dtype}; {size}"
-    again, scored = recipe.gradient_checkpointing, lengths(tokenizer, probes) if probes else []
-    needs, work = {}, 0.0
+    tokenizer = tokenizer or load_tokenizer(where)
+    needs, work, scored = {}, 0.0, lengths(tokenizer, probes) if probes else []
     for label, stage, learn in stages:
         size = lengths(tokenizer, learn, stage.max_new_tokens if stage.rounds else 0)
         needs[label] = memory(model, stage, size, again)
         work += operations(model, stage, size, scored, again)
     yield from _takes(recipe, needs, work)
-
-
-def _shape(recipe: Recipe, tokenizer):
-    """(model without weights, tokenizer), from a configuration alone."""
-    if recipe.model in NAMES:  # at hand anyway
-        model, own = load(recipe.model, "cpu", recipe.dtype)
-        return model, tokenizer or own
-    options = {"trust_remote_code": False}
-    config = AutoConfig.from_pretrained(recipe.model, **options)
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, recipe.dtype))
-    return model, tokenizer or AutoTokenizer.from_pretrained(recipe.model, **options)
 
 
 def _takes(recipe: Recipe, needs: dict[str, dict], work: float) -> Iterator[tuple[str, str]]:
@@ -185,3 +172,55 @@ def _takes(recipe: Recipe, needs: dict[str, dict], work: float) -> Iterator[tupl
     duration = timedelta(seconds=math.ceil(work / (rate * SHARE)))
     speed = f"{rate / 1e9:,.0f} GFLOP/s that a matrix product reaches on this {device.type}"
     yield "time", f"about {duration}: {work:.2e} operations at {SHARE:.0%} of the {speed}"
+
+
+def lengths(tokenizer, rows: ProbeSet, sampled: int = 0) -> Lengths:
+    """Tokens of each row, its prompt held once; with ``sampled``, of chosen and so many more."""
+    encoded = _encode(tokenizer, rows.only("chosen") if sampled else rows)
+    sizes = [(e, sum(map(len, e.responses.values()))) for e in encoded]
+    return [(len(e.prompt) + n - len(e.responses) + sampled, n + sampled) for e, n in sizes]
+
+
+def memory(model, stage: Stage, rows: Lengths, checkpointing: bool = False) -> dict[str, float]:
+    """Bytes on the device at the worst moment of a stage, for a batch of its longest rows.
+
+    The parts, and their "peak"; those of the optimizer's "step" are taken while activations and
+    logits are not there. The model may be without weights.
+    """
+    batch = min(stage.batch_size, len(rows))
+    fed = batch * max(fed for fed, _ in rows)  # padded
+    predicted = sum(sorted(predicted for _, predicted in rows)[-batch:])
+    config, head = model.config.get_text_config(), model.get_output_embeddings().weight
+    layers, width, parameters = config.num_hidden_layers, config.hidden_size, model.num_parameters()
+    is_bf16, weights = stage.mixed_precision == "bf16", parameters * head.element_size()
+    number, states = 2 if is_bf16 else head.element_size(), STATES[stage.optimizer] * weights
+    # What a layer keeps of a token: inputs and outputs of two norms, queries, keys (before and
+    # after rotation), values, the attention's output, the residual sums; before and after the
+    # activation function. Computed twice: the inputs of all layers, and one layer in full.
+    inner = getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None)
+    is_gated = any(name.endswith("gate_proj") for name, _ in model.named_modules())
+    kept = 12 * width + (4 if is_gated else 2) * (inner or 4 * width)
+    kept = layers * width + kept if checkpointing else layers * kept
+    activations = kept * fed * number + is_bf16 * 2 * parameters
+    # as they come, their softmax, their gradient
+    logits = 3 * predicted * len(head) * max(4, number) * (1.5 if is_bf16 else 1)
+    step = weights if states else 0  # what PyTorch's foreach loops hold
+    held = {"weights": weights, "gradients": weights, "optimizer": states}
+    peak = sum(held.values()) + max(activations + logits, step)
+    return {**held, "activations": activations, "logits": logits, "step": step, "peak": peak}
+
+
+def operations(
+    model, stage: Stage, rows: Lengths, probes: Lengths, checkpointing: bool = False
+) -> float:
+    """Additions and multiplications of a stage in the model's matrices."""
+    table, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
+    body = sum(p.numel() for p in model.base_model.parameters() if p is not table)
+
+    def forward(some: Lengths, head: int = head.numel()) -> float:
+        return 2 * sum(body * fed + head * predicted for fed, predicted in some)
+
+    plan = Plan(n_rows=len(rows), **stage.settings())
+    update = 3 * forward(rows) + checkpointing * forward(rows, head=0)
+    work = update * plan.examples(plan.updates) / len(rows) + plan.probings * forward(probes)
+    return (stage.rounds or 1) * (work + stage.get_loss().needs_ref * forward(rows))

@@ -13,7 +13,7 @@ from lmdyn import losses
 from lmdyn.checks import check_different, check_same_vocabulary, trainable
 from lmdyn.lm.data import ProbeSet, as_probes, with_all
 from lmdyn.lm.forward import LogProbs, bar, evaluating
-from lmdyn.lm.mass import TokenMass, token_mass
+from lmdyn.lm.mass import token_mass
 from lmdyn.lm.records import write_jsonl
 from lmdyn.lm.tokens import encode
 
@@ -78,13 +78,12 @@ class Diagnosis:
     def rows(self) -> list[dict]:
         """One dict a pair, in `order`: ``row`` is its number among those that were given."""
         *names, _ = (f.name for f in fields(self))
-        flags = self.flags
-        return [
-            {"row": int(i), "prompt": self.prompts[i]}
-            | {name: float(getattr(self, name)[i]) for name in names}
-            | {"flags": list(flags[i])}
-            for i in self.order
-        ]
+        flags, found = self.flags, []
+        for i in self.order:
+            numbers = {name: float(getattr(self, name)[i]) for name in names}
+            pair = {"row": int(i), "prompt": self.prompts[i]}
+            found.append({**pair, **numbers, "flags": list(flags[i])})
+        return found
 
     def table(self, limit: int = 10) -> str:
         """The first pairs of `order`, for a terminal."""
@@ -130,8 +129,6 @@ def diagnose(
     loss = losses.get(loss)
     if not {"chosen", "rejected"} <= set(loss.responses):
         raise ValueError(f"{loss} does not read both chosen and rejected: diagnose a loss of pairs")
-    if ref is not None:
-        check_same_vocabulary(model, ref)
     weights = [*trainable(model).values()]
     pairs = with_all(as_probes(rows), loss.responses, str(loss))
     keys, n = {name: name for name in loss.responses}, len(pairs)
@@ -139,52 +136,43 @@ def diagnose(
     check_different(encoded, keys, loss)
     if held_out is None:
         held_out = pairs[np.linspace(0, n - 1, min(HELD_OUT, n)).astype(int).tolist()]
+    against = {}
+    if ref is not None:
+        check_same_vocabulary(model, ref)
+        with evaluating(ref):
+            against = LogProbs(ref, encoded, keys).all(range(n), 8)
+        against = {name: torch.from_numpy(x).to(model.device) for name, x in against.items()}
     others = encode(tokenizer, with_all(as_probes(held_out), ["chosen"], "diagnose", "held_out"))
 
-    effects, goal, against = np.empty((n, 4)), [torch.zeros_like(p) for p in weights], None
-    with evaluating(model), bar("diagnose", "pair", progress, n) as shown:
+    effects, goal = np.empty((n, 4)), [torch.zeros_like(p) for p in weights]
+    with evaluating(model), torch.enable_grad(), bar("diagnose", "pair", progress, n) as shown:
         reader = LogProbs(model, others, {"chosen": "chosen"})
         for i in range(len(others)):
-            for total, part in zip(goal, _gradients(reader, i, weights)[1]["chosen"], strict=True):
+            for total, part in zip(goal, _gradients(reader([i]), weights)["chosen"], strict=True):
                 total += part / len(others)
-        if ref is not None:
-            with evaluating(ref):
-                against = LogProbs(ref, encoded, keys).all(range(n), 8)
-            against = {key: torch.from_numpy(x).to(model.device) for key, x in against.items()}
         reader = LogProbs(model, encoded, keys)
         for i in range(n):
-            logps, gradients = _gradients(reader, i, weights)
-            known = against and {name: x[[i]] for name, x in against.items()}
+            logps = reader([i])
+            gradients = _gradients(logps, weights)
+            known = {name: x[[i]] for name, x in against.items()} or logps
             lengths = {name: x[[i]] for name, x in reader.lengths.items()}
-            c = loss.coefficients(logps, known or logps, lengths)
+            c = loss.coefficients(logps, known, lengths)
             effects[i] = [
                 -float(c[name]) * _dot(gradients[name], other)
                 for other in (gradients["chosen"], goal)
                 for name in ("chosen", "rejected")
             ]
             shown.update()
-    valley = _valley(token_mass(model, tokenizer, pairs, ["rejected"]))
+    mass = token_mass(model, tokenizer, pairs, ["rejected"])
+    tokens = np.bincount(mass.row)
+    valley = [np.bincount(mass.row, x) / tokens for x in (mass.squeeze, mass.squeeze > 0)]
     return Diagnosis(*valley, *effects.T, tuple(row["prompt"] for row in pairs))
 
 
-def _valley(mass: TokenMass) -> tuple[np.ndarray, np.ndarray]:
-    """Of the tokens of each row, the mean of ‖π‖² − π_y, and the share where it is positive."""
-    tokens = np.bincount(mass.row)
-    return np.bincount(mass.row, mass.squeeze) / tokens, np.bincount(
-        mass.row, mass.squeeze > 0
-    ) / tokens
-
-
-def _gradients(log_probs: LogProbs, row: int, weights: Sequence[Tensor]) -> tuple[dict, dict]:
-    """Response name → (1,), log π(y) of a row; response name → its gradient, weight by weight."""
-    with torch.enable_grad():
-        logps = log_probs([row])
+def _gradients(logps: Mapping[str, Tensor], weights: Sequence[Tensor]) -> dict[str, Sequence]:
+    """Response name → the gradient of its log-prob, weight by weight."""
     *_, last = logps
-    gradients = {
-        name: torch.autograd.grad(logp, weights, retain_graph=name != last)
-        for name, logp in logps.items()
-    }
-    return {name: logp.detach() for name, logp in logps.items()}, gradients
+    return {k: torch.autograd.grad(x, weights, retain_graph=k != last) for k, x in logps.items()}
 
 
 def _dot(a: Iterable[Tensor], b: Iterable[Tensor]) -> float:

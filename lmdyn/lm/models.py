@@ -96,14 +96,13 @@ def locate(name: str) -> Path | str:
 
 def load_tokenizer(where: Path | str) -> transformers.PreTrainedTokenizerBase:
     """The tokenizer of what `locate` gives."""
-    kind, options = AutoTokenizer, {"local_files_only": isinstance(where, Path)}
-    if isinstance(where, Path):
-        named = get_tokenizer_config(where, **options).get("tokenizer_class")
-        # There tokenizer.json is all there is to it. AutoTokenizer would give a Qwen2 model Qwen2's
-        # own way of splitting words.
-        if named in ("TokenizersBackend", "PreTrainedTokenizerFast"):
-            kind = transformers.PreTrainedTokenizerFast
-    return kind.from_pretrained(where, trust_remote_code=False, **options)
+    local = isinstance(where, Path)
+    named = get_tokenizer_config(where).get("tokenizer_class") if local else None
+    # In a folder, these say that tokenizer.json is all there is to it. AutoTokenizer would give a
+    # Qwen2 model Qwen2's own way of splitting words.
+    plain = named in ("TokenizersBackend", "PreTrainedTokenizerFast")
+    kind = transformers.PreTrainedTokenizerFast if plain else AutoTokenizer
+    return kind.from_pretrained(where, trust_remote_code=False, local_files_only=local)
 
 
 def _from(where: Path | str, device: torch.device, dtype: torch.dtype) -> Loaded:

@@ -27,8 +27,8 @@ def report(
 ) -> Path:
     """Write one self-contained HTML page about a run, and return its path.
 
-    It opens with a verdict in plain words: whether the run squeezed, since when, and what to do.
-    Below are the curves, the probabilities along the tokens, the log and the settings.
+    A verdict in plain words: whether the run squeezed, since when, and what to do. Then the curves,
+    the probabilities along the tokens, the log and the settings.
 
     Args:
         folder: what ``finetune(out=…)`` or `finetune_on_policy` wrote, the ``output_dir`` of a
@@ -196,9 +196,8 @@ def _models(runs: list[dict], model, rows, device: str) -> dict | None:
             looks[when] = _look(load(name, device, base=of), some, asked, looks.get("before"))
     if len(looks) == 2:
         before, after = (look["mass"] for look in looks.values())
-        for name in before.types:
-            moved = {part: x[before.of(name)].mean() for part, x in before.moved(after).items()}
-            gains[name] = {f"the {part}": gain for part, gain in moved.items()}
+        for name, (part, gain) in product(before.types, before.moved(after).items()):
+            gains.setdefault(name, {})[f"the {part}"] = gain[before.of(name)].mean()
     found = {"looks": looks, "gains": gains, "before": model, "after": last and last.name}
     found["about"] = f"On {len(some)} of {len(probes)} rows of {Path(rows).name}, evenly spread."
     return found | {"base": base, "which": which, "asked": asked, "tokens": NEW_TOKENS}

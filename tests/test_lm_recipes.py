@@ -120,6 +120,7 @@ WRONG = {
     "stages.0.spare_valleys=true": "stages.0: sft reads no rejected response",
     "stages=[]": "stages must be at least one",
     "stages=sft": "stages: Invalid value",
+    "stages.x.lr=1": "stages.x.lr=1: ",
     "stages.0=sft": "stages.0: Invalid input",
     "stages=[{loss: sft}]": "stages.0.epochs: Structured config of type `Stage` has missing",
     "data.split=dev": "data.split: Invalid value 'dev', expected one of ['train', 'test']",
@@ -148,6 +149,8 @@ WRONG_FILES = {
     "extends: bad.yaml": "bad.yaml: it extends itself",
     "extends: tiny-dqo": "unknown recipe 'tiny-dqo': did you mean 'tiny-dpo'?",
     "extends: 3": "unknown recipe '3': There is paper-dpo",
+    "extends: tiny-dpo\nstages: {1: {lr: 1}}": "stages: Cannot merge",
+    "extends: tiny-dpo\nstages.5: {lr: 1}": "stages.5: list index out of range",
     "extends: nowhere.yaml": "unknown recipe 'nowhere.yaml'",
 }
 
@@ -228,7 +231,6 @@ def test_rounds_are_those_of_finetune_on_policy(tmp_path):
     rows = load_probes("world", split="train", limit=6)
     same_runs(found, finetune_on_policy(model, tokenizer, rows, **settings))
     same_runs(Trajectory.load(out / "1-on-policy" / "trajectory"), found)
-    same_runs(run(recipe, out, resume=True)[1], found)
 
 
 def test_what_a_later_stage_would_refuse_stops_the_first(tmp_path):
@@ -265,7 +267,7 @@ def test_checkpointed_activations_give_the_same_run(family, tmp_path):
         part.save_pretrained(tmp_path / "model")
     rows = written(tmp_path / "rows.jsonl", tiny_rows())
     changes = [f"model={tmp_path}/model", f"data.source={rows}", "dtype=float64", "device=cpu"]
-    changes += ["stages=[{loss: dpo, epochs: 2, lr: 1e-2, batch_size: 2, optimizer: sgd}]"]
+    changes += ["stages=[{loss: dpo, epochs: 1, lr: 1e-2, batch_size: 3, optimizer: sgd}]"]
     found, calls = [], []
 
     # The number of the backward pass, -1 outside of it.

@@ -191,7 +191,7 @@ def read(name: str | Path, changes: Sequence[str] = ()) -> Recipe:
     raw = OmegaConf.create()
     for part in (*bases, {"name": Path(name).name.removesuffix(".yaml")}, own):
         for key, value in part.items():
-            OmegaConf.update(raw, key, value)
+            OmegaConf.update(raw, str(key), value)
     for change in changes:
         with naming(f"{change}: "):
             if "=" not in change:

@@ -4,7 +4,7 @@ Animals, objects and towns have attributes; each (entity, attribute) has one tru
 that the shipped model learned from (``book/make_tiny.py``) gives it in 20 to 60 percent of what it
 says, and two rumours in the rest. So the model speaks well and knows little for certain, and
 whether an answer is true, false, evasive or off the question is read off exactly. The words stand
-in ``world.toml``. The library has what `probes` gives as ``world.jsonl``: run this file to write it.
+in ``world.toml``. The library holds what `probes` gives: run this file to write its world.jsonl.
 """
 
 import json

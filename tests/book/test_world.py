@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 
 import world
-from lmdyn.lm import TYPES, load
+from lmdyn.lm import TYPES, load, load_probes
 from lmdyn.lm.data import as_probes
 from lmdyn.lm.generate import generate
 

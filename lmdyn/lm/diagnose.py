@@ -136,25 +136,23 @@ def diagnose(
     check_different(encoded, keys, loss)
     if held_out is None:
         held_out = pairs[np.linspace(0, n - 1, min(HELD_OUT, n)).astype(int).tolist()]
-    against = {}
-    if ref is not None:
-        check_same_vocabulary(model, ref)
-        with evaluating(ref):
-            against = LogProbs(ref, encoded, keys).all(range(n), 8)
-        against = {name: torch.from_numpy(x).to(model.device) for name, x in against.items()}
+    ref = model if ref is None else ref
+    check_same_vocabulary(model, ref)
     others = encode(tokenizer, with_all(as_probes(held_out), ["chosen"], "diagnose", "held_out"))
 
     effects, goal = np.empty((n, 4)), [torch.zeros_like(p) for p in weights]
-    with evaluating(model), torch.enable_grad(), bar("diagnose", "pair", progress, n) as shown:
+    shown = bar("diagnose", "pair", progress, n)
+    with evaluating(model), evaluating(ref), torch.enable_grad(), shown:
         reader = LogProbs(model, others, {"chosen": "chosen"})
         for i in range(len(others)):
             for total, part in zip(goal, _gradients(reader([i]), weights)["chosen"], strict=True):
                 total += part / len(others)
-        reader = LogProbs(model, encoded, keys)
+        reader, reference = LogProbs(model, encoded, keys), LogProbs(ref, encoded, keys)
         for i in range(n):
             logps = reader([i])
             gradients = _gradients(logps, weights)
-            known = {name: x[[i]] for name, x in against.items()} or logps
+            with torch.no_grad():
+                known = logps if ref is model else reference([i])
             lengths = {name: x[[i]] for name, x in reader.lengths.items()}
             c = loss.coefficients(logps, known, lengths)
             effects[i] = [
@@ -171,8 +169,10 @@ def diagnose(
 
 def _gradients(logps: Mapping[str, Tensor], weights: Sequence[Tensor]) -> dict[str, Sequence]:
     """Response name → the gradient of its log-prob, weight by weight."""
-    *_, last = logps
-    return {k: torch.autograd.grad(x, weights, retain_graph=k != last) for k, x in logps.items()}
+    found, given = {}, {"allow_unused": True, "materialize_grads": True}  # a text may miss some
+    for name, logp in logps.items():
+        found[name] = torch.autograd.grad(logp, weights, retain_graph=True, **given)
+    return found
 
 
 def _dot(a: Iterable[Tensor], b: Iterable[Tensor]) -> float:

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 import make_tiny
-from lmdyn.lm import load, world
+import world
+from lmdyn.lm import load
 
 SMALL = {"lr": 1e-2, "batch_size": 16, "width": 32, "layers": 1, "subjects": world.SUBJECTS[:2]}
 

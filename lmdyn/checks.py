@@ -8,12 +8,17 @@ import torch
 from torch import Tensor
 
 
+def described(value) -> str:
+    """What was given, in an error: dtype and shape of a tensor, or the type."""
+    tensor = isinstance(value, Tensor)
+    return f"{value.dtype} {tuple(value.shape)}" if tensor else type(value).__name__
+
+
 def check_logits(logits: Tensor, name: str = "logits") -> None:
     """Refuse anything but finite floating-point values with a last axis."""
     if not isinstance(logits, Tensor) or not logits.is_floating_point() or logits.ndim == 0:
-        is_tensor = isinstance(logits, Tensor)
-        kind = f"{logits.dtype} {tuple(logits.shape)}" if is_tensor else type(logits).__name__
-        raise ValueError(f"{name} must be a floating-point tensor (..., V), got {kind}")
+        told = described(logits)
+        raise ValueError(f"{name} must be a floating-point tensor (..., V), got {told}")
     bad = ~logits.isfinite()
     if bad.any():
         where = tuple(bad.nonzero()[0].tolist())
@@ -34,25 +39,17 @@ def check_probs(probs: Tensor) -> None:
         )
 
 
-def as_labels(y: int | Tensor, like: Tensor, shape: tuple[int, ...] | None = None) -> Tensor:
-    """Labels as int64 on the device of ``like`` (..., V), broadcast to ``shape``.
-
-    ``shape`` defaults to the leading axes of ``like``. Refuses labels outside 0 … V − 1.
-    """
-    shape = like.shape[:-1] if shape is None else shape
-    y = torch.as_tensor(y, device=like.device)
+def as_labels(y: int | Tensor, like: Tensor) -> Tensor:
+    """Labels 0 … V − 1 as int64, with the device and the leading axes of ``like`` (..., V)."""
+    y, v = torch.as_tensor(y, device=like.device), like.shape[-1]
     if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
         raise ValueError(f"labels must be integers, got {y.dtype}")
-    v = like.shape[-1]
     bad = (y < 0) | (y >= v)
     if bad.any():
         raise ValueError(f"label {y[bad][0].item()} is out of range: there are V = {v} labels")
-    try:
-        return y.long().expand(shape)
-    except RuntimeError:
-        raise ValueError(
-            f"labels have shape {tuple(y.shape)}, which does not fit {tuple(shape)}"
-        ) from None
+    if broadcast(labels=y.shape, rows=like.shape[:-1]) != like.shape[:-1]:
+        raise ValueError(f"labels {tuple(y.shape)} are more than the rows {tuple(like.shape[:-1])}")
+    return y.long().expand(like.shape[:-1])
 
 
 def check_count(name: str, value, least: int, optional: bool = False) -> None:

@@ -94,8 +94,8 @@ def softmax_step(probs: Tensor, y: int | Tensor, lr: float | Tensor) -> Tensor:
         >>> softmax_step(torch.tensor([0.6, 0.3, 0.1]), y=2, lr=-1.0)
         tensor([0.7104, 0.2631, 0.0264])
     """
-    probs, y, lr = _check_step(probs, y, lr)
-    return (probs.log() + _exponent(probs, y, lr)).softmax(-1)
+    probs, _, _, dz = logit_step(probs, y, lr=lr)
+    return (probs.log() + dz).softmax(-1)
 
 
 def squeeze_line(probs: Tensor, y: int | Tensor, lr: float | Tensor | None = None) -> Tensor:
@@ -116,11 +116,10 @@ def squeeze_line(probs: Tensor, y: int | Tensor, lr: float | Tensor | None = Non
         >>> squeeze_line(torch.tensor([0.6, 0.3, 0.1]), y=2)
         tensor(0.3600)
     """
-    probs, y, step = _check_step(probs, y, 0.0 if lr is None else lr)
+    probs, y, step, dz = logit_step(probs, y, lr=0.0 if lr is None else lr)
     first_order = probs.square().sum(-1) - probs.gather(-1, y.unsqueeze(-1)).squeeze(-1)
     if lr is None:
         return first_order
-    dz = _exponent(probs, y, step)
     # Small steps need log1p and expm1 to keep the limit, large ones a sum that cannot overflow.
     log_z = torch.where(
         step.abs() < 1,
@@ -130,18 +129,16 @@ def squeeze_line(probs: Tensor, y: int | Tensor, lr: float | Tensor | None = Non
     return torch.where(step == 0, first_order, -log_z / torch.where(step == 0, 1.0, step))
 
 
-def _exponent(probs: Tensor, y: Tensor, lr: Tensor) -> Tensor:
-    """lr·(e_y − π): the change of the logits."""
-    return lr.unsqueeze(-1) * (one_hot(y, probs.shape[-1]).to(probs.dtype) - probs)
-
-
-def _check_step(probs: Tensor, y, lr) -> tuple[Tensor, Tensor, Tensor]:
-    """Checked inputs, broadcast against each other over the leading axes."""
+def logit_step(probs: Tensor, y, **size) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """π, y and a named size s, checked and broadcast over the leading axes, and s·(e_y − π)."""
     check_probs(probs)
-    lr = torch.as_tensor(lr, dtype=probs.dtype, device=probs.device)
-    if not lr.isfinite().all():
-        raise ValueError("lr must be finite")
-    y_shape = torch.as_tensor(y).shape
-    shape = broadcast(probs=probs.shape[:-1], labels=y_shape, lr=lr.shape)
-    probs = probs.expand(*shape, probs.shape[-1])
-    return probs, as_labels(y, probs), lr.expand(shape)
+    ((name, s),) = size.items()
+    s = torch.as_tensor(s, dtype=probs.dtype, device=probs.device)
+    if not s.isfinite().all():
+        raise ValueError(f"{name} must be finite")
+    shapes = {"probs": probs.shape[:-1], "labels": torch.as_tensor(y).shape, name: s.shape}
+    shape = broadcast(**shapes)
+    probs, s = probs.expand(*shape, -1), s.expand(shape)
+    y = as_labels(y, probs)
+    e_y = one_hot(y, probs.shape[-1]).to(probs.dtype)
+    return probs, y, s, s.unsqueeze(-1) * (e_y - probs)

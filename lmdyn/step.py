@@ -8,9 +8,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.functional import one_hot
 
-from lmdyn.checks import as_labels
-from lmdyn.kernel import check_inputs, entk, learned
-from lmdyn.kernel.trace import check_output, forward
+from lmdyn.checks import as_labels, check_logits, trainable
+from lmdyn.kernel import entk
 from lmdyn.softmax import log_softmax_jacobian
 
 
@@ -58,24 +57,21 @@ def one_step(model: nn.Module, x_o: Tensor, x_u: Tensor, y_u: int | Tensor, lr: 
     """
     if not math.isfinite(lr):
         raise ValueError(f"lr must be finite, got {lr}")
-    learned(model)  # before any forward pass, which would move the statistics of a batch norm
-    check_inputs(x_o=x_o, x_u=x_u)
-    params = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    k = entk(model, x_o, x_u)  # which checks the model and its inputs
+    params = trainable(model)
     with torch.enable_grad():
-        z_u = forward(model, x_u)
-        y_u = as_labels(y_u, z_u, (len(x_u),))
-        g = z_u.softmax(-1).detach() - one_hot(y_u, z_u.shape[1])
+        z_u = model(x_u)
+        g = z_u.softmax(-1).detach() - one_hot(as_labels(y_u, z_u), z_u.shape[1])
         # ∂L/∂z is G, so the backward pass starts there.
-        grads = torch.autograd.grad(z_u, list(params.values()), g, allow_unused=True)
-    k = entk(model, x_o, x_u)
+        grads = torch.autograd.grad(
+            z_u, [*params.values()], g, allow_unused=True, materialize_grads=True
+        )
     with torch.no_grad():
-        moved = {
-            name: p if grad is None else p - lr * grad
-            for (name, p), grad in zip(params.items(), grads, strict=True)
-        }
+        pairs = zip(params.items(), grads, strict=True)
+        moved = {name: p - lr * grad for (name, p), grad in pairs}
         before = model(x_o)
         after = functional_call(model, moved, (x_o,))
-        check_output(after, len(x_o))
+        check_logits(after, f"the logits after a step of lr = {lr}")
         measured = after.log_softmax(-1) - before.log_softmax(-1)
         a = log_softmax_jacobian(before)
         predicted = -lr * torch.einsum("ovi,ouij,uj->ov", a, k, g)

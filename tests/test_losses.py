@@ -477,7 +477,7 @@ def test_residual_has_the_sign_of_the_paper():
     ("labels", "coefficient", "message"),
     [
         (3, 1.0, "label 3 is out of range"),
-        (0, [1.0, 2.0, 3.0], r"coefficient \(3,\), probs \(2,\)"),
+        (0, [1.0, 2.0, 3.0], r"do not fit: probs .*coefficient \(3,\)"),
     ],
 )
 def test_residual_refuses_what_does_not_fit(labels, coefficient, message):

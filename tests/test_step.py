@@ -65,10 +65,15 @@ def test_the_error_falls_with_the_square_of_the_step(name, sign):
     [
         (torch.tensor([0, 3]), 0.1, "label 3 is out of range: there are V = 3"),
         (-1, 0.1, "label -1 is out of range"),
-        (torch.tensor([0, 1, 2]), 0.1, r"labels have shape \(3,\), which does not fit \(2,\)"),
+        (torch.tensor([0, 1, 2]), 0.1, r"do not fit: labels \(3,\), rows \(2,\)"),
+        (
+            torch.zeros(3, 2, dtype=torch.long),
+            0.1,
+            r"labels \(3, 2\) are more than the rows \(2,\)",
+        ),
         (torch.tensor([0.5, 1.0]), 0.1, "labels must be integers, got torch.float32"),
         (0, float("nan"), "lr must be finite, got nan"),
-        (0, 1e308, "NaN or infinite logits"),
+        (0, 1e308, "after a step of lr = 1e\\+308 must be finite"),
     ],
 )
 def test_bad_input(y, lr, message):

@@ -4,6 +4,8 @@ Weights used by Linear, Conv2d, Embedding and the usual norms take a structured 
 holds a Jacobian over all parameters; whatever else reaches the logits takes a generic one.
 """
 
+from itertools import pairwise, product
+
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -11,12 +13,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
-from lmdyn.checks import check_logits, trainable
-from lmdyn.kernel.factors import PASS_EXAMPLES, Factor, Plan, activation_bytes
-from lmdyn.kernel.trace import check_output, forward
-
-# Bytes that the factors of a block of examples, or one forward and backward pass, may take.
-CHUNK_BYTES = 2**28
+from lmdyn.checks import check_logits, described, trainable
+from lmdyn.kernel.factors import Factor, Plan, activation_bytes, fit
+from lmdyn.kernel.trace import forward
 
 
 def entk(model: nn.Module, x_o: Tensor, x_u: Tensor | None = None) -> Tensor:
@@ -43,19 +42,16 @@ def entk(model: nn.Module, x_o: Tensor, x_u: Tensor | None = None) -> Tensor:
         >>> entk(model, torch.eye(3)[:1], torch.eye(3)[:2])[0, :, 0, 0]
         tensor([1., 0.])
     """
-    params = learned(model)
-    symmetric = x_u is None
-    x_u = x_o if symmetric else x_u
-    check_inputs(x_o=x_o, x_u=x_u)
-    largest = max(x_o[:1], x_u[:1], key=torch.numel)
+    params = [*learned(model, x_o=x_o, x_u=x_o if x_u is None else x_u).values()]
+    largest = x_o[:1] if x_u is None else max(x_o[:1], x_u[:1], key=torch.numel)
     generic: set[Tensor] = set()
     with torch.enable_grad():
         while True:
             plan = Plan(model, largest, params, generic)
-            k, unclear = _assemble(plan, x_o, x_u, symmetric)
-            if not unclear:
+            k = _assemble(plan, x_o, x_u)
+            if not plan.unclear:
                 return k
-            generic = plan.generic | unclear
+            generic = plan.generic | plan.unclear
 
 
 def entk_vp(model: nn.Module, x_o: Tensor, x_u: Tensor, g: Tensor) -> Tensor:
@@ -80,88 +76,82 @@ def entk_vp(model: nn.Module, x_o: Tensor, x_u: Tensor, g: Tensor) -> Tensor:
         tensor([[ 1., -1.],
                 [ 0.,  0.]])
     """
-    params = learned(model)
-    check_inputs(x_o=x_o, x_u=x_u)
+    params = learned(model, x_o=x_o, x_u=x_u)
     check_logits(g, "g")
-    if g.ndim != 2 or len(g) != len(x_u):
-        raise ValueError(f"g must be (N_u, V) with N_u = {len(x_u)}, got {tuple(g.shape)}")
-    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):  # the others have no forward mode
-        direction = [torch.zeros_like(p) for p in params]
+    direction = {name: torch.zeros_like(p) for name, p in params.items()}
+    # The other kernels of attention have no forward mode.
+    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
         chunk = _chunk(model, x_u)
-        for x, g_part in zip(x_u.split(chunk), g.split(chunk), strict=True):
-            z = forward(model, x)
-            if z.shape[1] != g.shape[1]:
-                raise ValueError(f"g has V = {g.shape[1]}, but the model has V = {z.shape[1]}")
+        for start in range(0, len(x_u), chunk):
+            z, part = forward(model, x_u[start : start + chunk]), g[start : start + chunk]
+            if g.shape != (len(x_u), z.shape[1]):
+                wanted = (len(x_u), z.shape[1])
+                raise ValueError(f"g must be (N_u, V) = {wanted}, got {tuple(g.shape)}")
             grads = torch.autograd.grad(
-                z, params, g_part.to(z), allow_unused=True, materialize_grads=True
+                z, [*params.values()], part.to(z), allow_unused=True, materialize_grads=True
             )
-            direction = [total + grad for total, grad in zip(direction, grads, strict=True)]
-        return torch.cat([_jvp(model, params, x, direction) for x in x_o.split(_chunk(model, x_o))])
+            for total, grad in zip(direction.values(), grads, strict=True):
+                total += grad
+        return torch.cat([_jvp(model, params, direction, x) for x in x_o.split(_chunk(model, x_o))])
 
 
-def _jvp(model: nn.Module, params: list[Tensor], x: Tensor, direction: list[Tensor]) -> Tensor:
+def _jvp(model: nn.Module, params: dict, direction: dict, x: Tensor) -> Tensor:
     """J(x) · direction."""
-    names = {p: name for name, p in model.named_parameters()}
-    primals = {names[p]: p.detach() for p in params}
-    tangents = {names[p]: d for p, d in zip(params, direction, strict=True)}
+    primals = {name: p.detach() for name, p in params.items()}
     try:
-        z, dz = torch.func.jvp(lambda p: functional_call(model, p, (x,)), (primals,), (tangents,))
+        z, dz = torch.func.jvp(lambda p: functional_call(model, p, (x,)), (primals,), (direction,))
     except (NotImplementedError, RuntimeError):
         # Some operations have no forward mode: differentiate the backward pass instead.
         z = model(x)
         dual = torch.zeros_like(z, requires_grad=True)
-        grads = torch.autograd.grad(
-            z, params, dual, create_graph=True, allow_unused=True, materialize_grads=True
-        )
-        product = sum((g * d).sum() for g, d in zip(grads, direction, strict=True))
-        (dz,) = torch.autograd.grad(product, dual)
-    check_output(z, len(x))
+        ways = {"create_graph": True, "allow_unused": True, "materialize_grads": True}
+        grads = torch.autograd.grad(z, [*params.values()], dual, **ways)
+        total = sum((g * d).sum() for g, d in zip(grads, direction.values(), strict=True))
+        (dz,) = torch.autograd.grad(total, dual)
+    check_logits(z, "model(x_o)")
     return dz.detach()
 
 
-def _assemble(plan: Plan, x_o: Tensor, x_u: Tensor, symmetric: bool) -> tuple[Tensor, set[Tensor]]:
-    """K, and the parameters that turned out to need the generic path: if any, K is not whole."""
-    v, block = plan.logits.shape[1], _fit(2 * plan.factor_bytes)
-    pass_examples = min(PASS_EXAMPLES, _fit(plan.pass_bytes))
-    k = plan.logits.new_empty(len(x_o), len(x_u), v, v)
-    for i in range(0, len(x_o), block):
-        f_o, unclear = plan.factors(x_o[i : i + block], pass_examples)
-        for j in range(i if symmetric else 0, len(x_u), block):
-            diagonal, f_u = symmetric and i == j, f_o
-            if not diagonal and not unclear:
-                f_u, unclear = plan.factors(x_u[j : j + block], pass_examples)
-            if unclear:
-                return k, unclear
-            _fill(k[i : i + block, j : j + block], f_o, f_u, diagonal)
-    for o in range(len(x_o) if symmetric else 0):
-        k[o + 1 :, o] = k[o, o + 1 :].transpose(1, 2)
-    return k, set()
+def _assemble(plan: Plan, x_o: Tensor, x_u: Tensor | None) -> Tensor:
+    """K; not whole if the plan finds parameters that need the generic path."""
+    symmetric, v = x_u is None, plan.logits.shape[1]
+    x_u = x_o if symmetric else x_u
 
+    def factors(x: Tensor, start: int) -> list[tuple[slice, list[Factor]]]:
+        """Those of a block, pass by pass, with their place in K."""
+        stop = min(start + plan.block, len(x))
+        cuts = [*range(start, stop, plan.together), stop]
+        return [(slice(i * v, j * v), plan.factors(x[i:j])) for i, j in pairwise(cuts)]
 
-def _fill(k: Tensor, f_o: list[Factor], f_u: list[Factor], diagonal: bool) -> None:
-    """Sum the Gram products into a block of K, a few rows of examples at a time."""
-    n, m, v, _ = k.shape
-    rows = min(_fit(16 * m * v * v * k.element_size()), -(-n // 8))
-    for start in range(0, n, rows):
-        stop = min(start + rows, n)
-        first = start if diagonal else 0  # the rest is known by symmetry
-        out = k.new_zeros(stop - start, v, m - first, v)
-        for a, b in zip(f_o, f_u, strict=True):
-            a[start:stop].add_gram(b[first:], out)
-        k[start:stop, first:] = out.transpose(1, 2)
+    k = plan.logits.new_zeros(len(x_o) * v, len(x_u) * v)
+    for i in range(0, len(x_o), plan.block):
+        f_o = factors(x_o, i)
+        for j in range(i if symmetric else 0, len(x_u), plan.block):
+            f_u = f_o if symmetric and i == j else factors(x_u, j)
+            if plan.unclear:
+                return k
+            for (o, ours), (u, theirs) in product(f_o, f_u):
+                if symmetric and u.start < o.start:
+                    continue
+                for a, b in zip(ours, theirs, strict=True):
+                    a.add_gram(b, k[o, u])
+                if symmetric and u != o:
+                    k[u, o] = k[o, u].T
+    return k.view(len(x_o), v, len(x_u), v).transpose(1, 2)
 
 
 def _chunk(model: nn.Module, x: Tensor) -> int:
     """Examples whose activations, twice (primal and tangent), fit."""
-    return _fit(2 * activation_bytes(model, x[:1]))
+    return fit(2 * activation_bytes(model, x[:1]))
 
 
-def _fit(bytes_each: int) -> int:
-    return max(1, CHUNK_BYTES // max(1, bytes_each))
-
-
-def learned(model: nn.Module) -> list[Tensor]:
+def learned(model: nn.Module, **batches: Tensor) -> dict[str, Tensor]:
     """The parameters an update moves, after checking that examples stand alone."""
+    for name, x in batches.items():
+        if not isinstance(x, Tensor) or x.ndim == 0 or len(x) == 0:
+            raise ValueError(f"{name} must be a batch (N, …) with N ≥ 1, got {described(x)}")
+        if x.is_floating_point():
+            check_logits(x, name)
     for name, module in model.named_modules():
         label = f"{name or 'the model'} ({type(module).__name__})"
         if isinstance(module, _BatchNorm) and (module.training or module.running_mean is None):
@@ -172,17 +162,8 @@ def learned(model: nn.Module) -> list[Tensor]:
         rate = getattr(module, "p" if isinstance(module, _DropoutNd) else "dropout", 0)
         if module.training and isinstance(rate, float) and rate > 0:
             raise ValueError(f"{label} drops at random: call model.eval()")
-    params = [*trainable(model).values()]
-    half = {p.dtype for p in params} - {torch.float32, torch.float64}
+    params = trainable(model)
+    half = {p.dtype for p in params.values()} - {torch.float32, torch.float64}
     if half:
         raise ValueError(f"the kernel needs float32 or float64 weights, got {half.pop()}")
     return params
-
-
-def check_inputs(**inputs: Tensor) -> None:
-    for name, x in inputs.items():
-        if not isinstance(x, Tensor) or x.ndim == 0 or len(x) == 0:
-            what = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
-            raise ValueError(f"{name} must be a batch (N, …) with N ≥ 1, got {what}")
-        if x.is_floating_point() and not x.isfinite().all():
-            raise ValueError(f"{name} has NaN or infinite values")

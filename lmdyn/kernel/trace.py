@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.overrides import TorchFunctionMode
 
+from lmdyn.checks import check_logits, described
+
 
 @dataclass(eq=False)
 class Call:
@@ -32,8 +34,9 @@ class Call:
     weight: Tensor | None
     bias: Tensor | None
     features: Callable[[], Tensor]  # () -> (rows, ..., features), channels last
-    channels_last: Callable[[Tensor], Tensor]  # the output's gradient -> (rows, ..., channels)
     groups: int = 1
+    # the output's gradient -> (rows, ..., channels)
+    channels_last: Callable[[Tensor], Tensor] = lambda grad: grad
     edge: GradientEdge | None = None  # where the output's gradient can be asked for
     shape: torch.Size | None = None  # of the output
 
@@ -121,29 +124,17 @@ def _walk(output: Tensor) -> tuple[set, Counter]:
 
 def forward(model: nn.Module, x: Tensor) -> Tensor:
     """``model(x)``, refused unless it is finite logits (N, V) that depend on its parameters."""
-    logits = model(x)
-    check_output(logits, len(x))
+    logits, n = model(x), len(x)
+    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != n:
+        told = f"model(x) must return logits (N, V) with N = {n}, got {described(logits)}"
+        raise ValueError(f"{told}: wrap the model so that it does")
+    check_logits(logits, "model(x)")
     if not logits.requires_grad:
         raise ValueError(
             "the logits do not depend on any parameter that requires grad: does the model detach "
             "them, or run under torch.no_grad()?"
         )
     return logits
-
-
-def check_output(logits: Tensor, batch: int) -> None:
-    """Refuse a model whose output is not finite logits (N, V)."""
-    is_tensor = isinstance(logits, Tensor)
-    if not is_tensor or logits.ndim != 2 or len(logits) != batch:
-        got = tuple(logits.shape) if is_tensor else type(logits).__name__
-        raise ValueError(
-            f"model(x) must return logits (N, V) with N = {batch}, got {got}: wrap the model so "
-            "that it does"
-        )
-    bad = ~logits.isfinite()
-    if bad.any():
-        example = int(bad.any(-1).nonzero()[0])
-        raise ValueError(f"model(x) has NaN or infinite logits, first for example {example}")
 
 
 def dots(a: Tensor, b: Tensor) -> Tensor:
@@ -157,27 +148,18 @@ def dots(a: Tensor, b: Tensor) -> Tensor:
 # returns a `Call`, or None for a use whose gradient has another form.
 
 
-def _same(grad: Tensor) -> Tensor:
-    return grad
-
-
 def _pixels(grad: Tensor) -> Tensor:
     """(rows, C, …) -> (rows, pixels, C)."""
     return grad.reshape(*grad.shape[:2], -1).transpose(1, 2)
 
 
-def _linear(input, weight, bias=None):
-    return Call("matrix", weight, bias, lambda: input, _same)
-
-
 def _matmul(input, other):
-    return Call("product", other, None, lambda: input, _same) if other.ndim == 2 else None
+    return Call("product", other, None, lambda: input) if other.ndim == 2 else None
 
 
 def _addmm(input, mat1, mat2, *, beta=1, alpha=1):
-    if beta != 1 or alpha != 1 or input.ndim != 1:
-        return None
-    return Call("product", mat2, input, lambda: mat1, _same)
+    plain = beta == alpha == 1 and input.ndim == 1
+    return Call("product", mat2, input, lambda: mat1) if plain else None
 
 
 def _mul(input, other):
@@ -185,7 +167,7 @@ def _mul(input, other):
     for weight, x in ((input, other), (other, input)):
         if isinstance(weight, nn.Parameter) and weight.ndim == 1 and isinstance(x, Tensor):
             if x.ndim > 1 and x.shape[-1] == len(weight):
-                return Call("scale", weight, None, lambda x=x: x, _same)
+                return Call("scale", weight, None, lambda x=x: x)
     return None
 
 
@@ -193,17 +175,16 @@ def _conv2d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1)
     if input.ndim != 4:
         return None
     kernel, extra = weight.shape[-2:], (0, 0, 0, 0)
-    if isinstance(padding, str):
-        if padding == "same":  # an odd total puts the extra zero on the right
-            steps = (dilation, dilation) if isinstance(dilation, int) else dilation
-            rows, columns = (d * (k - 1) for d, k in zip(steps, kernel, strict=True))
-            extra = (columns // 2, -(-columns // 2), rows // 2, -(-rows // 2))
-        padding = 0
+    if padding == "same":  # an odd total puts the extra zero on the right
+        steps = (dilation, dilation) if isinstance(dilation, int) else dilation
+        rows, columns = (d * (k - 1) for d, k in zip(steps, kernel, strict=True))
+        extra = (columns // 2, -(-columns // 2), rows // 2, -(-rows // 2))
+    padding = 0 if isinstance(padding, str) else padding
 
     def patches():
         return F.unfold(F.pad(input, extra), kernel, dilation, padding, stride).transpose(1, 2)
 
-    return Call("matrix", weight, bias, patches, _pixels, groups)
+    return Call("matrix", weight, bias, patches, groups, _pixels)
 
 
 def _embedding(*args, **kwargs):
@@ -211,14 +192,11 @@ def _embedding(*args, **kwargs):
     input, weight, padding = given["input"], given["weight"], given.get("padding_idx")
     if given.get("max_norm") is not None or given.get("scale_grad_by_freq"):
         return None
-    grad = _same
-    if padding is not None:
+    call = Call("lookup", weight, None, lambda: input.unsqueeze(-1))
+    if padding is not None:  # autograd gives this row no gradient here
         kept = (input != padding % len(weight)).unsqueeze(-1)
-
-        def grad(g):  # autograd gives the padding row no gradient here
-            return g if g.is_meta else g * kept
-
-    return Call("lookup", weight, None, lambda: input.unsqueeze(-1), grad)
+        call.channels_last = lambda grad: grad if grad.is_meta else grad * kept
+    return call
 
 
 def _norm(operation: Callable, *args, **kwargs):
@@ -229,15 +207,16 @@ def _norm(operation: Callable, *args, **kwargs):
         return None  # by the statistics of the batch
     axes = len(given.get("normalized_shape", ()))  # the last ones; else channels, as in an image
     last = (lambda x: x.flatten(-axes)) if axes else _pixels
-    return Call("scale", weight, bias, lambda: last(operation(**given)), last)
+    return Call("scale", weight, bias, lambda: last(operation(**given)), channels_last=last)
 
 
 def _arguments(operation: Callable, args: tuple, kwargs: dict) -> dict:
     return inspect.signature(operation).bind(*args, **kwargs).arguments
 
 
-_STRUCTURED = {
-    F.linear: _linear,
+_NORMS = F.layer_norm, F.rms_norm, F.batch_norm, F.group_norm
+_STRUCTURED = {norm: partial(_norm, norm) for norm in _NORMS} | {
+    F.linear: lambda input, weight, bias=None: Call("matrix", weight, bias, lambda: input),
     torch.addmm: _addmm,
     torch.matmul: _matmul,
     Tensor.matmul: _matmul,
@@ -245,8 +224,4 @@ _STRUCTURED = {
     Tensor.mul: _mul,
     F.conv2d: _conv2d,
     F.embedding: _embedding,
-    **{
-        norm: partial(_norm, norm)
-        for norm in (F.layer_norm, F.rms_norm, F.batch_norm, F.group_norm)
-    },
 }

@@ -11,12 +11,11 @@ The numbers c are the *coefficients*. All values are in nats.
 from dataclasses import fields
 
 import torch
-from torch import Tensor
-from torch.nn.functional import one_hot
 
-from lmdyn.checks import as_labels, broadcast, check_known, check_probs
+from lmdyn.checks import check_known
 from lmdyn.losses import free, margin, mixed, ratio  # noqa: F401 (they fill the registry)
 from lmdyn.losses.base import REGISTRY, Loss
+from lmdyn.softmax import logit_step
 
 __all__ = ["Loss", "get", "names", "residual"]
 
@@ -59,7 +58,9 @@ def get(name: str | Loss, **hyper: float | str) -> Loss:
     return REGISTRY[name](**hyper)
 
 
-def residual(probs: Tensor, labels: int | Tensor, coefficient: float | Tensor) -> Tensor:
+def residual(
+    probs: torch.Tensor, labels: int | torch.Tensor, coefficient: float | torch.Tensor
+) -> torch.Tensor:
     """G = −c · (π − e_y): the gradient of a loss with respect to the logits.
 
     Args:
@@ -71,14 +72,11 @@ def residual(probs: Tensor, labels: int | Tensor, coefficient: float | Tensor) -
         (..., V). Each row sums to zero.
 
     Raises:
-        ValueError: rows that are no distributions, a label out of range, shapes that do not fit.
+        ValueError: rows that are no distributions, a label out of range, a coefficient that is
+            not finite, shapes that do not fit.
 
     Example:
         >>> residual(torch.tensor([0.5, 0.3, 0.2]), labels=0, coefficient=-1.0)
         tensor([-0.5000,  0.3000,  0.2000])
     """
-    check_probs(probs)
-    labels = as_labels(labels, probs)
-    c = torch.as_tensor(coefficient, dtype=probs.dtype, device=probs.device)
-    broadcast(coefficient=c.shape, probs=probs.shape[:-1])
-    return -c.unsqueeze(-1) * (probs - one_hot(labels, probs.shape[-1]).to(probs.dtype))
+    return logit_step(probs, labels, coefficient=coefficient)[-1]

@@ -19,23 +19,20 @@ def check_logits(logits: Tensor, name: str = "logits") -> None:
     if not isinstance(logits, Tensor) or not logits.is_floating_point() or logits.ndim == 0:
         told = described(logits)
         raise ValueError(f"{name} must be a floating-point tensor (..., V), got {told}")
-    bad = ~logits.isfinite()
-    if bad.any():
-        where = tuple(bad.nonzero()[0].tolist())
-        raise ValueError(
-            f"{name} must be finite: {int(bad.sum())} NaN or infinite, the first at index {where}"
-        )
+    bad = (~logits.isfinite()).nonzero().tolist()
+    if bad:
+        told = f"{len(bad)} NaN or infinite, the first at index {tuple(bad[0])}"
+        raise ValueError(f"{name} must be finite: {told}")
 
 
 def check_probs(probs: Tensor) -> None:
     """Refuse rows that are no distributions."""
     check_logits(probs, "probs")
-    bad = (probs < 0).any(-1) | ((probs.sum(-1) - 1).abs() > 1e-3)
-    if bad.any():
-        where = tuple(bad.nonzero()[0].tolist())
+    bad = ((probs < 0).any(-1) | ((probs.sum(-1) - 1).abs() > 1e-3)).nonzero().tolist()
+    if bad:
         raise ValueError(
-            f"probs must be non-negative and sum to one along the last axis; the row at index "
-            f"{where} does not: pass logits.softmax(-1), not logits"
+            "probs must be non-negative and sum to one along the last axis; the row at index "
+            f"{tuple(bad[0])} does not: pass logits.softmax(-1), not logits"
         )
 
 

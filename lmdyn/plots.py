@@ -4,6 +4,8 @@ A figure draws what it is given and computes nothing; it takes the Axes ``ax`` t
 a new figure if absent) and returns them.
 """
 
+from pathlib import Path
+
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
@@ -39,30 +41,12 @@ NAMES = {
     "argmax": ("argmax", "argmax $y^*$"),
 }
 _VARIANTS = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
-
-
-# The settings of every figure, for matplotlib's rcParams.
-STYLE = {
-    "figure.figsize": (6.4, 3.6),
-    "figure.constrained_layout.use": True,
-    "figure.facecolor": "white",  # a white card in dark mode
-    "font.size": 10.5,
-    "axes.titlesize": 11,
-    "axes.labelsize": 10.5,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.alpha": 0.25,
-    "legend.frameon": False,
-    "lines.linewidth": 1.8,
-    "image.cmap": "cividis",  # safe for colour-blind readers
-    "svg.hashsalt": "lmdyn",  # the same figure gives the same file
-}
+STYLE = Path(__file__).with_name("style.mplstyle")  # the settings of every figure
 
 
 def use_style() -> None:
     """Set ``STYLE`` for the figures that follow, and vector output in a notebook."""
-    plt.rcParams.update(STYLE)
+    plt.style.use(STYLE)
     try:
         from matplotlib_inline.backend_inline import set_matplotlib_formats
     except ImportError:  # outside a notebook
@@ -98,10 +82,7 @@ def curves(x, series, ax=None) -> Axes:
     ax = axes(ax)
     for number, (name, values) in enumerate(series.items()):
         name, family = name if isinstance(name, tuple) else (name, [*COLORS][number % 5])
-        values = np.atleast_2d(values)
-        ax.plot(x, values.mean(0), LINESTYLES[family], color=COLORS[family], label=name)
-        if len(values) > 1:  # above all means
-            ax.plot(x, values.T, lw=0.7, alpha=0.45, color=COLORS[family], zorder=2.1)
+        _line(ax, x, values, COLORS[family], LINESTYLES[family], name)
     return ax
 
 
@@ -113,34 +94,32 @@ def responses(x, series, ax=None, names=True) -> Axes:
         names: write the names; leave them to another panel if not.
     """
     ax = axes(ax)
-    ends = {}
-    for name, values in series.items():
-        values = np.atleast_2d(np.asarray(values, dtype=float))
-        color, style, label = look(name)
-        ax.plot(x, values.mean(0), linestyle=style, color=color, label=label)
-        if len(values) > 1:
-            ax.plot(x, values.T, lw=0.6, alpha=0.4, color=color)
-        ends[name] = values.mean(0)[-1]
+    ends = {name: _line(ax, x, values, *look(name)) for name, values in series.items()}
     if names:
         _name_ends(ax, x[-1], ends)
     return ax
 
 
+def _line(ax: Axes, x, values, color: str, style, label: str) -> float:
+    """Draw a line, or the mean of runs and each of them; its last value."""
+    runs = np.atleast_2d(np.asarray(values, dtype=float))
+    ax.plot(x, runs.mean(0), linestyle=style, color=color, label=label)
+    if len(runs) > 1:  # above all means
+        ax.plot(x, runs.T, lw=0.7, alpha=0.45, color=color, zorder=2.1)
+    return runs.mean(0)[-1]
+
+
 def _name_ends(ax: Axes, x: float, ends: dict[str, float]) -> None:
     """Names right of the curves' ends, moved apart where they would overlap."""
     ax.figure.canvas.draw()  # the axis has its final height only then
-    pixels = ax.get_window_extent().height * 72 / ax.figure.dpi
     low, high = ax.get_ylim()
-    gap = (high - low) * 10.5 / pixels
+    gap = 10.5 * (high - low) * ax.figure.dpi / (72 * ax.get_window_extent().height)
     order = sorted(ends, key=ends.get)
-    heights = np.array([ends[name] for name in order])
-    for _ in range(200):  # neighbours that are too close push each other apart
-        short = gap - np.diff(heights)
-        if (short <= 1e-9 * gap).all():
-            break
-        push = np.maximum(short, 0) / 2
-        heights[:-1] -= push
-        heights[1:] += push
+    steps = gap * np.arange(len(order))
+    free = np.array([ends[name] for name in order]) - steps
+    # Halfway between the heights that only push names up, and those that only push them down.
+    up, down = np.maximum.accumulate(free), np.minimum.accumulate(free[::-1])[::-1]
+    heights = steps + (up + down) / 2
     for name, height in zip(order, heights, strict=True):
         color, _, label = look(name)
         at = {"xytext": (5, 0), "textcoords": "offset points", "va": "center", "fontsize": 8.5}

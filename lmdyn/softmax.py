@@ -1,8 +1,7 @@
 """A: what the softmax does to a change of logits, and the exact softmax-regression step.
 
-Section 2 of the paper for A = I − 1πᵀ; its appendix on the squeezing effect for the step.
-Log-probs are in nats. Everything batches over leading axes, on CPU and CUDA, in the dtype of its
-input, and refuses logits that are not finite.
+Section 2 of the paper for A; its appendix on the squeezing effect for the step. Everything batches
+over leading axes, on CPU and CUDA, in the dtype of its input, and refuses what is not finite.
 """
 
 import torch
@@ -15,11 +14,8 @@ from lmdyn.checks import as_labels, broadcast, check_logits, check_probs
 def log_softmax_jacobian(logits: Tensor) -> Tensor:
     """A = ∂ log π / ∂z = I − 1πᵀ, the log-softmax Jacobian (Proposition 1).
 
-    Args:
-        logits: (..., V).
-
     Returns:
-        (..., V, V). Row i is the gradient of log π_i with respect to the logits.
+        (..., V, V) for logits (..., V). Row i is the gradient of log π_i by the logits.
 
     Example:
         >>> log_softmax_jacobian(torch.zeros(2))
@@ -36,8 +32,7 @@ def log_softmax_jvp(logits: Tensor, dz: Tensor) -> Tensor:
     """A·dz without forming A: how the log-probs move when the logits move by dz.
 
     Args:
-        logits: (..., V).
-        dz: (..., V), broadcast against ``logits``.
+        logits, dz: (..., V), broadcast against each other over the leading axes.
 
     Returns:
         (..., V), nats: dz minus its mean under π.
@@ -57,11 +52,8 @@ def log_softmax_jvp(logits: Tensor, dz: Tensor) -> Tensor:
 def jacobian_norm_sq(logits: Tensor) -> Tensor:
     """‖A‖²_F = V‖π‖² + V − 2: how peaky the prediction is.
 
-    Args:
-        logits: (..., V).
-
     Returns:
-        (...), from V − 1 (uniform π) to 2V − 2 (one-hot π).
+        (...) for logits (..., V), from V − 1 (uniform π) to 2V − 2 (one-hot π).
 
     Example:
         >>> jacobian_norm_sq(torch.zeros(10))
@@ -81,8 +73,8 @@ def softmax_step(probs: Tensor, y: int | Tensor, lr: float | Tensor) -> Tensor:
     Args:
         probs: (..., V), each row sums to one.
         y: the label, an int or integers broadcast against the leading axes.
-        lr: step size; positive learns y, negative is the negative gradient
-            (the paper's η' = −lr). A float or a tensor over the leading axes.
+        lr: step size, a float or a tensor over the leading axes; positive learns y, negative is
+            the negative gradient (the paper's η' = −lr).
 
     Returns:
         (..., V), the same dtype as ``probs``.
@@ -106,8 +98,7 @@ def squeeze_line(probs: Tensor, y: int | Tensor, lr: float | Tensor | None = Non
     it is −(1/lr)·log Σ_j π_j exp(lr·(1[j = y] − π_j)), which tends to the former as lr → 0.
 
     Args:
-        probs: as in `softmax_step`, like ``y``.
-        lr: None for the first-order line, else the signed step size as in `softmax_step`.
+        probs, y, lr: as in `softmax_step`; None for the first-order line.
 
     Returns:
         (...). Negative means that every other label gains (after a negative step).
@@ -121,12 +112,9 @@ def squeeze_line(probs: Tensor, y: int | Tensor, lr: float | Tensor | None = Non
     if lr is None:
         return first_order
     # Small steps need log1p and expm1 to keep the limit, large ones a sum that cannot overflow.
-    log_z = torch.where(
-        step.abs() < 1,
-        (probs * dz.expm1()).sum(-1).log1p(),
-        (probs.log() + dz).logsumexp(-1),
-    )
-    return torch.where(step == 0, first_order, -log_z / torch.where(step == 0, 1.0, step))
+    small, large = (probs * dz.expm1()).sum(-1).log1p(), (probs.log() + dz).logsumexp(-1)
+    exact = -torch.where(step.abs() < 1, small, large) / torch.where(step == 0, 1.0, step)
+    return torch.where(step == 0, first_order, exact)
 
 
 def logit_step(probs: Tensor, y, **size) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -136,9 +124,8 @@ def logit_step(probs: Tensor, y, **size) -> tuple[Tensor, Tensor, Tensor, Tensor
     s = torch.as_tensor(s, dtype=probs.dtype, device=probs.device)
     if not s.isfinite().all():
         raise ValueError(f"{name} must be finite")
-    shapes = {"probs": probs.shape[:-1], "labels": torch.as_tensor(y).shape, name: s.shape}
-    shape = broadcast(**shapes)
+    labels = torch.as_tensor(y).shape
+    shape = broadcast(**{"probs": probs.shape[:-1], "labels": labels, name: s.shape})
     probs, s = probs.expand(*shape, -1), s.expand(shape)
     y = as_labels(y, probs)
-    e_y = one_hot(y, probs.shape[-1]).to(probs.dtype)
-    return probs, y, s, s.unsqueeze(-1) * (e_y - probs)
+    return probs, y, s, s.unsqueeze(-1) * (one_hot(y, probs.shape[-1]).to(probs.dtype) - probs)

@@ -63,9 +63,7 @@ def one_step(model: nn.Module, x_o: Tensor, x_u: Tensor, y_u: int | Tensor, lr: 
         z_u = model(x_u)
         g = z_u.softmax(-1).detach() - one_hot(as_labels(y_u, z_u), z_u.shape[1])
         # ∂L/∂z is G, so the backward pass starts there.
-        grads = torch.autograd.grad(
-            z_u, [*params.values()], g, allow_unused=True, materialize_grads=True
-        )
+        grads = torch.autograd.grad(z_u, [*params.values()], g, materialize_grads=True)
     with torch.no_grad():
         pairs = zip(params.items(), grads, strict=True)
         moved = {name: p - lr * grad for (name, p), grad in pairs}

@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
 from lmdyn.checks import check_logits, described, trainable
-from lmdyn.kernel.factors import Factor, Plan, activation_bytes, fit
+from lmdyn.kernel.factors import PASS_EXAMPLES, Factor, Plan, add_gram
 from lmdyn.kernel.trace import forward
 
 
@@ -42,13 +42,15 @@ def entk(model: nn.Module, x_o: Tensor, x_u: Tensor | None = None) -> Tensor:
         >>> entk(model, torch.eye(3)[:1], torch.eye(3)[:2])[0, :, 0, 0]
         tensor([1., 0.])
     """
-    params = [*learned(model, x_o=x_o, x_u=x_o if x_u is None else x_u).values()]
-    largest = x_o[:1] if x_u is None else max(x_o[:1], x_u[:1], key=torch.numel)
+    symmetric = x_u is None
+    x_u = x_o if symmetric else x_u
+    params = [*learned(model, x_o=x_o, x_u=x_u).values()]
+    largest = max(x_o[:1], x_u[:1], key=torch.numel)
     generic: set[Tensor] = set()
     with torch.enable_grad():
         while True:
             plan = Plan(model, largest, params, generic)
-            k = _assemble(plan, x_o, x_u)
+            k = _assemble(plan, x_o, x_u, symmetric)
             if not plan.unclear:
                 return k
             generic = plan.generic | plan.unclear
@@ -78,44 +80,44 @@ def entk_vp(model: nn.Module, x_o: Tensor, x_u: Tensor, g: Tensor) -> Tensor:
     """
     params = learned(model, x_o=x_o, x_u=x_u)
     check_logits(g, "g")
-    direction = {name: torch.zeros_like(p) for name, p in params.items()}
+    step = {name: torch.zeros_like(p) for name, p in params.items()}
     # The other kernels of attention have no forward mode.
     with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
-        chunk = _chunk(model, x_u)
-        for start in range(0, len(x_u), chunk):
-            z, part = forward(model, x_u[start : start + chunk]), g[start : start + chunk]
-            if g.shape != (len(x_u), z.shape[1]):
-                wanted = (len(x_u), z.shape[1])
+        for start in range(0, len(x_u), PASS_EXAMPLES):
+            some = slice(start, start + PASS_EXAMPLES)
+            z = forward(model, x_u[some])
+            wanted = len(x_u), z.shape[1]
+            if g.shape != wanted:
                 raise ValueError(f"g must be (N_u, V) = {wanted}, got {tuple(g.shape)}")
             grads = torch.autograd.grad(
-                z, [*params.values()], part.to(z), allow_unused=True, materialize_grads=True
+                z, [*params.values()], g[some].to(z), materialize_grads=True
             )
-            for total, grad in zip(direction.values(), grads, strict=True):
+            for total, grad in zip(step.values(), grads, strict=True):
                 total += grad
-        return torch.cat([_jvp(model, params, direction, x) for x in x_o.split(_chunk(model, x_o))])
+        return torch.cat([_jvp(model, params, step, x) for x in x_o.split(PASS_EXAMPLES)])
 
 
-def _jvp(model: nn.Module, params: dict, direction: dict, x: Tensor) -> Tensor:
-    """J(x) · direction."""
+def _jvp(model: nn.Module, params: dict, step: dict, x: Tensor) -> Tensor:
+    """J(x) · step."""
     primals = {name: p.detach() for name, p in params.items()}
     try:
-        z, dz = torch.func.jvp(lambda p: functional_call(model, p, (x,)), (primals,), (direction,))
+        z, dz = torch.func.jvp(lambda p: functional_call(model, p, (x,)), (primals,), (step,))
     except (NotImplementedError, RuntimeError):
         # Some operations have no forward mode: differentiate the backward pass instead.
         z = model(x)
         dual = torch.zeros_like(z, requires_grad=True)
-        ways = {"create_graph": True, "allow_unused": True, "materialize_grads": True}
-        grads = torch.autograd.grad(z, [*params.values()], dual, **ways)
-        total = sum((g * d).sum() for g, d in zip(grads, direction.values(), strict=True))
-        (dz,) = torch.autograd.grad(total, dual)
+        grads = torch.autograd.grad(
+            z, [*params.values()], dual, create_graph=True, materialize_grads=True
+        )
+        moved = sum((grad * d).sum() for grad, d in zip(grads, step.values(), strict=True))
+        (dz,) = torch.autograd.grad(moved, dual)
     check_logits(z, "model(x_o)")
     return dz.detach()
 
 
-def _assemble(plan: Plan, x_o: Tensor, x_u: Tensor | None) -> Tensor:
+def _assemble(plan: Plan, x_o: Tensor, x_u: Tensor, symmetric: bool) -> Tensor:
     """K; not whole if the plan finds parameters that need the generic path."""
-    symmetric, v = x_u is None, plan.logits.shape[1]
-    x_u = x_o if symmetric else x_u
+    v = plan.logits.shape[1]
 
     def factors(x: Tensor, start: int) -> list[tuple[slice, list[Factor]]]:
         """Those of a block, pass by pass, with their place in K."""
@@ -134,15 +136,10 @@ def _assemble(plan: Plan, x_o: Tensor, x_u: Tensor | None) -> Tensor:
                 if symmetric and u.start < o.start:
                     continue
                 for a, b in zip(ours, theirs, strict=True):
-                    a.add_gram(b, k[o, u])
+                    add_gram(k[o, u], a, b)
                 if symmetric and u != o:
                     k[u, o] = k[o, u].T
     return k.view(len(x_o), v, len(x_u), v).transpose(1, 2)
-
-
-def _chunk(model: nn.Module, x: Tensor) -> int:
-    """Examples whose activations, twice (primal and tangent), fit."""
-    return fit(2 * activation_bytes(model, x[:1]))
 
 
 def learned(model: nn.Module, **batches: Tensor) -> dict[str, Tensor]:

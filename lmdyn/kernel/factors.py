@@ -10,7 +10,6 @@ repeated calls) of outer products  δ_t ⊗ a_t.  Two exact forms:
 
 import math
 from collections import defaultdict
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -18,40 +17,32 @@ from torch.nn.functional import pad
 
 from lmdyn.kernel.trace import Call, Trace, dots, forward, record
 
-# Bytes that the factors of a block of examples, or one forward and backward pass, may take.
+# Bytes that the factors of a block of examples, or what one pass over some of them keeps, may take.
 CHUNK_BYTES = 2**28
-# Up to this many examples share one forward pass: enough to fill the cores, small enough that
-# their weights in the layout check stay far apart.
+# Up to this many examples share one pass: enough to fill the cores, small enough that their
+# weights in the check of the layout stay far apart.
 PASS_EXAMPLES = 50
 # Operations that the elementwise product of an entry costs, in the choice between the two forms.
 ELEMENTWISE = 16
 
+# The Jacobian for n examples: the δ_t (n, T, V, o), and the a_t (n, T, i), or rows of a table
+# (n, T). In the dense form: itself (n, 1, V, P), and None.
+Factor = tuple[Tensor, Tensor | None]
 
-@dataclass
-class Factor:
-    """Parameters' Jacobian for n examples.
 
-    Attributes:
-        right: (n, T, V, o), the δ_t; in the dense form the Jacobian itself, (n, 1, V, P).
-        left: (n, T, i), the a_t, or (n, T) rows of a table; None in the dense form.
-    """
-
-    right: Tensor
-    left: Tensor | None = None
-
-    def add_gram(self, other: "Factor", k: Tensor) -> None:
-        """k (n·V, m·V) += J Jᵀ."""
-        for t, delta in enumerate(self.right.unbind(1)):
-            for s, epsilon in enumerate(other.right.unbind(1)):
-                delta, epsilon = delta.flatten(0, -2), epsilon.flatten(0, -2)
-                if self.left is None:
-                    k.addmm_(delta, epsilon.T)
-                    continue
-                inputs = dots(self.left[:, t], other.left[:, s]).to(k.dtype)
-                n, m = inputs.shape
-                inputs = inputs.repeat_interleave(len(epsilon) // m, 1).unsqueeze(1)
-                products = (delta @ epsilon.T).unflatten(0, (n, -1))
-                k.unflatten(0, (n, -1)).addcmul_(products, inputs)
+def add_gram(k: Tensor, ours: Factor, theirs: Factor) -> None:
+    """k (n·V, m·V) += J Jᵀ."""
+    (deltas, left), (epsilons, right) = ours, theirs
+    for t, delta in enumerate(deltas.unbind(1)):
+        for s, epsilon in enumerate(epsilons.unbind(1)):
+            delta, epsilon = delta.flatten(0, -2), epsilon.flatten(0, -2)
+            if left is None:
+                k.addmm_(delta, epsilon.T)
+                continue
+            inputs = dots(left[:, t], right[:, s]).to(k.dtype)
+            n, m = inputs.shape
+            inputs = inputs.repeat_interleave(len(epsilon) // m, 1).unsqueeze(1)
+            k.unflatten(0, (n, -1)).addcmul_((delta @ epsilon.T).unflatten(0, (n, -1)), inputs)
 
 
 class Plan:
@@ -65,7 +56,7 @@ class Plan:
 
     Attributes:
         logits: (1, V), those of ``x``.
-        block, together: of how many examples the factors fit, and how many share a forward pass.
+        block, together: of how many examples the factors fit, and how many share a pass.
         unclear: further parameters whose gradients could not be told apart by example. If there
             are any, the factors are not complete.
     """
@@ -75,22 +66,21 @@ class Plan:
         seen = self._trace(x)
         self.generic = generic | seen.unseen
         self.logits, v = seen.output.detach(), seen.output.shape[1]
-        self.outer: dict[Tensor, Tensor | None] = {}  # a weight, and the bias that it covers
-        numbers = {p: v * p.numel() for p in params}
-        uses = _uses(seen.calls)
-        for param, used in uses.items():
-            calls = [call for call, _ in used]
+        self.outer: list[tuple[Tensor, ...]] = []
+        numbers = v * sum(p.numel() for p in params)
+        for unit, calls in _units(seen.calls).items():
             positions = sum(call.grad_shape[:-1].numel() for call in calls)
             channels, inputs = calls[0].grad_shape[-1], calls[0].features().shape[-1]
-            alike = {(kind, call.groups) for call, kind in used}
+            alike = {(call.kind, call.groups) for call in calls}
             separable = alike in ({("matrix", 1)}, {("product", 1)}, {("lookup", 1)})
-            if separable and positions**2 * (channels + ELEMENTWISE) < param.numel():
-                numbers[param] = positions * (v * channels + inputs)
-                self.outer[param] = _bias(uses, param)
+            cheap = positions**2 * (channels + ELEMENTWISE) < unit[0].numel()
+            if unit[0] is calls[0].weight and separable and cheap:
+                numbers += positions * (v * channels + inputs) - v * sum(p.numel() for p in unit)
+                self.outer.append(unit)
         size = self.logits.itemsize
-        held = sum(v * c.shape.numel() + 2 * c.features().numel() for c in seen.calls)
-        self.block = fit(2 * size * sum(numbers.values()))
-        together = fit(size * held + activation_bytes(model, x)), math.isqrt(fit(size * v * v))
+        held = sum(v * c.grad_shape.numel() + 2 * c.features().numel() for c in seen.calls)
+        self.block = _fit(2 * size * numbers)
+        together = _fit(size * held), math.isqrt(_fit(size * v * v))
         self.together = min(PASS_EXAMPLES, self.block, *together)
 
     def _trace(self, x: Tensor) -> Trace:
@@ -99,26 +89,26 @@ class Plan:
     def factors(self, x: Tensor) -> list[Factor]:
         """The factors of the outer parameters, and one of all the others, from one pass."""
         seen = self._trace(x)
-        uses = _uses(seen.calls)
-        same = {p for p, bias in self.outer.items() if p in uses and _bias(uses, p) is bias}
-        self.unclear |= seen.unseen | (self.outer.keys() - same)
+        units = _units(seen.calls)
+        self.unclear |= seen.unseen.union(*(unit for unit in self.outer if unit not in units))
         found = {} if self.unclear else self._by_example(seen)
         if self.unclear:
             return []
-        factors, dense = [], []
-        for param, bias in self.outer.items():
-            (_, kind), *_ = uses[param]
-            pairs = zip(*(found[call] for call, _ in uses[param]), strict=True)
-            left, right = (torch.cat(parts, 1) for parts in pairs)
-            left = left.squeeze(-1) if kind == "lookup" else left
-            factors.append(Factor(right, left if bias is None else pad(left, (0, 1), value=1)))
-        for param in self.params:
-            if param not in {*self.generic, *self.outer, *self.outer.values()}:
-                ours = [_per_example(param, c, kind, *found[c]) for c, kind in uses.get(param, ())]
-                unused = seen.output.new_zeros(*seen.output.shape, param.numel())
-                dense.append(sum(ours) if ours else unused)
+        factors, jacobians = [], {}
+        for unit in self.outer:
+            calls = units.pop(unit)
+            pairs = zip(*(found[call] for call in calls), strict=True)
+            left, deltas = (torch.cat(parts, 1) for parts in pairs)
+            left = left.squeeze(-1) if calls[0].kind == "lookup" else left
+            factors.append((deltas, pad(left, (0, len(unit) - 1), value=1)))  # a bias sees 1
+        for unit, calls in units.items():
+            for param in unit:
+                jacobians[param] = sum(_per_example(param, call, *found[call]) for call in calls)
+        unused = seen.output.new_zeros(()).expand(*seen.output.shape, 1)
+        others = [p for p in self.params if p not in self.generic.union(*self.outer)]
+        dense = [jacobians.get(p, unused.expand(-1, -1, p.numel())) for p in others]
         dense += [self._generic(x)] if self.generic else []
-        return factors + ([Factor(torch.cat(dense, -1).unsqueeze(1))] if dense else [])
+        return factors + ([(torch.cat(dense, -1).unsqueeze(1), None)] if dense else [])
 
     def _by_example(self, seen: Trace) -> dict[Call, tuple[Tensor, Tensor]]:
         """For each call, features (n, T, f) and output gradients (n, T, V, c)."""
@@ -129,7 +119,7 @@ class Plan:
             edges = [call.edge for call in calls]
             grads = torch.autograd.grad(z, edges, cotangent, retain_graph=True, allow_unused=True)
             return [
-                call.channels_last(z.new_zeros(call.shape) if grad is None else grad)
+                z.new_zeros(call.grad_shape) if grad is None else call.channels_last(grad)
                 for call, grad in zip(calls, grads, strict=True)
             ]
 
@@ -157,48 +147,25 @@ class Plan:
         params = [p for p in self.params if p in self.generic]
         rows = []
         for example in x.split(1):
-            for value in forward(self.model, example)[0]:
-                grads = torch.autograd.grad(
-                    value, params, retain_graph=True, allow_unused=True, materialize_grads=True
-                )
+            for z in forward(self.model, example)[0]:
+                grads = torch.autograd.grad(z, params, retain_graph=True, materialize_grads=True)
                 rows.append(torch.cat([grad.flatten() for grad in grads]))
         return torch.stack(rows).unflatten(0, (len(x), -1))
 
 
-def fit(bytes_each: int) -> int:
-    """How many fit, at least one."""
+def _fit(bytes_each: int) -> int:
     return max(1, CHUNK_BYTES // max(1, bytes_each))
 
 
-def activation_bytes(model: nn.Module, x: Tensor) -> int:
-    """Bytes that autograd keeps for a backward pass over ``model(x)``, weights aside."""
-    sizes = {}
-
-    def note(t: Tensor) -> Tensor:
-        sizes[t.data_ptr()] = t.nbytes
-        return t
-
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
-        model(x)
-    weights = {p.data_ptr() for p in model.parameters()}
-    return sum(size for address, size in sizes.items() if address not in weights)
-
-
-def _uses(calls: list[Call]) -> dict[Tensor, list[tuple[Call, str]]]:
-    """For each parameter, the calls that use it, and how."""
-    uses = defaultdict(list)
+def _units(calls: list[Call]) -> dict[tuple[Tensor, ...], tuple[Call, ...]]:
+    """Parameters that all their calls share, such as a weight and its bias → these calls."""
+    uses, units = defaultdict(tuple), defaultdict(tuple)
     for call in calls:
-        for param, kind in ((call.weight, call.kind), (call.bias, "bias")):
-            if param is not None:
-                uses[param].append((call, kind))
-    return uses
-
-
-def _bias(uses: dict[Tensor, list], param: Tensor) -> Tensor | None:
-    """The bias of all the calls of a weight and of no others: one more feature, always 1."""
-    calls = [call for call, _ in uses[param]]
-    bias = calls[0].bias
-    return bias if [call for call, _ in uses.get(bias, ())] == calls else None
+        for param in (call.weight, call.bias):
+            uses[param] += (call,)
+    for param, its in uses.items():
+        units[its] += () if param is None else (param,)
+    return {unit: its for its, unit in units.items() if unit}
 
 
 def _examples_axis(plain: Tensor, weighted: Tensor, weights: Tensor) -> int | None:
@@ -224,16 +191,16 @@ def _by_rows(t: Tensor, n: int, axis: int) -> Tensor:
     return t.reshape(*shape, t.shape[-1]).transpose(0, axis)
 
 
-def _per_example(param: Tensor, call: Call, kind: str, features: Tensor, delta: Tensor) -> Tensor:
+def _per_example(param: Tensor, call: Call, features: Tensor, delta: Tensor) -> Tensor:
     """The gradient from one call: (n, V, P), from (n, T, f) and (n, T, V, c)."""
-    if kind == "bias":
+    if param is call.bias:
         return delta.sum(1)
-    if kind == "scale":
+    if call.kind == "scale":
         return (delta * features.unsqueeze(2)).sum(1)
-    if kind == "lookup":
+    if call.kind == "lookup":
         delta = delta.transpose(1, 2)
         table = delta.new_zeros(*delta.shape[:2], *param.shape)
         return table.scatter_add_(2, features.unsqueeze(1).expand(delta.shape), delta).flatten(2)
-    layout = "nvgio" if kind == "product" else "nvgoi"
+    layout = "nvgio" if call.kind == "product" else "nvgoi"
     features, delta = (t.unflatten(-1, (call.groups, -1)) for t in (features, delta))
     return torch.einsum(f"ntvgo,ntgi->{layout}", delta, features).flatten(2)

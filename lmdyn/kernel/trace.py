@@ -38,17 +38,12 @@ class Call:
     # the output's gradient -> (rows, ..., channels)
     channels_last: Callable[[Tensor], Tensor] = lambda grad: grad
     edge: GradientEdge | None = None  # where the output's gradient can be asked for
-    shape: torch.Size | None = None  # of the output
+    grad_shape: torch.Size | None = None  # (rows, ..., channels), of that gradient
 
     @property
     def params(self) -> set[Tensor]:
         """The weight and the bias, those that there are."""
         return {self.weight, self.bias} - {None}
-
-    @property
-    def grad_shape(self) -> torch.Size:
-        """(rows, ..., channels) of the output's gradient."""
-        return self.channels_last(torch.empty(self.shape, device="meta")).shape
 
 
 @dataclass
@@ -101,7 +96,10 @@ class _Recorder(TorchFunctionMode):
             if out._is_view():
                 out = out.clone()  # an in-place operation on a view would cut its edge
             # The edge is taken now: an in-place activation may overwrite `out` later.
-            call.edge, call.shape = get_gradient_edge(out), out.shape
+            call.edge, call.grad_shape = (
+                get_gradient_edge(out),
+                call.channels_last(out.detach()).shape,
+            )
             self.calls.append(call)
         return out
 
@@ -187,31 +185,33 @@ def _conv2d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1)
     return Call("matrix", weight, bias, patches, groups, _pixels)
 
 
-def _embedding(*args, **kwargs):
-    given = _arguments(F.embedding, args, kwargs)
-    input, weight, padding = given["input"], given["weight"], given.get("padding_idx")
-    if given.get("max_norm") is not None or given.get("scale_grad_by_freq"):
+def _embedding(
+    input,
+    weight,
+    padding_idx=None,
+    max_norm=None,
+    norm_type=2,
+    scale_grad_by_freq=False,
+    sparse=False,
+):
+    if max_norm is not None or scale_grad_by_freq:
         return None
     call = Call("lookup", weight, None, lambda: input.unsqueeze(-1))
-    if padding is not None:  # autograd gives this row no gradient here
-        kept = (input != padding % len(weight)).unsqueeze(-1)
-        call.channels_last = lambda grad: grad if grad.is_meta else grad * kept
+    if padding_idx is not None:  # autograd gives this row no gradient here
+        kept = (input != padding_idx % len(weight)).unsqueeze(-1)
+        call.channels_last = lambda grad: grad * kept
     return call
 
 
 def _norm(operation: Callable, *args, **kwargs):
     """A norm's features are what it makes of its input without weight and bias."""
-    given = _arguments(operation, args, kwargs)
+    given = inspect.signature(operation).bind(*args, **kwargs).arguments
     weight, bias = given.pop("weight", None), given.pop("bias", None)
     if given.get("training"):
         return None  # by the statistics of the batch
     axes = len(given.get("normalized_shape", ()))  # the last ones; else channels, as in an image
     last = (lambda x: x.flatten(-axes)) if axes else _pixels
     return Call("scale", weight, bias, lambda: last(operation(**given)), channels_last=last)
-
-
-def _arguments(operation: Callable, args: tuple, kwargs: dict) -> dict:
-    return inspect.signature(operation).bind(*args, **kwargs).arguments
 
 
 _NORMS = F.layer_norm, F.rms_norm, F.batch_norm, F.group_norm

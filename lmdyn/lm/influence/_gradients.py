@@ -77,9 +77,7 @@ class Gradients:
                 _keep(block, call, grad, rows[id(call)], first)
         params = [p for p in self.params if p in self.generic]
         for number, logp in enumerate(logps if params else (), first):
-            grads = torch.autograd.grad(
-                logp, params, retain_graph=True, allow_unused=True, materialize_grads=True
-            )
+            grads = torch.autograd.grad(logp, params, retain_graph=True, materialize_grads=True)
             for param, grad in zip(params, grads, strict=True):
                 block.keep(param, number, None, widen(grad).reshape(as_matrix(param)))
         block.responses += batch.responses
@@ -119,9 +117,7 @@ class Gradients:
         for number, (row, _) in enumerate(batch.responses):
             (alone,) = forward.pack([sample[row]], shared=False, device=self.device)
             with torch.enable_grad():
-                grads = torch.autograd.grad(
-                    self._logps(alone), self.params, allow_unused=True, materialize_grads=True
-                )
+                grads = torch.autograd.grad(self._logps(alone), self.params, materialize_grads=True)
             # A gradient that is zero in exact arithmetic is all rounding: hence the floor.
             floor = 1e-4 * max(float(grad.norm()) for grad in grads)
             for param, grad in zip(self.params, grads, strict=True):

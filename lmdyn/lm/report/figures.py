@@ -3,7 +3,7 @@
 import io
 import re
 
-import matplotlib as mpl
+import matplotlib.style
 import numpy as np
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
@@ -74,7 +74,7 @@ def svg(panels: dict, draw, height: float, xlabel="updates", ylabel=None) -> dic
     """Panels side by side: the viewBox, and the elements, with "{id}" before each id."""
     if not any(panels.values()):
         return None
-    with mpl.rc_context(STYLE | {"svg.fonttype": "none"}):  # text stays text
+    with matplotlib.style.context([STYLE, {"svg.fonttype": "none"}]):  # text stays text
         figure, file = Figure((8.6, height)), io.StringIO()
         FigureCanvasSVG(figure)
         axes = figure.subplots(1, len(panels), sharey=ylabel is not None, squeeze=False)[0]

@@ -109,7 +109,7 @@ def floor(model: nn.Module, x: Tensor) -> tuple[float, float]:
 STAGES = {
     "forward pass, recorded": "record",
     "backward passes": "<method 'run_backward' of 'torch._C._EngineBase' objects>",
-    "whose row is it: the check": "_layout",
+    "whose row is it: the check": "_examples_axis",
     "Jacobians of the convolutions": "_per_example",
     "Gram products": "add_gram",
 }

@@ -25,17 +25,6 @@ def check_logits(logits: Tensor, name: str = "logits") -> None:
         raise ValueError(f"{name} must be finite: {told}")
 
 
-def check_probs(probs: Tensor) -> None:
-    """Refuse rows that are no distributions."""
-    check_logits(probs, "probs")
-    bad = ((probs < 0).any(-1) | ((probs.sum(-1) - 1).abs() > 1e-3)).nonzero().tolist()
-    if bad:
-        raise ValueError(
-            "probs must be non-negative and sum to one along the last axis; the row at index "
-            f"{tuple(bad[0])} does not: pass logits.softmax(-1), not logits"
-        )
-
-
 def as_labels(y: int | Tensor, like: Tensor) -> Tensor:
     """Labels 0 … V − 1 as int64, with the device and the leading axes of ``like`` (..., V)."""
     y, v = torch.as_tensor(y, device=like.device), like.shape[-1]

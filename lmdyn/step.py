@@ -21,8 +21,8 @@ class OneStep:
         A: (N_o, V, V), the log-softmax Jacobian at each observation.
         K: (N_o, N_u, V, V), the empirical NTK between observations and updates.
         G: (N_u, V), the residual π − y at each update.
-        predicted: (N_o, V), nats: −lr · A · Σ_u K G, the change of log π to first order.
-        measured: (N_o, V), nats: the change of log π that the step makes.
+        predicted, measured: (N_o, V), nats: −lr · A · Σ_u K G, the change of log π to first order,
+            and the change that the step makes.
         lr: the step size.
     """
 
@@ -37,14 +37,13 @@ class OneStep:
 def one_step(model: nn.Module, x_o: Tensor, x_u: Tensor, y_u: int | Tensor, lr: float) -> OneStep:
     """Predict and measure what one SGD step on (x_u, y_u) does to log π at x_o.
 
-    The step is θ ← θ − lr · Σ_u ∇ CE(x_u, y_u) over the trainable parameters: the *sum* of the
-    cross-entropies, as in the equation; for their mean, divide ``lr`` by N_u. The new weights are
-    used beside the model's own, which stay as they are, bit for bit.
+    The step is θ ← θ − lr · Σ_u ∇ CE(x_u, y_u) over the trainable parameters: for the mean of the
+    cross-entropies, divide ``lr`` by N_u. The model's own weights stay as they are, bit for bit.
 
     Args:
         model, x_o, x_u: as in `entk`.
         y_u: labels to learn, integers (N_u,), or one for all.
-        lr: step size η; negative unlearns the labels.
+        lr: η; negative unlearns the labels.
 
     Raises:
         ValueError: as in `entk`, labels that do not fit or are out of range, an lr not finite.

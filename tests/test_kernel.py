@@ -31,22 +31,30 @@ def test_equals_brute_force(name):
     model, x = build(name)
     expected = brute.kernel(model, x, x)
     same(entk(model, x), expected)
-    same(entk(model, x[:3], x[1:]), expected[:3, 1:])
     with torch.no_grad():
-        same(entk(model, x), expected)
+        same(entk(model, x[:2], x[1:]), expected[:2, 1:])
     g = torch.randn(len(x), expected.shape[-1], dtype=torch.float64)
-    same(entk_vp(model, x[:3], x, g), torch.einsum("ouij,uj->oi", expected[:3], g))
+    same(entk_vp(model, x[:2], x, g), torch.einsum("ouij,uj->oi", expected[:2], g))
 
 
 @pytest.mark.parametrize("name", ["batch_norm", "tied", "attention"])
 @pytest.mark.parametrize("bytes_each", [1, 20_000])
 def test_small_chunks_give_the_same(name, bytes_each, monkeypatch):
     model, x = build(name)
-    whole, g = entk(model, x), torch.ones(len(x), model(x).shape[1], dtype=torch.float64)
-    product = entk_vp(model, x, x, g)
+    x = x[:3]
+    whole = entk(model, x)
     monkeypatch.setattr(factors, "CHUNK_BYTES", bytes_each)
     same(entk(model, x), whole)
     same(entk(model, x, x.clone()), whole)
+
+
+def test_passes_of_a_few_examples_give_the_same(monkeypatch):
+    model, x = build("mlp")
+    g = torch.randn(7, 3, dtype=torch.float64)
+    whole, product = entk(model, x), entk_vp(model, x, x, g)
+    for module in (kernel, factors):
+        monkeypatch.setattr(module, "PASS_EXAMPLES", 3)
+    same(entk(model, x), whole)
     same(entk_vp(model, x, x, g), product)
 
 
@@ -73,7 +81,7 @@ def test_both_forms_of_a_unit_agree(name, elementwise, monkeypatch):
     same(entk(model, x), expected)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(
     groups=st.integers(1, 3),
     kernel_size=st.tuples(st.integers(1, 3), st.integers(1, 3)),
@@ -89,7 +97,7 @@ def test_any_convolution(groups, kernel_size, stride, dilation, padding, bias, s
     shape = 2 * groups, 3 * groups, kernel_size
     conv = nn.Conv2d(*shape, stride, padding, dilation, groups, bias)
     model = sequence(conv, torch.tanh, lambda h: h.flatten(2).sum(2)[:, :2]).double()
-    x = torch.randn(3, 2 * groups, 6, 5, dtype=torch.float64)
+    x = torch.randn(2, 2 * groups, 6, 5, dtype=torch.float64)
     assert not plan(model, x).generic
     same(entk(model, x), brute.kernel(model, x, x))
 

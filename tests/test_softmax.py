@@ -17,7 +17,7 @@ from lmdyn import (
 )
 
 # A first call to torch takes longer than hypothesis allows one example by default.
-settings.register_profile("torch", deadline=None)
+settings.register_profile("torch", deadline=None, max_examples=30)
 settings.load_profile("torch")
 
 CUDA = pytest.param(

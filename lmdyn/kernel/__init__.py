@@ -21,8 +21,8 @@ from lmdyn.kernel.trace import forward
 def entk(model: nn.Module, x_o: Tensor, x_u: Tensor | None = None) -> Tensor:
     """The empirical neural tangent kernel of the logits (Proposition 1): K(o, u) = J_o J_uᵀ.
 
-    Exact for any module. Only parameters with ``requires_grad`` count, as only they move in an
-    update. Besides the result, memory is bounded: the examples are taken in blocks.
+    Exact for any module, over the parameters with ``requires_grad``. Besides the result, memory is
+    bounded: the examples are taken in blocks.
 
     Args:
         model: any module that maps x (N, …) to logits (N, V), each example on its own.
@@ -33,9 +33,9 @@ def entk(model: nn.Module, x_o: Tensor, x_u: Tensor | None = None) -> Tensor:
         (N_o, N_u, V, V), in the dtype of the logits: entry [o, u, i, j] is ⟨∇z_i(x_o), ∇z_j(x_u)⟩.
 
     Raises:
-        ValueError: a batch-norm layer in training mode or an active dropout (examples would not
-            stand alone); weights in half precision, or none trainable; an output that is not
-            (N, V) or not finite; an empty batch.
+        ValueError: a batch norm or dropout in training mode, as examples would not stand alone;
+            weights in half precision, or none trainable; inputs or logits that are not finite, an
+            output that is not (N, V), an empty batch.
 
     Example:
         >>> model = torch.nn.Linear(3, 2, bias=False)
@@ -45,22 +45,15 @@ def entk(model: nn.Module, x_o: Tensor, x_u: Tensor | None = None) -> Tensor:
     symmetric = x_u is None
     x_u = x_o if symmetric else x_u
     params = [*learned(model, x_o=x_o, x_u=x_u).values()]
-    largest = max(x_o[:1], x_u[:1], key=torch.numel)
-    generic: set[Tensor] = set()
     with torch.enable_grad():
-        while True:
-            plan = Plan(model, largest, params, generic)
-            k = _assemble(plan, x_o, x_u, symmetric)
-            if not plan.unclear:
-                return k
-            generic = plan.generic | plan.unclear
+        return _assemble(model, params, set(), x_o, x_u, symmetric)
 
 
 def entk_vp(model: nn.Module, x_o: Tensor, x_u: Tensor, g: Tensor) -> Tensor:
     """Σ_u K(o, u) g_u without forming K: one backward pass over x_u, one forward-mode over x_o.
 
-    With g = π − y this is how far the logits at x_o move, per unit learning rate and with the
-    sign flipped, when the summed cross-entropy at x_u takes one gradient step.
+    With g = π − y this is, per unit learning rate, minus the change of the logits at x_o when the
+    summed cross-entropy at x_u takes one gradient step.
 
     Args:
         model, x_o, x_u: as in `entk`.
@@ -74,24 +67,20 @@ def entk_vp(model: nn.Module, x_o: Tensor, x_u: Tensor, g: Tensor) -> Tensor:
 
     Example:
         >>> model = torch.nn.Linear(3, 2, bias=False)
-        >>> entk_vp(model, torch.eye(3)[:2], torch.eye(3)[:1], torch.tensor([[1.0, -1.0]]))
-        tensor([[ 1., -1.],
-                [ 0.,  0.]])
+        >>> entk_vp(model, torch.eye(3)[:1], torch.eye(3)[:1], torch.tensor([[1.0, -1.0]]))
+        tensor([[ 1., -1.]])
     """
     params = learned(model, x_o=x_o, x_u=x_u)
     check_logits(g, "g")
     step = {name: torch.zeros_like(p) for name, p in params.items()}
     # The other kernels of attention have no forward mode.
     with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
-        for start in range(0, len(x_u), PASS_EXAMPLES):
-            some = slice(start, start + PASS_EXAMPLES)
-            z = forward(model, x_u[some])
-            wanted = len(x_u), z.shape[1]
-            if g.shape != wanted:
-                raise ValueError(f"g must be (N_u, V) = {wanted}, got {tuple(g.shape)}")
-            grads = torch.autograd.grad(
-                z, [*params.values()], g[some].to(z), materialize_grads=True
-            )
+        wanted = len(x_u), forward(model, x_u[:1]).shape[1]
+        if g.shape != wanted:
+            raise ValueError(f"g must be (N_u, V) = {wanted}, got {tuple(g.shape)}")
+        for x, part in zip(x_u.split(PASS_EXAMPLES), g.split(PASS_EXAMPLES), strict=True):
+            z = forward(model, x)
+            grads = torch.autograd.grad(z, [*params.values()], part.to(z), materialize_grads=True)
             for total, grad in zip(step.values(), grads, strict=True):
                 total += grad
         return torch.cat([_jvp(model, params, step, x) for x in x_o.split(PASS_EXAMPLES)])
@@ -106,17 +95,17 @@ def _jvp(model: nn.Module, params: dict, step: dict, x: Tensor) -> Tensor:
         # Some operations have no forward mode: differentiate the backward pass instead.
         z = model(x)
         dual = torch.zeros_like(z, requires_grad=True)
-        grads = torch.autograd.grad(
-            z, [*params.values()], dual, create_graph=True, materialize_grads=True
-        )
+        weights, modes = [*params.values()], {"create_graph": True, "materialize_grads": True}
+        grads = torch.autograd.grad(z, weights, dual, **modes)
         moved = sum((grad * d).sum() for grad, d in zip(grads, step.values(), strict=True))
         (dz,) = torch.autograd.grad(moved, dual)
     check_logits(z, "model(x_o)")
     return dz.detach()
 
 
-def _assemble(plan: Plan, x_o: Tensor, x_u: Tensor, symmetric: bool) -> Tensor:
-    """K; not whole if the plan finds parameters that need the generic path."""
+def _assemble(model, params: list, generic: set, x_o, x_u, symmetric: bool) -> Tensor:
+    """K, with some parameters on the generic path, and those that turn out to need it."""
+    plan = Plan(model, max(x_o[:1], x_u[:1], key=torch.numel), params, generic)
     v = plan.logits.shape[1]
 
     def factors(x: Tensor, start: int) -> list[tuple[slice, list[Factor]]]:
@@ -131,7 +120,7 @@ def _assemble(plan: Plan, x_o: Tensor, x_u: Tensor, symmetric: bool) -> Tensor:
         for j in range(i if symmetric else 0, len(x_u), plan.block):
             f_u = f_o if symmetric and i == j else factors(x_u, j)
             if plan.unclear:
-                return k
+                return _assemble(model, params, generic | plan.unclear, x_o, x_u, symmetric)
             for (o, ours), (u, theirs) in product(f_o, f_u):
                 if symmetric and u.start < o.start:
                     continue

@@ -57,8 +57,7 @@ class Plan:
     Attributes:
         logits: (1, V), those of ``x``.
         block, together: of how many examples the factors fit, and how many share a pass.
-        unclear: further parameters whose gradients could not be told apart by example. If there
-            are any, the factors are not complete.
+        unclear: parameters that turned out to need the generic path: the factors lack them.
     """
 
     def __init__(self, model: nn.Module, x: Tensor, params: list, generic: set):
@@ -77,11 +76,11 @@ class Plan:
             if unit[0] is calls[0].weight and separable and cheap:
                 numbers += positions * (v * channels + inputs) - v * sum(p.numel() for p in unit)
                 self.outer.append(unit)
-        size = self.logits.itemsize
         held = sum(v * c.grad_shape.numel() + 2 * c.features().numel() for c in seen.calls)
-        self.block = _fit(2 * size * numbers)
-        together = _fit(size * held), math.isqrt(_fit(size * v * v))
-        self.together = min(PASS_EXAMPLES, self.block, *together)
+        fit = CHUNK_BYTES // self.logits.itemsize
+        self.block = max(1, fit // (2 * numbers))
+        together = PASS_EXAMPLES, self.block, fit // max(1, held), math.isqrt(fit) // v
+        self.together = max(1, min(together))
 
     def _trace(self, x: Tensor) -> Trace:
         return record(lambda: forward(self.model, x), set(self.params) - self.generic)
@@ -153,10 +152,6 @@ class Plan:
         return torch.stack(rows).unflatten(0, (len(x), -1))
 
 
-def _fit(bytes_each: int) -> int:
-    return max(1, CHUNK_BYTES // max(1, bytes_each))
-
-
 def _units(calls: list[Call]) -> dict[tuple[Tensor, ...], tuple[Call, ...]]:
     """Parameters that all their calls share, such as a weight and its bias → these calls."""
     uses, units = defaultdict(tuple), defaultdict(tuple)
@@ -192,7 +187,7 @@ def _by_rows(t: Tensor, n: int, axis: int) -> Tensor:
 
 
 def _per_example(param: Tensor, call: Call, features: Tensor, delta: Tensor) -> Tensor:
-    """The gradient from one call: (n, V, P), from (n, T, f) and (n, T, V, c)."""
+    """The gradient (n, V, P) from one call, as in `Plan._by_example`."""
     if param is call.bias:
         return delta.sum(1)
     if call.kind == "scale":

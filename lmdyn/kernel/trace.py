@@ -1,16 +1,14 @@
 """Which weights reached the logits, and how: the forward pass as the kernel needs to see it.
 
 `record` notes every call of an operation whose per-example gradient has a known form. A parameter
-counts as structured only if the autograd graph holds exactly as many uses of it as were noted: one
-that is also used in some other way (in an expression, inside attention, by a custom function) goes
-to the generic path, which is plain autograd.
+of which the autograd graph holds other uses too (in an expression, inside attention, by a custom
+function) goes to the generic path, which is plain autograd.
 """
 
 import inspect
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -89,17 +87,14 @@ class _Recorder(TorchFunctionMode):
         if call is None:
             return out
         call.weight, call.bias = (
-            p if isinstance(p, nn.Parameter) and p in self.tracked else None
-            for p in (call.weight, call.bias)
+            p if p in self.tracked else None for p in (call.weight, call.bias)
         )
         if call.params:
             if out._is_view():
                 out = out.clone()  # an in-place operation on a view would cut its edge
             # The edge is taken now: an in-place activation may overwrite `out` later.
-            call.edge, call.grad_shape = (
-                get_gradient_edge(out),
-                call.channels_last(out.detach()).shape,
-            )
+            call.edge = get_gradient_edge(out)
+            call.grad_shape = call.channels_last(out.detach()).shape
             self.calls.append(call)
         return out
 
@@ -162,38 +157,28 @@ def _addmm(input, mat1, mat2, *, beta=1, alpha=1):
 
 def _mul(input, other):
     """A norm written out: weight · x."""
-    for weight, x in ((input, other), (other, input)):
-        if isinstance(weight, nn.Parameter) and weight.ndim == 1 and isinstance(x, Tensor):
-            if x.ndim > 1 and x.shape[-1] == len(weight):
-                return Call("scale", weight, None, lambda x=x: x)
-    return None
+    weight, x = (input, other) if input.ndim == 1 else (other, input)
+    fits = isinstance(weight, Tensor) and isinstance(x, Tensor) and weight.ndim == 1 < x.ndim
+    return Call("scale", weight, None, lambda: x) if fits and x.shape[-1] == len(weight) else None
 
 
 def _conv2d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
     if input.ndim != 4:
         return None
-    kernel, extra = weight.shape[-2:], (0, 0, 0, 0)
+    kernel = weight.shape[-2:]
     if padding == "same":  # an odd total puts the extra zero on the right
         steps = (dilation, dilation) if isinstance(dilation, int) else dilation
         rows, columns = (d * (k - 1) for d, k in zip(steps, kernel, strict=True))
-        extra = (columns // 2, -(-columns // 2), rows // 2, -(-rows // 2))
+        input = F.pad(input, (columns // 2, -(-columns // 2), rows // 2, -(-rows // 2)))
     padding = 0 if isinstance(padding, str) else padding
 
     def patches():
-        return F.unfold(F.pad(input, extra), kernel, dilation, padding, stride).transpose(1, 2)
+        return F.unfold(input, kernel, dilation, padding, stride).transpose(1, 2)
 
     return Call("matrix", weight, bias, patches, groups, _pixels)
 
 
-def _embedding(
-    input,
-    weight,
-    padding_idx=None,
-    max_norm=None,
-    norm_type=2,
-    scale_grad_by_freq=False,
-    sparse=False,
-):
+def _embedding(_, input, weight, padding_idx=None, max_norm=None, scale_grad_by_freq=False, **rest):
     if max_norm is not None or scale_grad_by_freq:
         return None
     call = Call("lookup", weight, None, lambda: input.unsqueeze(-1))
@@ -203,19 +188,22 @@ def _embedding(
     return call
 
 
-def _norm(operation: Callable, *args, **kwargs):
+def _norm(operation: Callable, weight=None, bias=None, training=False, **given):
     """A norm's features are what it makes of its input without weight and bias."""
-    given = inspect.signature(operation).bind(*args, **kwargs).arguments
-    weight, bias = given.pop("weight", None), given.pop("bias", None)
-    if given.get("training"):
-        return None  # by the statistics of the batch
     axes = len(given.get("normalized_shape", ()))  # the last ones; else channels, as in an image
     last = (lambda x: x.flatten(-axes)) if axes else _pixels
-    return Call("scale", weight, bias, lambda: last(operation(**given)), channels_last=last)
+    call = Call("scale", weight, bias, lambda: last(operation(**given)), channels_last=last)
+    return None if training else call  # by the statistics of the batch
+
+
+def _named(read: Callable, operation: Callable) -> Callable:
+    """A reader of an operation's arguments by name."""
+    signature = inspect.signature(operation)
+    return lambda *args, **kwargs: read(operation, **signature.bind(*args, **kwargs).arguments)
 
 
 _NORMS = F.layer_norm, F.rms_norm, F.batch_norm, F.group_norm
-_STRUCTURED = {norm: partial(_norm, norm) for norm in _NORMS} | {
+_STRUCTURED = {norm: _named(_norm, norm) for norm in _NORMS} | {
     F.linear: lambda input, weight, bias=None: Call("matrix", weight, bias, lambda: input),
     torch.addmm: _addmm,
     torch.matmul: _matmul,
@@ -223,5 +211,5 @@ _STRUCTURED = {norm: partial(_norm, norm) for norm in _NORMS} | {
     torch.mul: _mul,
     Tensor.mul: _mul,
     F.conv2d: _conv2d,
-    F.embedding: _embedding,
+    F.embedding: _named(_embedding, F.embedding),
 }

@@ -26,16 +26,14 @@ def check_logits(logits: Tensor, name: str = "logits") -> None:
 
 
 def as_labels(y: int | Tensor, like: Tensor) -> Tensor:
-    """Labels 0 … V − 1 as int64, with the device and the leading axes of ``like`` (..., V)."""
+    """Labels 0 … V − 1 as int64 on the device of ``like`` (..., V)."""
     y, v = torch.as_tensor(y, device=like.device), like.shape[-1]
     if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
         raise ValueError(f"labels must be integers, got {y.dtype}")
-    bad = (y < 0) | (y >= v)
-    if bad.any():
-        raise ValueError(f"label {y[bad][0].item()} is out of range: there are V = {v} labels")
-    if broadcast(labels=y.shape, rows=like.shape[:-1]) != like.shape[:-1]:
-        raise ValueError(f"labels {tuple(y.shape)} are more than the rows {tuple(like.shape[:-1])}")
-    return y.long().expand(like.shape[:-1])
+    bad = y[(y < 0) | (y >= v)].tolist()
+    if bad:
+        raise ValueError(f"label {bad[0]} is out of range: there are V = {v} labels")
+    return y.long()
 
 
 def check_count(name: str, value, least: int, optional: bool = False) -> None:

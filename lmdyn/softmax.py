@@ -130,8 +130,7 @@ def logit_step(probs: Tensor, y, **size) -> tuple[Tensor, Tensor, Tensor, Tensor
     s = torch.as_tensor(s, dtype=probs.dtype, device=probs.device)
     if not s.isfinite().all():
         raise ValueError(f"{name} must be finite")
-    labels = torch.as_tensor(y).shape
-    shape = broadcast(**{"probs": probs.shape[:-1], "labels": labels, name: s.shape})
-    probs, s = probs.expand(*shape, -1), s.expand(shape)
     y = as_labels(y, probs)
+    shape = broadcast(**{"probs": probs.shape[:-1], "labels": y.shape, name: s.shape})
+    probs, y, s = probs.expand(*shape, -1), y.expand(shape), s.expand(shape)
     return probs, y, s, s.unsqueeze(-1) * (one_hot(y, probs.shape[-1]).to(probs.dtype) - probs)

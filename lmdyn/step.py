@@ -6,11 +6,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.nn.functional import one_hot
 
-from lmdyn.checks import as_labels, check_logits, trainable
+from lmdyn.checks import check_logits, trainable
 from lmdyn.kernel import entk
-from lmdyn.softmax import log_softmax_jacobian
+from lmdyn.softmax import log_softmax_jacobian, logit_step
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,7 @@ def one_step(model: nn.Module, x_o: Tensor, x_u: Tensor, y_u: int | Tensor, lr: 
     params = trainable(model)
     with torch.enable_grad():
         z_u = model(x_u)
-        g = z_u.softmax(-1).detach() - one_hot(as_labels(y_u, z_u), z_u.shape[1])
+        *_, g = logit_step(z_u.softmax(-1).detach(), y_u, coefficient=-1.0)
         # ∂L/∂z is G, so the backward pass starts there.
         grads = torch.autograd.grad(z_u, [*params.values()], g, materialize_grads=True)
     with torch.no_grad():

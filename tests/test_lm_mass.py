@@ -81,3 +81,5 @@ def test_bad_input_is_named():
         token_mass(model, tokenizer, rows, ["chosen"], follow=mass)
     with pytest.raises(ValueError, match="response type"):
         token_mass(model, tokenizer, rows, ["rejcted"])
+    with pytest.raises(ValueError, match="no row has a response of type irr_hum"):
+        token_mass(model, tokenizer, rows, ["irr_hum"])

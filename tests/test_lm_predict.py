@@ -243,8 +243,8 @@ def test_the_record():
     assert change.mean("irr_train") == pytest.approx(np.nanmean(change.logp[:, 2]))
     with pytest.raises(ValueError, match="'chosen'"):
         change.mean("choosen")
-    only = predict_change(model, tokenizer, as_probes(ROWS).only("irr_test"), direction)
-    assert np.isnan(only.mean("irr_test")) and only.tokens == ({},) * 5
+    with pytest.raises(ValueError, match="no row has a response of type irr_test"):
+        predict_change(model, tokenizer, as_probes(ROWS).only("irr_test"), direction)
 
 
 # Directions

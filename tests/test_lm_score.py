@@ -81,8 +81,10 @@ def test_missing_types_are_nan_and_means_leave_them_out():
         scores.mean("choosen")
     with pytest.raises(ValueError, match="unknown statistic 'entropie': did you mean 'entropy'"):
         scores.mean("chosen", "entropie")
-    only = as_probes(rows).only("irr_train")[3:4]
-    assert math.isnan(score(model, tokenizer, only).mean("irr_train"))
+    alone = score(model, tokenizer, as_probes(rows)[3:4])
+    assert math.isnan(alone.mean("irr_train"))
+    with pytest.raises(ValueError, match="no row has a response of type irr_train"):
+        score(model, tokenizer, as_probes(rows).only("irr_train")[3:4])
 
 
 def test_without_stats_the_log_probs_are_the_same():

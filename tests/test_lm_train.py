@@ -129,7 +129,7 @@ def test_a_run_can_spare_the_valleys_of_what_is_rejected():
 
 
 def test_an_epoch_is_a_fresh_order_of_all_rows():
-    plan = Plan.of(7, epochs=3, lr=1.0, batch_size=2, accumulate=2, seed=3)
+    plan = Plan(n_rows=7, epochs=3, lr=1.0, batch_size=2, accumulate=2, seed=3)
     assert (plan.per_epoch, plan.updates) == (2, 6)
     orders = [plan.rows(2 * epoch) + plan.rows(2 * epoch + 1) for epoch in range(3)]
     assert [sorted(order) for order in orders] == [list(range(7))] * 3
@@ -292,6 +292,14 @@ def test_resuming_another_recipe_is_refused(two_updates, change, named):
     with pytest.raises(ValueError, match=f"is a run of another recipe: .*{named}|{named}"):
         run(out=two_updates, max_steps=2, resume=True, **SAVED | change)
     assert {path: path.read_bytes() for path in two_updates.rglob("*.*")} == before
+
+
+def test_a_folder_of_another_program_is_refused_as_it_is(tmp_path):
+    for name in ("checkpoint-500", "checkpoint-best"):
+        (tmp_path / name).mkdir()
+    with pytest.raises(ValueError, match="it has checkpoint-500, checkpoint-best, but no settings"):
+        run(out=tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-500", "checkpoint-best"}
 
 
 class Killed(BaseException):
@@ -503,7 +511,7 @@ def test_what_makes_no_sense_is_refused(options, message):
 )
 def test_settings_out_of_range_are_refused(name, value, message):
     with pytest.raises(ValueError, match=message):
-        Plan.of(5, **RUN | {name: value})
+        Plan(n_rows=5, **RUN | {name: value})
 
 
 def test_a_model_without_trainable_weights_is_refused():

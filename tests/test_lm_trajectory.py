@@ -150,6 +150,17 @@ def test_parts_that_go_on_from_each_other_join_into_one():
         Trajectory.join([])
 
 
+def test_joined_parts_of_other_losses_have_all_that_either_has_logged():
+    one = recorded(2)
+    sft = replace(one, **{name: getattr(one, name)[[-1, -1]] for name in STATS})
+    dpo = replace(sft, log=sft.log | {"logp_rejected": sft.log["lr"]})
+    lacks, has = np.full(4, np.nan, np.float32), sft.log["lr"]
+    for parts, expected in (([sft, dpo], (lacks, has)), ([dpo, sft], (has, lacks))):
+        log = Trajectory.join(parts).log
+        np.testing.assert_array_equal(log["logp_rejected"], np.concatenate(expected))
+        assert log["loss"].tolist() == [*one.log["loss"]] * 2
+
+
 def test_means_are_over_the_prompts_that_have_the_type():
     trajectory = recorded()
     logp = trajectory.logp.astype(np.float64)
@@ -219,10 +230,10 @@ def test_summary_tells_how_each_type_went(curve, turn):
 
 
 def test_loading_what_is_no_trajectory_is_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"there is no .*run.npz"):
+    with pytest.raises(FileNotFoundError, match=r"run.npz"):
         Trajectory.load(tmp_path / "run")
     np.savez(tmp_path / "run.npz", x=np.ones(2))
-    with pytest.raises(FileNotFoundError, match=r"there is no .*run.json"):
+    with pytest.raises(FileNotFoundError, match=r"run.json"):
         Trajectory.load(tmp_path / "run")
     (tmp_path / "run.json").write_text("{}")
     with pytest.raises(ValueError, match="is no trajectory: it has no steps"):

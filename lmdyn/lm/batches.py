@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 
 import torch
 from torch import Tensor
@@ -11,18 +12,15 @@ from lmdyn.checks import check_count
 from lmdyn.lm.tokens import Encoded
 
 TOKENS = 4096  # the budget of a batch, padding included
-# A batch of so many tokens keeps the machine busy: it takes no row that needs more padding.
-FULL, SLACK = 512, 1.05
+FULL, SLACK = 512, 1.05  # a batch of so many tokens takes no row that needs more padding
 
 
 @dataclass(frozen=True)
 class Batch:
     """B sequences of padded length L, and the M response tokens that they predict, in order.
 
-    A response's last token is only a target: what it predicts is not asked.
-
     Attributes:
-        input_ids: (B, L), padded on the right.
+        input_ids: (B, L), padded on the right, without the last token of a response.
         position_ids: (B, L). In the shared form they start again after the prompt.
         attention_mask: (B, 1, L, L) booleans, who sees whom, in the shared form; (B, L) integers,
             1 for a token and 0 for padding, in the plain form.
@@ -45,7 +43,7 @@ class Batch:
         return self.attention_mask.ndim == 4
 
     def split(self, values: Tensor) -> dict[tuple[int, str], Tensor]:
-        """(row, type) → (T, …), the part of ``values`` (M, …) at the tokens of that response."""
+        """(row, type) → (T, …), the ``values`` (M, …) at the tokens of that response."""
         sizes = self.segment.bincount().tolist()
         return dict(zip(self.responses, values.split(sizes), strict=True))
 
@@ -66,19 +64,17 @@ def pack(
     """Batches of sequences of similar length, within a budget of B·L tokens.
 
     The shared form holds a prompt once and its responses after it, each of which sees the prompt
-    and itself; a long row is split and repeats its prompt. The plain form holds one prompt and one
-    response in each sequence. A row that would pad a full batch to more than ``slack`` times its
-    tokens begins another one.
+    and itself; a long row is split. The plain form holds one response in each sequence. A row that
+    would pad a full batch to more than ``slack`` times its tokens begins another one.
     """
     check_count("tokens", tokens, 1)
-    parts = (
-        (i, part)
+    parts = [
+        (_fed(part), i, part)
         for i, row in enumerate(encoded)
         for part in _parts(row, min(tokens, _best_length(row)) if shared else 0)
-    )
+    ]
     some, held = [], 0
-    for row in sorted(parts, key=lambda row: _fed(row[1])):  # equal lengths in the order of rows
-        length = _fed(row[1])
+    for length, *row in sorted(parts, key=itemgetter(0)):  # equal lengths in the order of rows
         size = (len(some) + 1) * length  # of the batch, padded, if it took this row too
         if some and (size > tokens or (held >= FULL and size > slack * (held + length))):
             yield _collate(some, shared, device)
@@ -97,17 +93,16 @@ def _fed(row: Encoded) -> int:
 def _best_length(row: Encoded) -> int:
     """The length beyond which it is cheaper to split a row than to attend over all of it.
 
-    Attention costs the length squared, also where the mask hides it; each part costs the prompt
-    once more. With P tokens of prompt the sum is least for parts of √(P² + 3000·P) response
-    tokens on SmolLM2, and flat around it: wider models gain little from longer parts.
+    Attention costs the length squared, also where the mask hides it, and each part the prompt once
+    more: on SmolLM2 least for parts of √(P² + 3000·P) response tokens, and flat around it.
     """
-    prompt, lengths = len(row.prompt), list(map(len, row.responses.values()))
+    prompt, lengths = len(row.prompt), [*map(len, row.responses.values())]
     parts = max(1, round(sum(lengths) / math.sqrt(prompt**2 + 3000 * prompt)))
     return prompt + math.ceil(sum(lengths) / parts) + max(lengths, default=0) // 2
 
 
 def _parts(row: Encoded, limit: int) -> Iterator[Encoded]:
-    """The responses of a row, in parts of at most ``limit`` tokens or a single response."""
+    """The responses of a row, in parts of up to ``limit`` tokens, at least one response each."""
     part = Encoded(row.prompt, {})
     for name, ids in row.responses.items():
         if part.responses and _fed(part) + len(ids) - 1 > limit:
@@ -136,10 +131,9 @@ def _collate(rows: Sequence[tuple[int, Encoded]], shared: bool, device) -> Batch
         rest = length - len(ids)
         lines.append((ids + [0] * rest, positions + [0] * rest, blocks + [-1] * rest))
     ids, positions, block = (torch.tensor(line) for line in zip(*lines, strict=True))
+    mask = (block >= 0).long()
     if shared:
         key, query = block.unsqueeze(1), block.unsqueeze(2)
-        mask = (((key == 0) | (key == query)).tril()).unsqueeze(1)
-    else:
-        mask = (block >= 0).long()
-    tensors = ids, positions, mask, *(torch.tensor(x) for x in (source, target, segment))
+        mask = ((key == 0) | (key == query)).tril().unsqueeze(1)
+    tensors = ids, positions, mask, *map(torch.tensor, (source, target, segment))
     return Batch(*(x.to(device) for x in tensors), responses)

@@ -4,6 +4,7 @@ import time
 import warnings
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +13,11 @@ import transformers
 from accelerate.utils import gather_object
 
 from lmdyn.checks import check_count
+from lmdyn.lm.checkpoint import fingerprint
 from lmdyn.lm.data import ProbeSet, as_probes
 from lmdyn.lm.records import environment
 from lmdyn.lm.squeeze import Alert, squeeze
 from lmdyn.lm.trajectory import Recorder, Trajectory
-
-LEAST = 4  # prompts in a probing, whatever the budget
 
 
 class ProbeCallback(transformers.TrainerCallback):
@@ -27,24 +27,21 @@ class ProbeCallback(transformers.TrainerCallback):
     of the likeliest tokens along ``chosen``; ``lmdyn/argmax_gain``, the probability that the
     likeliest token has gained since the start, as a mean over the tokens of ``rejected``;
     ``lmdyn/valley``, the share of rejected tokens below the squeeze line; and ``lmdyn/alert``, 0 or
-    1. An alert says why and what to do, as a warning. A probing that fails warns, once, and the
-    training goes on without probes.
+    1, which warns with the reason and a remedy. A probing that fails warns, and is the last one.
 
     Args:
         probes: a `ProbeSet` (see `ProbeSet.from_dataset`), or rows.
         every: updates between two probings; there is one before the first and after the last.
-        trainer: the one that it is added to, for its reporters: a callback alone reaches
-            ``state.log_history`` and no more.
+        trainer: the one that it is added to, whose reporters it cannot reach otherwise.
         budget: the share of the run's time that probing may take, the first and the last one not
-            counted. Where all prompts would take more, fewer are scored, evenly spread and always
-            the same, and a probing that would exceed it is left out. None for no limit.
+            counted. A probing that would exceed it is left out. None for no limit.
         stop: end the training at the first alert.
         out: a folder for the trajectory; ``lmdyn`` in the trainer's ``output_dir`` if not given.
         tokenizer: the trainer's own if not given.
 
     Attributes:
         alerts: the `Alert` of each probing that had one.
-        seconds: spent on probing so far.
+        seconds: spent on probing.
     """
 
     def __init__(
@@ -64,29 +61,29 @@ class ProbeCallback(transformers.TrainerCallback):
         self.probes, self.every, self.budget = as_probes(probes), every, budget
         self.trainer, self.stop, self.out, self.tokenizer = trainer, stop, out, tokenizer
         self.alerts: list[Alert] = []
-        self.seconds, self._last, self._failed = 0.0, 0.0, False
+        self.seconds, self._recorder, self._meta = 0.0, Recorder(self.probes), {}
 
     @property
     def trajectory(self) -> Trajectory:
-        """What has been recorded so far; prompts left out for the budget are NaN."""
+        """What has been recorded so far."""
         return self._recorder.trajectory(self._meta)
 
     def on_train_begin(self, args, state, control, **kwargs):
-        self._tells = state.is_world_process_zero
+        self.alerts, self.seconds, self._recorder = [], 0.0, Recorder(self.probes)
+        self._tells, self._failed, self._top = state.is_world_process_zero, False, None
         if args.report_to and self.trainer is None:
             reporters = ", ".join(args.report_to)
             self._warn(f"pass trainer=trainer for {reporters} to get the logs of ProbeCallback")
-        self._recorder, self._rows = Recorder(self.probes), np.arange(len(self.probes))
         self._file = Path(self.out or Path(args.output_dir) / "lmdyn") / "trajectory"
-        self._meta = {"trainer": type(args).__name__, "every": self.every}
+        probes = fingerprint([list(self.probes), self.probes.types, asdict(self.probes.format)])
+        self._meta = {"trainer": type(args).__name__, "every": self.every, "probes": probes}
         self._meta |= environment(args.device)
-        self._top, before = None, None
         if state.global_step:  # a resumed training goes on with the trajectory that it left
+            before = None
             with suppress(FileNotFoundError, ValueError):
                 before = Trajectory.load(self._file)
             before = gather_object([before])[0]  # perhaps only the first process can read it
-            shape = self.probes.types, len(self.probes)
-            if before and (before.types, len(before.split)) == shape:
+            if before and before.meta.get("probes") == probes:
                 self._recorder.restore(before, state.global_step)
         self._probe(args, state, control, kwargs)
         self._first, self._start = self.seconds, time.perf_counter()
@@ -99,20 +96,15 @@ class ProbeCallback(transformers.TrainerCallback):
         self._probe(args, state, control, kwargs)
 
     def _is_affordable(self) -> bool:
-        """Whether a probing like the last one keeps all but the first in the budget."""
+        """Whether one more probing like the last one keeps to the budget."""
         if self.budget is None:
             return True
-        elapsed, n = time.perf_counter() - self._start, len(self.probes)
-        # The clock of the first process holds for all.
-        elapsed, spent, last = gather_object([(elapsed, self.seconds - self._first, self._last)])[0]
-        share = self.budget * elapsed / max(last, 1e-9)
-        if share < 1 and len(self._rows) == n > LEAST:  # more than ``every`` updates can pay for
-            keep = max(int(n * share), LEAST)
-            self._rows = np.linspace(0, n - 1, keep).round().astype(int)
-            self._last = last = last * keep / n  # what the next one will take, or a little less
-            what = f"probing {keep} of {n} prompts, every {self.every} updates or less often"
-            self._warn(f"{what}, to keep to {self.budget:.0%} of the time: pass a larger budget")
-        return spent + last <= self.budget * (elapsed + last)
+        spent = time.perf_counter() - self._start, self.seconds - self._first, self._last
+        elapsed, spent, last = gather_object([spent])[0]  # of the first process, for all
+        if fits := spent + last <= self.budget * (elapsed + last):
+            return fits
+        what = f"probings are left out to keep to {self.budget:.0%} of the time"
+        self._warn(f"{what}: pass a larger budget, or fewer probes")
 
     def _probe(self, args, state, control, kwargs) -> None:
         if self._failed or self._recorder.probed(state.global_step):
@@ -135,19 +127,18 @@ class ProbeCallback(transformers.TrainerCallback):
             control.should_training_stop = True
 
     def _measure(self, args, state, kwargs) -> dict[str, float]:
-        """Score the prompts, each process its share, and give what goes to the trainer's log."""
+        """Score the probes: what goes to the trainer's log."""
         model, step = kwargs["model"], state.global_step
         tokenizer = self.tokenizer or kwargs.get("processing_class")
         seen = args.train_batch_size * args.gradient_accumulation_steps * args.world_size * step
         half = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
         share = not (args.fsdp or args.deepspeed)  # what has sharded the weights may not be FSDP2
         with torch.autocast(args.device.type, half, enabled=half is not None):
-            pushed = self._recorder.probe(model, tokenizer, step, seen, self._rows, share)
-        done = self.trajectory
-        logs = {f"lmdyn/{name}": float(curve[-1]) for name, curve in done.mean().items()}
-        logs = {name: value for name, value in logs.items() if np.isfinite(value)}
+            pushed = self._recorder.probe(model, tokenizer, step, seen, share)
+        done, alert = self.trajectory, None
+        means = {f"lmdyn/{name}": float(curve[-1]) for name, curve in done.mean().items()}
+        logs = {name: value for name, value in means.items() if np.isfinite(value)}
         self._top = pushed["top"] if self._top is None else self._top
-        alert = None
         if {"chosen", "rejected"} <= set(done.types):
             logs["lmdyn/valley"] = float(np.nanmean(pushed["valley"]))
             logs["lmdyn/argmax_gain"] = float(np.nanmean(pushed["top"] - self._top))
@@ -164,7 +155,7 @@ class ProbeCallback(transformers.TrainerCallback):
             state.log_history.append({**logs, **epoch, "step": state.global_step})
             return
         due = control.should_log  # the trainer's own log, which it now would take as done
-        # That of the base class: TRL's trainers would add their own metrics, and begin them anew.
+        # TRL's trainers would add their own metrics, and begin them anew.
         transformers.Trainer.log(self.trainer, logs)
         control.should_log = due
 

@@ -2,13 +2,11 @@
 
     settings.json         the recipe, written before the first update
     trajectory.npz, .json what was recorded, at least up to the checkpoint
-    checkpoint-000120/    weights, configuration and tokenizer after 120 updates, as the Hugging
-                          Face libraries load them; optimizer.pt while the run is not finished
+    checkpoint-000120/    weights, configuration and tokenizer after 120 updates, for
+                          `from_pretrained`; optimizer.pt while the run is not finished
 
-Each is written under another name, then renamed: the trajectory before the checkpoint that needs
-it, and the old checkpoint goes last, so that a kill between any two leaves one that fits.
-`Accelerator.save_state` would not do: what it writes of copied weights has the names of DDP, which
-`from_pretrained` does not know, and a run of two processes could not go on in one.
+Each is written under another name, then renamed; the old checkpoint goes last.
+`Accelerator.save_state` writes what `from_pretrained`, or one process after two, could not load.
 """
 
 import hashlib
@@ -23,10 +21,9 @@ from torch.distributed.checkpoint import state_dict as states
 from lmdyn.checks import check_resumed, differences
 from lmdyn.lm.models import no_progress_bar
 from lmdyn.lm.processes import whole
-from lmdyn.lm.records import new_folder, write_json
+from lmdyn.lm.records import replacing, write_json
 from lmdyn.lm.trajectory import Recorder, Trajectory
 
-_SAMPLED = 1024  # numbers of each tensor that a fingerprint reads
 _SAVED = states.StateDictOptions(full_state_dict=True, cpu_offload=True)  # by the first process
 _LOADED = states.StateDictOptions(full_state_dict=True)
 
@@ -34,21 +31,22 @@ _LOADED = states.StateDictOptions(full_state_dict=True)
 class RunFolder:
     """The files of one run, of which ``settings`` are all that its course depends on.
 
-    Of several processes the first one writes. ValueError if the folder holds a run already, or, on
-    resuming, another one.
+    ValueError if the folder holds something else.
     """
 
     def __init__(self, path: str | Path, settings: dict, resume: bool):
         self.path, self.settings, self.process = Path(path), settings, PartialState()
-        file = self.path / "settings.json"
+        file, found = self.path / "settings.json", [p.name for p in self.path.glob("checkpoint-*")]
         if file.is_file():
             before = json.loads(file.read_text(encoding="utf-8"))
             check_resumed(path, differences(before, settings), resume)
-        found = [int(p.name.split("-")[1]) for p in self.path.glob("checkpoint-*[0-9]")]
-        self.last = max(found, default=0)
+        elif found:
+            what = f"it has {', '.join(sorted(found))}, but no settings.json"
+            raise ValueError(f"{path} holds no run of lmdyn: {what}; choose another out (--out)")
+        self.last = max((int(name[11:]) for name in found if name[11:].isdigit()), default=0)
 
     def begin(self) -> int:
-        """Write the settings, and keep the last checkpoint alone: how many updates it has made."""
+        """Write the settings, keep the last checkpoint alone, and tell its number of updates."""
         self.process.wait_for_everyone()  # until each has read what the first one writes over
         if self.process.is_main_process:
             self._keep(self.last)
@@ -64,7 +62,8 @@ class RunFolder:
         trajectory.save(self.path / "trajectory")
         for tied in model.all_tied_weights_keys:  # gathered twice, they would no longer be one
             weights.pop(tied, None)
-        with new_folder(self._checkpoint(update)) as folder:
+        with replacing(self._checkpoint(update)) as folder:
+            shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed
             with no_progress_bar():
                 model.save_pretrained(folder, state_dict=weights)
             tokenizer.save_pretrained(folder)
@@ -89,7 +88,7 @@ class RunFolder:
         return self.path / f"checkpoint-{update:06d}"
 
     def _keep(self, update: int) -> None:
-        for other in set(self.path.glob("checkpoint-*")) - {self._checkpoint(update)}:
+        for other in set(self.path.glob("checkpoint-[0-9]*")) - {self._checkpoint(update)}:
             shutil.rmtree(other)
 
 
@@ -100,10 +99,10 @@ def fingerprint(things) -> str:
 
 @torch.no_grad()
 def fingerprint_model(model) -> str:
-    """A short name for the weights of a model, from some numbers of each tensor."""
+    """A short name for the weights of a model, from about 1,024 numbers of each tensor."""
     digest = hashlib.sha256()
     for name, tensor in model.state_dict().items():
-        stride = max(1, tensor.numel() // _SAMPLED)
+        stride = max(1, tensor.numel() // 1024)
         some = whole(tensor.detach()).flatten()[::stride].double().cpu().numpy()
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode() + some.tobytes())
     return digest.hexdigest()[:16]

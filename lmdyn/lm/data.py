@@ -160,15 +160,19 @@ def as_probes(
     """
     if isinstance(rows, ProbeSet):
         types = rows.types if types is None else _known_types(types, rows.rows)
-        return ProbeSet(rows.rows, types, format or rows.format)
-    rows = list(rows)
-    where = where or [f"rows[{i}]" for i in range(len(rows))]
-    if not rows:
-        raise ValueError("there is no row: pass at least one with 'prompt' and 'chosen'")
-    rows = [checked(row, types, drop_empty, name) for row, name in zip(rows, where, strict=True)]
-    if types is None:
-        types = [name for name in TYPES if any(name in row for row in rows)]
-    return ProbeSet(tuple(rows), _known_types(types, rows), format or Format())
+        probes = ProbeSet(rows.rows, types, format or rows.format)
+    else:
+        rows = list(rows)
+        where = where or [f"rows[{i}]" for i in range(len(rows))]
+        if not rows:
+            raise ValueError("there is no row: pass at least one with 'prompt' and 'chosen'")
+        rows = [checked(row, types, drop_empty, at) for row, at in zip(rows, where, strict=True)]
+        if types is None:
+            types = [name for name in TYPES if any(name in row for row in rows)]
+        probes = ProbeSet(tuple(rows), _known_types(types, rows), format or Format())
+    if not any(name in row for row in probes for name in probes.types):
+        raise ValueError(f"no row has a response of type {' or '.join(probes.types)}")
+    return probes
 
 
 def with_all(probes: ProbeSet, types: Sequence[str], reader: str, what: str = "rows") -> ProbeSet:

@@ -24,7 +24,7 @@ class LogProbs(nn.Module):
     """log π(y|x) of the responses that a loss reads, as a module that can be distributed.
 
     Args:
-        model: a Hugging Face causal language model, of which `head` and `check_fits` must approve.
+        model: a Hugging Face causal language model.
         encoded: the N rows.
         keys: what the loss calls a response → its type in the rows.
         bf16: compute in bfloat16, whatever the weights are in.
@@ -39,10 +39,8 @@ class LogProbs(nn.Module):
         self.model, self.head = model, head(model)
         self.encoded, self.keys, self.bf16, self.spare = encoded, keys, bf16, spare
         self.shared = can_share(model, check_fits(model, encoded)) and len(keys) > 1
-        self.lengths = {
-            name: torch.tensor([len(e.responses[key]) for e in encoded], device=model.device)
-            for name, key in keys.items()
-        }
+        lengths = {k: [len(row.responses[key]) for row in encoded] for k, key in keys.items()}
+        self.lengths = {k: torch.tensor(n, device=model.device) for k, n in lengths.items()}
 
     def forward(self, rows: Sequence[int]) -> dict[str, Tensor]:
         """Response name → (B,), the log-probs of these rows, nats, with their gradient."""
@@ -50,8 +48,7 @@ class LogProbs(nn.Module):
 
     def _log_probs(self, rows: Sequence[int]) -> dict[str, Tensor]:
         device, found = self.model.device, {}
-        # One batch, or a few where the rows differ so much in length that padding would cost more:
-        # one where processes share out the weights, as each must pass as often as the others.
+        # Sharded, each process must pass as often as the others: in one batch, whatever it pads.
         slack = math.inf if is_sharded(self.model) else SLACK
         packed = {"tokens": sys.maxsize, "shared": self.shared, "device": device, "slack": slack}
         # Each weight is used once: a cache would only hold copies of all of them.
@@ -94,7 +91,7 @@ def token_values(
     """Pass over all responses: (row, type) of each, and (T, k) float64 values at its tokens.
 
     ``read`` makes them, (m, k), of the logits (m, V), which it may overwrite, at a slice of the M
-    tokens of a batch. ValueError as in `check_fits`, and where a value is not finite.
+    tokens of a batch. ValueError where one is not finite.
     """
     states_of, layer = hidden, model.get_output_embeddings()
     if not head_is_last(model):  # logits at all positions, so fewer at a time
@@ -105,10 +102,8 @@ def token_values(
         found = torch.cat([read(layer(states[part]), batch, part) for part in parts])
         for (row, name), values in batch.split(found.double().cpu()).items():
             if not values.isfinite().all():
-                raise ValueError(
-                    f"the model's predictions are not finite for rows[{row}] {name!r}: its weights "
-                    "have diverged, or it needs a wider dtype"
-                )
+                what = f"the model's predictions are not finite for rows[{row}] {name!r}"
+                raise ValueError(f"{what}: its weights have diverged, or it needs a wider dtype")
             yield (row, name), values.numpy()
 
 
@@ -124,10 +119,7 @@ def body(model) -> nn.Module:
 
 
 def hidden(model, batch: Batch, tell_positions: bool = False) -> Tensor:
-    """(M, d), the final hidden states, after the last norm, at `Batch.source`.
-
-    Gradients and forward-mode tangents pass through. The model's mode (dropout) is the caller's.
-    """
+    """(M, d), the final hidden states, after the last norm, at `Batch.source`."""
     states = body(model)(**inputs(model, batch, tell_positions)).last_hidden_state
     return states.flatten(0, 1).index_select(0, batch.source)
 
@@ -170,7 +162,7 @@ def bar(what: str, unit: str, progress: bool | None, total: int) -> tqdm:
 
 @contextmanager
 def evaluating(model: nn.Module):
-    """Eval mode inside; afterwards every module is in the mode that it was in."""
+    """Eval mode inside; afterwards every module has its own mode again."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -184,17 +176,16 @@ def evaluating(model: nn.Module):
 def undisturbed(model) -> Iterator[None]:
     """Derivatives of the plain function inside, whatever mode the model and its caller are in."""
     autocast = torch.autocast(model.device.type, enabled=False)
-    # Inference mode would drop tangents silently; eval mode ends dropout and checkpointing.
     with torch.inference_mode(False), evaluating(model), autocast:
         yield
 
 
 class Reweighted(nn.Module):
-    """A pass through a model as a function of its weights. The model stays as it is.
+    """A pass through a model as a function of its weights.
 
     Args:
         model: whose ``named_parameters`` name the weights.
-        run: the pass, ``run(part, *inputs)``: a plain call by default.
+        run: the pass, ``run(part, *inputs)``.
         part: the module that is passed through: the model by default.
     """
 
@@ -210,7 +201,7 @@ class Reweighted(nn.Module):
         }
 
     def at(self, weights: Mapping[str, Tensor], *inputs) -> Tensor:
-        """The pass with these weights, by their first names; the others are the model's own."""
+        """The pass with these weights, by name; the others are the model's own."""
         given = {place: weights[name] for place, name in self.places.items() if name in weights}
         return functional_call(self, given, inputs, tie_weights=False)
 

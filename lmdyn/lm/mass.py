@@ -23,8 +23,7 @@ class TokenMass:
 
     Attributes:
         types: the response types.
-        row, type, position: which prompt, which of ``types``, and the place in the response, from
-            0; EOS is the last.
+        row, type, position: which prompt, which of ``types``, and the place in the response.
         label, rival: the ids of the response's token y, and of the likeliest other one,
             i* = argmax_{i≠y} π_i, or the one followed.
         label_prob, rival_prob, rest_prob, prob_sq: π_y, π_{i*}, Σ π_i of all others, and ‖π‖².
@@ -46,22 +45,22 @@ class TokenMass:
 
     @property
     def squeeze(self) -> np.ndarray:
-        """(M,) ‖π‖² − π_y: positive where the label lies in a valley (see `squeeze_line`)."""
+        """(M,) ‖π‖² − π_y: positive where the label lies in a valley."""
         return self.prob_sq - self.label_prob
 
     def of(self, name: str) -> np.ndarray:
-        """(M,) booleans: the tokens of one response type."""
+        """(M,) booleans, the tokens of one response type."""
         check_known("response type", name, self.types)
         return self.type == self.types.index(name)
 
     def save(self, path: str | Path) -> None:
-        """Write all arrays to one .npz file, whole or not at all."""
+        """Write all arrays to one .npz file."""
         with replacing(Path(path)) as temporary, temporary.open("wb") as file:
             np.savez_compressed(file, **vars(self))
 
     @classmethod
     def load(cls, path: str | Path) -> "TokenMass":
-        """Read what `save` wrote; a ValueError if it is the file of something else."""
+        """Read what `save` wrote; a ValueError for other files."""
         with np.load(path, allow_pickle=False) as file:
             arrays = dict(file)
         if missing := [f.name for f in fields(cls) if f.name not in arrays]:
@@ -71,7 +70,7 @@ class TokenMass:
     def moved(self, after: "TokenMass") -> dict[str, np.ndarray]:
         """What each part has gained since: "label", "rival", "rest" → (M,), adding up to zero.
 
-        ``after`` has the same tokens under the later model, and was made with ``follow=`` this one.
+        ``after`` is that of the same tokens under the later model, made with ``follow=`` this one.
         """
         for name in ("row", "type", "position", "label", "rival"):
             if not np.array_equal(getattr(self, name), getattr(after, name)):
@@ -79,11 +78,8 @@ class TokenMass:
                     f"the two differ in {name}: take the later one of the same rows with "
                     "token_mass(…, follow=the earlier one)"
                 )
-        return {
-            "label": after.label_prob - self.label_prob,
-            "rival": after.rival_prob - self.rival_prob,
-            "rest": after.rest_prob - self.rest_prob,
-        }
+        parts = "label", "rival", "rest"
+        return {p: getattr(after, f"{p}_prob") - getattr(self, f"{p}_prob") for p in parts}
 
 
 def token_mass(
@@ -95,34 +91,29 @@ def token_mass(
 ) -> TokenMass:
     """Split π at each response token into the label, its rival and the rest.
 
-    The rival is the likeliest token but the label, i* = argmax_{i≠y} π_i: the one to which a
-    negative gradient on y moves mass for sure (Claim 2 of section 3 of the paper). To see where
-    mass went in training, follow the same rivals: ``before.moved(token_mass(…, follow=before))``.
+    The rival is the likeliest token but the label, the one to which a negative gradient on y moves
+    mass for sure (Claim 2 of section 3 of the paper). To see where mass went in training, follow
+    the same rivals: ``before.moved(token_mass(…, follow=before))``.
 
     Args:
-        model, tokenizer, probes: as in `score`.
-        types: the response types to look at; rows that lack one are passed over.
+        model, tokenizer, probes: as in `score`, with its errors.
+        types: the response types to look at.
         follow: an earlier split of the same responses, whose rivals are kept.
-
-    Raises:
-        ValueError: as in `score`, an unknown type, other tokens to follow.
     """
     probes = as_probes(probes, types)
     encoded = encode(tokenizer, probes)
     labels = {(i, name): y for i, row in enumerate(encoded) for name, y in row.responses.items()}
-    # (4, M): row, type, position and label of each token
-    where = np.array(
-        [
-            (i, probes.types.index(name), place, label)
-            for (i, name), ids in labels.items()
-            for place, label in enumerate(ids)
-        ]
-    ).T.copy()
+    where = [
+        (i, probes.types.index(name), place, label)
+        for (i, name), ids in labels.items()
+        for place, label in enumerate(ids)
+    ]
+    where = np.array(where).T.copy()  # (4, M)
     if follow is not None:
         theirs = follow.row, follow.type, follow.position, follow.label
         if follow.types != probes.types or not np.array_equal(theirs, where):
             raise ValueError("follow is a split of other responses: pass the same rows and types")
-        parts = torch.from_numpy(follow.rival).split(list(map(len, labels.values())))
+        parts = torch.from_numpy(follow.rival).split([*map(len, labels.values())])
         rivals = dict(zip(labels, parts, strict=True))
 
     def read(logits: Tensor, batch: Batch, part: slice) -> Tensor:

@@ -1,8 +1,4 @@
-"""Several processes (``accelerate launch``): they share out rows, or weights, and all get all.
-
-With copies of the weights (DDP) each works on its rows; where the weights are shared out (FSDP2),
-all pass through the layers in step, on the same rows.
-"""
+"""Several processes (``accelerate launch``), which share out rows (DDP), or weights too (FSDP2)."""
 
 from collections.abc import Callable
 
@@ -17,8 +13,7 @@ from torch.distributed.tensor import DTensor
 def place(model: nn.Module) -> PartialState:
     """Bring the model, or this process's part of it, to its device; one process moves nothing.
 
-    `Accelerator.prepare` shards on GPUs alone, so that no test could hold two processes against
-    one on a CPU: here every layer is sharded, in the precision that it has, on either.
+    `Accelerator.prepare` shards on GPUs alone, where no test could hold two processes against one.
     """
     if parse_flag_from_env("ACCELERATE_USE_DEEPSPEED"):
         remedy = "launch with --multi_gpu, or with --use_fsdp to share out the weights"
@@ -42,7 +37,6 @@ def place(model: nn.Module) -> PartialState:
 
 
 def is_sharded(model: nn.Module) -> bool:
-    """Whether processes share out the weights."""
     return isinstance(model, FSDPModule)
 
 
@@ -54,7 +48,7 @@ def whole(tensor: Tensor) -> Tensor:
 def as_forward(model: nn.Module, function: Callable, *args, **kwargs):
     """Call a function that uses the model's parts, as if it were the model's forward pass.
 
-    Where that begins, FSDP gathers the weights outside the layers, such as those of the head.
+    There FSDP gathers the weights outside the layers, such as those of the head.
     """
     if not is_sharded(model):
         return function(*args, **kwargs)
@@ -74,11 +68,11 @@ def together(
     """Have each process work on some of the rows, and give all of them what any has found.
 
     Args:
-        model: what they work with: in step, each on all rows, where its weights are shared out.
+        model: what they work with; each on all rows, in step, if its weights are shared out.
         rows: row numbers, the same in all processes.
-        work: some row numbers → name → floating array with one entry each; not called without.
-        size: rows in the arrays that are returned.
-        share: whether each takes some rows, unless the model's weights are shared out.
+        work: some row numbers → name → floating array with one entry each.
+        size: rows in what is returned.
+        share: False if each must work on all rows.
 
     Returns:
         What `work` names → (size, …), NaN for other rows. If `work` fails in one process, all

@@ -31,7 +31,10 @@ def environment(device: torch.device) -> dict:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A name to write to; it takes the place of ``path`` once the block ends well."""
+    """A name to write to; it takes the place of ``path`` once the block ends well.
+
+    A folder can only take a name that is free.
+    """
     temporary = path.with_name(f"{path.name}.tmp")
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -42,24 +45,14 @@ def replacing(path: Path) -> Iterator[Path]:
         raise
 
 
-@contextmanager
-def new_folder(path: Path) -> Iterator[Path]:
-    """An empty folder to fill; it takes the name ``path``, which is free, once the block ends."""
-    with replacing(path) as temporary:
-        shutil.rmtree(temporary, ignore_errors=True)  # of a run that was killed
-        temporary.mkdir()
-        yield temporary
-
-
 def write_json(path: Path, thing) -> None:
-    """The file of a JSON document, whole or not at all."""
     with replacing(path) as temporary:
         text = json.dumps(thing, indent=2, ensure_ascii=False)
         temporary.write_text(text + "\n", encoding="utf-8")
 
 
 def write_jsonl(path: Path, rows: Iterable[Mapping]) -> None:
-    """A file with a line of JSON for each row, whole or not at all."""
+    """A file with a line of JSON for each row."""
     with replacing(path) as temporary:
         lines = [json.dumps(dict(row), ensure_ascii=False) + "\n" for row in rows]
         temporary.write_text("".join(lines), encoding="utf-8")

@@ -16,7 +16,7 @@ from lmdyn.lm.tokens import encode
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Statistics:
-    """What `Scores` and `Trajectory` share: arrays whose last axes are N prompts and R types."""
+    """What `Scores` and `Trajectory` share: arrays (…, N, R) of N prompts and R types."""
 
     types: tuple[str, ...]
     vocab_size: int
@@ -32,7 +32,7 @@ class Statistics:
 
     @property
     def jacobian_norm_sq(self) -> np.ndarray:
-        """(…, N, R) float64, the mean over the tokens of ‖A‖²_F = V‖π‖² + V − 2."""
+        """(…, N, R) float64, the mean of ‖A‖²_F = V‖π‖² + V − 2."""
         return self.vocab_size * (np.float64(self._known("prob_sq")) + 1) - 2
 
     @property
@@ -41,7 +41,7 @@ class Statistics:
         return np.float64(self._known("prob_sq")) - 2 * self._known("label_prob") + 1
 
     def column(self, name: str, stat: str) -> np.ndarray:
-        """(…, N), a statistic of one type, or of "argmax"; ValueError with the nearest names."""
+        """(…, N), a statistic of one type, or of "argmax"."""
         check_known("statistic", stat, (*STATS, "n_tokens", "jacobian_norm_sq", "residual_norm_sq"))
         if name == "argmax" and stat == "logp" and "chosen" in self.types:
             name, stat = "chosen", "argmax_logp"
@@ -55,12 +55,12 @@ class Statistics:
 
 
 STATS = tuple(field.name for field in fields(Statistics))[3:]  # two sums over tokens, then means
-# Those at each token of one response, (T,) each, and ``ids``, its tokens.
+# Those at each of T tokens, ``ids``, of one response.
 TokenScores = namedtuple("TokenScores", ("ids", *STATS), defaults=(None,) * 6)
 
 
 def known_mean(values: np.ndarray) -> np.ndarray:
-    """The mean over the last axis of what is not NaN, in float64; NaN where all is."""
+    """The mean over the last axis of what is not NaN, in float64."""
     known = ~np.isnan(values)
     with np.errstate(invalid="ignore"):
         return np.where(known, values, 0).sum(-1, dtype=np.float64) / known.sum(-1)
@@ -68,24 +68,22 @@ def known_mean(values: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Scores(Statistics):
-    """The scores of N prompts with R response types: float64 arrays, NaN where a type is missing.
+    """The scores of N prompts with R response types: (N, R) float64, NaN where a type is missing.
 
-    Each is (N, R). All from `prob_sq` on are means over the response's tokens, and None without
-    ``stats``.
+    All from `prob_sq` on are means over the response's tokens, and None without ``stats``.
 
     Attributes:
         types: the R response types.
-        vocab_size: V, the entries of π; 0 where nothing is scored.
+        vocab_size: V, the entries of π.
         n_tokens: tokens of the response, EOS included.
         logp: log π(y|x) = Σ_l log π(y_l | x, y_<l), EOS included, nats.
-        argmax_logp: Σ_l max_v log π(v | x, y_<l), nats. Along ``chosen`` it is the paper's y*.
+        argmax_logp: Σ_l max_v log π(v | x, y_<l), nats; along ``chosen``, the paper's y*.
         prob_sq: ‖π‖², the collision probability: 1/V (uniform) to 1 (one-hot).
         label_prob: π_y.
         entropy: −Σ_v π_v log π_v, nats.
-        squeeze: ‖π‖² − π_y: positive in a valley, where a negative gradient lowers every label
-            but the likeliest ones (see `lmdyn.squeeze_line`).
-        prob_norm: ‖π‖, a mean of norms, which the reference's ‖A‖ is made of.
-        residual_norm: ‖π − e_y‖, a mean of norms, the reference's ‖G‖.
+        squeeze: ‖π‖² − π_y: positive in a valley (see `lmdyn.squeeze_line`).
+        prob_norm: ‖π‖, which the reference's ‖A‖ is made of.
+        residual_norm: ‖π − e_y‖, the reference's ‖G‖.
         tokens: with ``per_token``, one dict for each row: type → `TokenScores`.
     """
 
@@ -96,10 +94,7 @@ class Scores(Statistics):
         return f"Scores({n} prompts × {r} types, {int(np.nansum(self.n_tokens))} tokens)"
 
     def mean(self, name: str, stat: str = "logp") -> float:
-        """The mean of a statistic over the rows that have the type; NaN if none has it.
-
-        ``name`` may be "argmax", the paper's y*: ``argmax_logp`` along ``chosen``.
-        """
+        """The mean of a statistic of a type, or of "argmax", over the rows that have it."""
         return float(known_mean(self.column(name, stat)))
 
 
@@ -115,16 +110,15 @@ def score(
 ) -> Scores:
     """Score every response of every prompt under the model: the paper's probing.
 
-    A prompt is computed once for all its responses where the architecture allows it, and logits
-    only where they predict a response token: up to rounding, as each sequence alone. Half precision
-    is kept, but the statistics of its logits are taken in float32. The model stays as it is.
+    A prompt is computed once for all its responses where the architecture allows it: up to
+    rounding, as each sequence alone. Statistics of half-precision logits are taken in float32.
 
     Args:
         model: a Hugging Face causal language model with its ``tokenizer``, which has an EOS token.
         probes: a `ProbeSet`, or rows such as ``{"prompt": …, "chosen": …}``.
         stats: more than the log-probs: ‖π‖², π_y and so on.
-        tokens: in a batch, padding included. It bounds memory and does not change the result.
-        per_token: keep the scores of each token in `Scores.tokens`.
+        tokens: in a batch, padding included: it bounds memory.
+        per_token: keep the scores of each token too.
         progress: whether to show a bar; None shows it for work of more than ten seconds.
 
     Raises:
@@ -133,11 +127,10 @@ def score(
     """
     probes = as_probes(probes)
     encoded = encode(tokenizer, probes)
-    known = STATS if stats else STATS[:2]
+    known, vocab_size = STATS if stats else STATS[:2], 0
     arrays = np.full((1 + len(known), len(probes), len(probes.types)), np.nan)
     found = [dict.fromkeys(row.responses) for row in encoded]
     shown = bar("score", "response", progress, sum(map(len, found)))
-    vocab_size = 0
 
     def read(logits: Tensor, batch: Batch, part: slice) -> Tensor:
         nonlocal vocab_size
@@ -159,10 +152,7 @@ def score(
 
 
 def _statistics(logits: Tensor, batch: Batch, part: slice, stats: bool) -> Tensor:
-    """(m, 8), the `STATS` at each token, or the first two, from one exponential of the logits.
-
-    Works in place, as memory is what limits it: float logits are overwritten.
-    """
+    """(m, 8), the `STATS` at each token, or the first two; float logits are overwritten."""
     z = logits if logits.dtype == torch.float64 else logits.float()
     z -= z.amax(-1, keepdim=True)  # so that nothing overflows
     e, target = z.exp(), batch.target[part].to(z.device).unsqueeze(-1)
@@ -175,7 +165,7 @@ def _statistics(logits: Tensor, batch: Batch, part: slice, stats: bool) -> Tenso
     entropy = log_total - z.mul_(e).sum(-1) / total
     prob_sq = e.square_().sum(-1) / total.square()
     found = torch.stack([logp, -log_total, prob_sq, logp.exp(), entropy]).double()
-    _, _, prob_sq, label_prob, _ = found
+    prob_sq, label_prob = found[2:4]
     residual_sq = (prob_sq - 2 * label_prob + 1).clamp(0)  # rounding may go below
     more = prob_sq - label_prob, prob_sq.sqrt(), residual_sq.sqrt()
     return torch.stack([*found, *more], -1)

@@ -1,8 +1,7 @@
-"""The settings of a run, and the plan that follows: the rows and the rate of each update."""
+"""The settings of a run, and what follows for each update."""
 
 import math
-from dataclasses import dataclass, fields
-from functools import cached_property
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -20,17 +19,16 @@ class Settings:
         epochs: passes over the rows.
         lr: learning rate, after the warm-up.
         batch_size: rows in a forward pass, of all processes together.
-        response: the key of the rows that takes the place of the loss's ``chosen``.
+        response: the response type that takes the place of the loss's ``chosen``.
         spare_valleys: let no gradient through the tokens of ``rejected`` that lie in a valley at
-            that moment, π_y < ‖π‖² (see `lmdyn.squeeze_line`). The loss keeps its value.
-        optimizer: "adamw", "sgd" or "rmsprop", with PyTorch's defaults for all that is not here.
-        weight_decay: of the optimizer; decoupled for "adamw", added to the gradient for the rest.
+            that moment, π_y < ‖π‖² (see `lmdyn.squeeze_line`).
+        optimizer: "adamw", "sgd" or "rmsprop", with PyTorch's defaults for the rest.
+        weight_decay: decoupled for "adamw", added to the gradient for the others.
         accumulate: batches in an update.
         clip: scale the gradient down to this norm; None for no clipping.
         warmup: updates over which the learning rate grows linearly.
         max_steps: stop after so many updates, if the epochs have more.
-        mixed_precision: "no", or "bf16" to compute in bfloat16 with the weights as they are, which
-            would lose most of a small update in half precision.
+        mixed_precision: "no", or "bf16" to compute in bfloat16 with the weights as they are.
         seed: of the order of the rows, and of dropout.
         probe_every: updates between two probings; an epoch if None.
         save_every: updates between two checkpoints; ``probe_every`` if None.
@@ -73,22 +71,13 @@ class Plan(Settings):
 
     n_rows: int
 
-    @classmethod
-    def of(cls, n_rows: int, **settings) -> "Plan":
-        """The plan for so many rows; ValueError for an unknown setting, with the nearest name."""
-        known = [field.name for field in fields(Settings)]
-        for name in settings:
-            check_known("setting", name, known)
-        return cls(n_rows=n_rows, **settings)
-
-    @cached_property
+    @property
     def per_epoch(self) -> int:
         """Updates in an epoch, which has a fresh order; the last may learn fewer rows."""
         return math.ceil(self.n_rows / (self.batch_size * self.accumulate))
 
-    @cached_property
+    @property
     def updates(self) -> int:
-        """Updates in the whole run."""
         return min(self.epochs * self.per_epoch, self.max_steps or math.inf)
 
     def examples(self, update: int) -> int:
@@ -97,23 +86,20 @@ class Plan(Settings):
         return epoch * self.n_rows + min(within * self.batch_size * self.accumulate, self.n_rows)
 
     def rows(self, update: int) -> list[int]:
-        """The rows of an update; the order depends on the epoch's number and the seed alone."""
+        """The rows of an update, in an order that depends on the epoch and the seed alone."""
         epoch, within = divmod(update, self.per_epoch)
         order = np.random.default_rng((self.seed, epoch)).permutation(self.n_rows).tolist()
         size = self.batch_size * self.accumulate
         return order[within * size : (within + 1) * size]
 
     def is_probed(self, update: int) -> bool:
-        """Whether the probes are scored after ``update`` updates."""
         return update % (self.probe_every or self.per_epoch) == 0 or update == self.updates
 
-    @cached_property
+    @property
     def probings(self) -> int:
-        """How often the probes are scored."""
         return sum(map(self.is_probed, range(self.updates + 1)))
 
     def is_saved(self, update: int) -> bool:
-        """Whether a checkpoint is due after ``update`` updates."""
         return update % (self.save_every or self.probe_every or self.per_epoch) == 0
 
     def lr_at(self, update: int) -> float:

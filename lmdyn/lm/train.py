@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack, nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from functools import partial
 from pathlib import Path
 
@@ -17,13 +17,13 @@ from torch.nn.utils import clip_grad_norm_
 from tqdm import tqdm
 
 from lmdyn import losses
-from lmdyn.checks import check_different, check_same_vocabulary, trainable
+from lmdyn.checks import check_different, check_known, check_same_vocabulary, trainable
 from lmdyn.lm.checkpoint import RunFolder, fingerprint, fingerprint_model
 from lmdyn.lm.data import ProbeSet, as_probes, with_all
 from lmdyn.lm.forward import LogProbs, evaluating, head
 from lmdyn.lm.processes import is_sharded, place, together, whole
 from lmdyn.lm.records import environment
-from lmdyn.lm.settings import OPTIMIZERS, Plan
+from lmdyn.lm.settings import OPTIMIZERS, Plan, Settings
 from lmdyn.lm.tokens import encode
 from lmdyn.lm.trajectory import Recorder, Trajectory
 
@@ -47,33 +47,32 @@ def finetune(
     """Finetune a model in place, and record how every probed response moves on the way.
 
     An update is a step on the mean over its rows of ``loss``, a function of each response's
-    summed log-prob: for "sft" of −log π(y|x), a *sum* over tokens, as in the paper's code, whose
-    setting is ``optimizer="rmsprop"``, ``lr=5e-7``, ``warmup=150``, ``batch_size=4``, ``clip=10``.
-    On a CPU the same call gives the same trajectory, bit for bit; several processes (``accelerate
-    launch``) get that of one, up to rounding. They share out the rows and the probes, or, with
-    ``--use_fsdp``, the rows and the weights, which stay so afterwards; the first one writes.
+    log-prob, *summed* over tokens. The paper's code has ``optimizer="rmsprop"``, ``lr=5e-7``,
+    ``warmup=150``, ``batch_size=4``, ``clip=10``. On a CPU the same call gives the same trajectory,
+    bit for bit; several processes (``accelerate launch``) get that of one, up to rounding. They
+    share out the rows and the probes, or, with ``--use_fsdp``, the rows and the weights.
 
     Args:
         model: a Hugging Face causal language model with its ``tokenizer``; its weights change.
         rows: what to learn, a `ProbeSet` or dicts with ``prompt``, ``chosen``, ….
-        loss: a name that `lmdyn.losses.get` knows, or a `lmdyn.losses.Loss`.
-        epochs: as ``lr``, ``batch_size`` and ``settings``: see `lmdyn.lm.settings.Settings`.
+        loss: a loss of `lmdyn.losses`, or its name.
+        epochs, lr, batch_size, settings: see `lmdyn.lm.settings.Settings`.
         probes: rows to score before the first update, every ``probe_every``, and at the end.
         ref: the reference model of a loss that needs one; the model as it comes, if not given.
         out: a folder that keeps the recipe, the trajectory and the last checkpoint.
-        resume: go on with the run in ``out``, given the same arguments and the model that it began
-            with, as if it had never been interrupted; a finished one gives what it has.
+        resume: go on with the run in ``out``, from the same arguments and model that it began with.
         progress: show a bar with the loss and log π(y+); by default on a terminal only.
 
     Raises:
         ValueError: settings that do not fit, rows without a response that the loss reads or with
-            equal ones, a ``ref`` of another vocabulary, a folder that holds another run.
-        FloatingPointError: the loss or the gradient of rows that it names is not finite, or what
-            an update has made; the last good checkpoint stays.
+            equal ones, a ``ref`` of another vocabulary, a folder that holds something else.
+        FloatingPointError: a loss, a gradient or a weight is not finite.
     """
     loss = losses.get(loss)
     rows, probes = as_probes(rows), None if probes is None else as_probes(probes)
-    plan = Plan.of(len(rows), epochs=epochs, lr=lr, batch_size=batch_size, **settings)
+    for name in settings:
+        check_known("setting", name, [field.name for field in fields(Settings)])
+    plan = Plan(n_rows=len(rows), epochs=epochs, lr=lr, batch_size=batch_size, **settings)
     _check(model, loss, plan, probes, ref, out, resume)
     learner = _Learner(model, tokenizer, rows, loss, plan)
     recorder, meta, start = Recorder(probes), _meta(learner, probes, ref), 0
@@ -91,16 +90,15 @@ def finetune(
         if folder:
             folder.save(update, model, tokenizer, optimizer, recorder.trajectory(meta))
 
-    is_hidden = True if learner.rank else None if progress is None else not progress
-    bar = tqdm(total=plan.updates, initial=start, unit="update", disable=is_hidden)
+    hide = learner.rank > 0 or (None if progress is None else not progress)
+    bar = tqdm(total=plan.updates, initial=start, unit="update", disable=hide)
     cuda = [model.device] if model.device.type == "cuda" else []
     with evaluating(model), torch.random.fork_rng(cuda), bar, ExitStack() as at_the_end:
         at_the_end.callback(model.zero_grad)
         for update in range(start, plan.updates):
             learner.probe(recorder, tokenizer, update)
             found, norm = learner.gradient(update)
-            # The weights that the last update left have now given finite losses: worth keeping.
-            if update > start and plan.is_saved(update):
+            if update > start and plan.is_saved(update):  # the weights have given finite losses
                 save(update, learner.optimizer)
             learner.step(update)
             recorder.update(**found, lr=plan.lr_at(update), grad_norm=norm)
@@ -113,7 +111,6 @@ def finetune(
 
 
 def _check(model, loss: losses.Loss, plan: Plan, probes, ref, out, resume: bool) -> None:
-    """Refuse settings that do not go together."""
     if probes is None and plan.probe_every is not None:
         raise ValueError("probe_every without probes: pass probes too")
     if out is None and (resume or plan.save_every is not None):
@@ -124,8 +121,7 @@ def _check(model, loss: losses.Loss, plan: Plan, probes, ref, out, resume: bool)
         check_same_vocabulary(model, ref)
     if plan.spare_valleys and "rejected" not in loss.responses:
         raise ValueError(f"{loss} reads no rejected response: leave spare_valleys out")
-    trainable(model)
-    head(model)  # a model that is refused; found out, once, while it is whole
+    head(model)  # refuses some, and can tell only while the model is whole
 
 
 class _Learner:
@@ -134,6 +130,7 @@ class _Learner:
     def __init__(self, model, tokenizer, rows: ProbeSet, loss: losses.Loss, plan: Plan):
         process = place(model)
         self.rank, self.world = process.process_index, process.num_processes
+        self.weights = [*trainable(model).values()]
         self.model, self.loss, self.plan, self.reference = model, loss, plan, {}
         self.keys = {name: plan.response if name == "chosen" else name for name in loss.responses}
         self.encoded = encode(tokenizer, with_all(rows, tuple(self.keys.values()), str(loss)))
@@ -145,25 +142,23 @@ class _Learner:
         if self.world > 1 and not is_sharded(model):
             self.parallel = DistributedDataParallel(self.log_probs)
             self.unsynced = self.parallel.no_sync
-        self.weights = [p for p in model.parameters() if p.requires_grad]
         kind = OPTIMIZERS[plan.optimizer]
         self.optimizer = kind(self.weights, lr=plan.lr, weight_decay=plan.weight_decay)
-        model.zero_grad()
 
     def read_reference(self, ref: nn.Module | None) -> None:
-        """Compute the log-probs of all rows under the reference, which is the model by default."""
+        """Compute the log-probs of all rows under the reference."""
         if not self.loss.needs_ref:
             return
-        reader, n, size = self.log_probs, self.plan.n_rows, self.plan.batch_size
+        reader, n = self.log_probs, self.plan.n_rows
         if ref is not None:
             reader = LogProbs(ref, self.encoded, self.keys, self.bf16)
+        read = partial(reader.all, batch_size=self.plan.batch_size)
         with evaluating(reader):
-            found = together(reader.model, np.arange(n), partial(reader.all, batch_size=size), n)
-        device = self.model.device
-        self.reference = {name: torch.from_numpy(x).to(device) for name, x in found.items()}
+            found = together(reader.model, np.arange(n), read, n)
+        self.reference = {k: torch.from_numpy(x).to(self.model.device) for k, x in found.items()}
 
     def probe(self, recorder: Recorder, tokenizer, update: int) -> None:
-        """Score the probes if it is time, each process its share."""
+        """Score the probes if it is time."""
         if not self.plan.is_probed(update) or recorder.probed(update):
             return
         try:
@@ -171,35 +166,33 @@ class _Learner:
         except ValueError as error:
             if update == 0:
                 raise
-            # They were fit to be scored before the first update.
             raise FloatingPointError(f"after update {update}: {error}; lower lr") from None
 
     def gradient(self, update: int) -> tuple[dict[str, float], float]:
-        """Leave the clipped gradient of the mean loss over the rows of an update in the weights.
-
-        Returns the means over the rows of the loss and of the log-prob of each response that it
-        reads, and the norm of the gradient before clipping.
-        """
-        draws = np.random.default_rng((self.plan.seed, update, self.rank)).integers(2**63)
-        torch.manual_seed(int(draws))  # of dropout
+        """Leave the clipped gradient in the weights; means over its rows, and its norm before."""
+        draw = np.random.default_rng((self.plan.seed, update, self.rank)).integers(2**63)
+        torch.manual_seed(int(draw))  # of dropout
         self.model.train()
+        self.model.zero_grad()
         rows, found = self.plan.rows(update), []
+        own, known = slice(self.rank, None, self.world), (self.reference, self.log_probs.lengths)
         for start in range(0, len(rows), self.plan.batch_size):
             batch = rows[start : start + self.plan.batch_size]
-            mine = batch[self.rank :: self.world]
-            some = mine or batch[:1]  # a process without a row takes part with weight 0
             is_last = start + len(batch) == len(rows)  # when processes share their gradients
             with nullcontext() if is_last else self.unsynced():
-                logps = self.parallel(some)
-                known = self.reference, self.log_probs.lengths
-                ref, lengths = ({name: x[some] for name, x in each.items()} for each in known)
-                values = self.loss.value(logps, ref, lengths)
+                # A process without a row takes part with one that does not count.
+                mine = torch.stack([*self.parallel(batch[own] or batch[:1]).values()])
+                mine = mine[:, : len(batch[own])]
+                logps = mine.new_zeros(len(mine), len(batch))
+                logps[:, own] = mine.detach()
+                logps = reduce(logps, "sum")  # of all rows, which a loss may read together
+                logps[:, own] = mine
+                ref, lengths = ({name: x[batch] for name, x in each.items()} for each in known)
+                values = self.loss.value(dict(zip(self.keys, logps, strict=True)), ref, lengths)
                 # Gradients are averaged over processes, the loss over all rows.
-                (values.sum() * (self.world * bool(mine) / len(rows))).backward()
-            part = values.new_zeros(1 + len(logps), len(batch))
-            part[:, self.rank :: self.world] = torch.stack([values, *logps.values()]).detach()
-            found.append(part)
-        found = reduce(torch.cat(found, 1), "sum")
+                (values.sum() * (self.world / len(rows))).backward()
+            found.append(torch.vstack([values, logps]).detach())
+        found = torch.cat(found, 1)
         norm = whole(clip_grad_norm_(self.weights, self.plan.clip or math.inf)).item()
         bad = np.array(rows)[~found[0].isfinite().numpy(force=True)].tolist()
         if bad or not math.isfinite(norm):
@@ -214,20 +207,16 @@ class _Learner:
     def check(self) -> None:
         """Refuse weights that the last update has spoilt, in whichever process."""
         if not all(gather_object([bool(weight.isfinite().all()) for weight in self.weights])):
-            raise FloatingPointError(
-                f"update {self.plan.updates} made weights not finite: lower lr"
-            )
+            made = f"update {self.plan.updates} made weights not finite"
+            raise FloatingPointError(f"{made}: lower lr")
 
     def step(self, update: int) -> None:
-        """Make the update, and forget the gradient."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.plan.lr_at(update)
         self.optimizer.step()
-        self.optimizer.zero_grad()
 
 
 def _meta(learner: _Learner, probes: ProbeSet | None, ref: nn.Module | None) -> dict:
-    """How the run is made, as JSON can hold it."""
     model, rows = learner.model, learner.encoded
     settings = {
         "loss": repr(learner.loss),

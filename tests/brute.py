@@ -6,9 +6,7 @@ import torch
 def gradient(model, value):
     """(P,) over the trainable parameters, by plain autograd."""
     params = [p for p in model.parameters() if p.requires_grad]
-    grads = torch.autograd.grad(
-        value, params, retain_graph=True, materialize_grads=True
-    )
+    grads = torch.autograd.grad(value, params, retain_graph=True, materialize_grads=True)
     return torch.cat([grad.flatten() for grad in grads])
 
 

@@ -149,6 +149,7 @@ STAGES = {
     "9-held-out": (pair([0, -3], [0, -9], [0, 6]), r"Squeeze on held-out prompts: .* step 0 \(fir"),
     "10-noise": (pair([0, 9], [0, 0.1], [0, 0]), "rose by .* within the noise of 16 prompts"),
     "11-diverged": (pair(*[[0, np.nan]] * 3), "Not judged: that takes at least two prompts with"),
+    "12-budget": (SQUEEZE, "8 prompts were not probed every time"),
 }
 
 
@@ -158,18 +159,23 @@ def test_verdicts_of_stages_in_order(tmp_path):
         options = {"noise": 3 if "noise" in name else 0.5, "split": name == "9-held-out"}
         records[name] = trajectory(means, 16 if means else 0, **options)
     records["9-held-out"].logp[1:, :8, 0] += 20  # the train prompts are learned
+    for stat in STATS:
+        getattr(records["12-budget"], stat)[1:, 1::2] = np.nan
     for name in ("checkpoint-000010", "8-probes/checkpoint-000020/optimizer.pt"):
         (tmp_path / name).mkdir(parents=True)
     page = page_of(tmp_path, *records.items())
     assert [*page.sections] == [*STAGES, "The model before and after"]
     assert "python -m lmdyn report DIR --model NAME --rows FILE" in page.words
-    assert "11 stages" in page.words and "3-past: A squeeze was seen" in words(page.nav)
+    assert "12 stages" in page.words and "3-past: A squeeze was seen" in words(page.nav)
     for name, (_, said) in STAGES.items():
         assert re.search(said, page.sections[name]), name
     logp, argmax = records["9-held-out"].logp[:, 8:], records["9-held-out"].argmax_logp[:, 8:]
     alert = squeeze([0, 10], logp[..., 0], logp[..., 1], argmax[..., 0])
     assert f"changed by {alert.chosen:+.1f} nats" in page.sections["9-held-out"]
     assert "Or stop" not in page.sections["9-held-out"]  # nothing comes before step 0
+    kept = records["12-budget"].logp[:, ::2, 0].astype(np.float64).mean(1)
+    shown = page.table("mean log-prob (nats) of 8 prompts after 0 → 120 examples", "12-budget")
+    assert shown["chosen"][:2] == [f"{x:.2f}" for x in kept[[0, -1]]]
 
 
 def test_rounds_are_one_run(tmp_path):

@@ -19,6 +19,8 @@ from lmdyn.lm.records import environment
 from lmdyn.lm.squeeze import Alert, squeeze
 from lmdyn.lm.trajectory import Recorder, Trajectory
 
+LEAST = 4  # prompts in a probing, whatever the budget
+
 
 class ProbeCallback(transformers.TrainerCallback):
     """Score probes while a `transformers.Trainer`, or one of TRL's, trains.
@@ -34,7 +36,8 @@ class ProbeCallback(transformers.TrainerCallback):
         every: updates between two probings; there is one before the first and after the last.
         trainer: the one that it is added to, whose reporters it cannot reach otherwise.
         budget: the share of the run's time that probing may take, the first and the last one not
-            counted. A probing that would exceed it is left out. None for no limit.
+            counted. Where all prompts would take more, fewer are scored, evenly spread and always
+            the same, and a probing that would exceed it is left out. None for no limit.
         stop: end the training at the first alert.
         out: a folder for the trajectory; ``lmdyn`` in the trainer's ``output_dir`` if not given.
         tokenizer: the trainer's own if not given.
@@ -65,12 +68,13 @@ class ProbeCallback(transformers.TrainerCallback):
 
     @property
     def trajectory(self) -> Trajectory:
-        """What has been recorded so far."""
+        """What has been recorded so far; prompts left out for the budget are NaN."""
         return self._recorder.trajectory(self._meta)
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.alerts, self.seconds, self._recorder = [], 0.0, Recorder(self.probes)
         self._tells, self._failed, self._top = state.is_world_process_zero, False, None
+        self._rows = np.arange(len(self.probes))
         if args.report_to and self.trainer is None:
             reporters = ", ".join(args.report_to)
             self._warn(f"pass trainer=trainer for {reporters} to get the logs of ProbeCallback")
@@ -96,15 +100,20 @@ class ProbeCallback(transformers.TrainerCallback):
         self._probe(args, state, control, kwargs)
 
     def _is_affordable(self) -> bool:
-        """Whether one more probing like the last one keeps to the budget."""
+        """Whether one more probing keeps to the budget, perhaps of fewer prompts from now on."""
         if self.budget is None:
             return True
-        spent = time.perf_counter() - self._start, self.seconds - self._first, self._last
+        spent, n = time.perf_counter() - self._start, len(self.probes)
+        spent = spent, self.seconds - self._first, self._last
         elapsed, spent, last = gather_object([spent])[0]  # of the first process, for all
-        if fits := spent + last <= self.budget * (elapsed + last):
-            return fits
-        what = f"probings are left out to keep to {self.budget:.0%} of the time"
-        self._warn(f"{what}: pass a larger budget, or fewer probes")
+        share = self.budget * elapsed / max(last, 1e-9)
+        if share < 1 and len(self._rows) == n > LEAST:  # more than ``every`` updates can pay for
+            keep = max(int(n * share), LEAST)
+            self._rows = np.linspace(0, n - 1, keep).round().astype(int)
+            self._last = last = last * keep / n  # what the next one will take, or a little less
+            what = f"probing {keep} of {n} prompts, every {self.every} updates or less often"
+            self._warn(f"{what}, to keep to {self.budget:.0%} of the time: pass a larger budget")
+        return spent + last <= self.budget * (elapsed + last)
 
     def _probe(self, args, state, control, kwargs) -> None:
         if self._failed or self._recorder.probed(state.global_step):
@@ -134,7 +143,7 @@ class ProbeCallback(transformers.TrainerCallback):
         half = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
         share = not (args.fsdp or args.deepspeed)  # what has sharded the weights may not be FSDP2
         with torch.autocast(args.device.type, half, enabled=half is not None):
-            pushed = self._recorder.probe(model, tokenizer, step, seen, share)
+            pushed = self._recorder.probe(model, tokenizer, step, seen, share, self._rows)
         done, alert = self.trajectory, None
         means = {f"lmdyn/{name}": float(curve[-1]) for name, curve in done.mean().items()}
         logs = {name: value for name, value in means.items() if np.isfinite(value)}

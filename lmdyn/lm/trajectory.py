@@ -74,6 +74,17 @@ class Trajectory(Statistics):
         argmax = ["argmax"] if stat == "logp" and "chosen" in self.types else []
         return {key: self.mean(key, stat, split) for key in (*self.types, *argmax)}
 
+    def complete(self) -> "Trajectory":
+        """Without the prompts that a probing left out for its budget, if some were probed always.
+
+        A mean over other prompts is another mean.
+        """
+        kept = ~np.isnan(self.logp).all(2).any(0)  # (N,)
+        if kept.all() or not kept.any():
+            return self
+        rows = {name: getattr(self, name)[kept] for name in ("n_tokens", "split")}
+        return replace(self, **rows, **{name: getattr(self, name)[:, kept] for name in STATS})
+
     def summary(self, split: str | None = None) -> str:
         """A table of the mean log-prob of each type: first, last, and its `turn` between."""
         if not self.logp.size:
@@ -183,9 +194,11 @@ class Recorder:
         )
 
     def probe(
-        self, model, tokenizer, step: int, examples: int, share: bool = True
+        self, model, tokenizer, step: int, examples: int, share: bool = True, rows=None
     ) -> dict[str, np.ndarray]:
         """Score the probes after ``step`` updates on ``examples`` rows; ``share`` as in `together`.
+
+        All of them, as it must be the first time, or those of these numbers, with NaN for the rest.
 
         Returns, (N,) over the tokens of each ``rejected``, "top", the mean probability of the
         likeliest token, and "valley", the share with π_y < ‖π‖², among others.
@@ -201,14 +214,17 @@ class Recorder:
             found["V"] = np.full(len(some), float(scores.vocab_size))
             return found | {"top": np.array(top), "valley": np.array(valley)}
 
-        scored = [not row.keys().isdisjoint(self.probes.types) for row in self.probes]
-        found = together(model, np.flatnonzero(scored), work, len(self.probes), share)
+        has = np.array([not row.keys().isdisjoint(self.probes.types) for row in self.probes])
+        rows = np.flatnonzero(has) if rows is None else rows[has[rows]]
+        found = together(model, rows, work, len(self.probes), share)
         new = found | {"steps": step, "examples_seen": examples}
         old = {name: getattr(self._done, name) for name in _OVER_TIME}
         self._done = replace(
             self._done,
             vocab_size=int(np.nanmax(found["V"])),
-            n_tokens=np.float32(found["n_tokens"]),
+            n_tokens=self._done.n_tokens
+            if len(self._done.steps)
+            else np.float32(found["n_tokens"]),
             **{name: np.append(x, [new[name]], 0).astype(x.dtype) for name, x in old.items()},
         )
         return found

@@ -88,17 +88,18 @@ def _in_order(path: Path) -> tuple[list[int], str]:
     return [int(digits) for digits in re.findall(r"\d+", path.name)], path.name
 
 
-def _view(where: Path, trajectory: Trajectory, home: Path) -> dict:
+def _view(where: Path, whole: Trajectory, home: Path) -> dict:
     """What the page shows of a run: its record, and the verdict on it."""
-    log, settings = _logged(trajectory, home)
+    trajectory, (log, settings) = whole.complete(), _logged(whole, home)
     checkpoint = max(home.glob("checkpoint-*[0-9]"), key=_in_order, default=None)
     return {
         "name": " ".join(where.parts),
         "trajectory": trajectory,
+        "left_out": len(whole.split) - len(trajectory.split),
         "log": log,
         "settings": settings,
         "checkpoint": checkpoint,
-        "unfinished": trajectory.updates and checkpoint and any(checkpoint.glob("optimizer*")),
+        "unfinished": whole.updates and checkpoint and any(checkpoint.glob("optimizer*")),
         "verdict": _judge(trajectory),
         "along": _along(trajectory),
     }

@@ -38,8 +38,7 @@ class RunFolder:
         self.path, self.settings, self.process = Path(path), settings, PartialState()
         file, found = self.path / "settings.json", [p.name for p in self.path.glob("checkpoint-*")]
         if file.is_file():
-            before = json.loads(file.read_text(encoding="utf-8"))
-            check_resumed(path, differences(before, settings), resume)
+            check_resumed(path, differences(json.loads(file.read_text("utf-8")), settings), resume)
         elif found:
             what = f"it has {', '.join(sorted(found))}, but no settings.json"
             raise ValueError(f"{path} holds no run of lmdyn: {what}; choose another out (--out)")

@@ -74,10 +74,8 @@ class TokenMass:
         """
         for name in ("row", "type", "position", "label", "rival"):
             if not np.array_equal(getattr(self, name), getattr(after, name)):
-                raise ValueError(
-                    f"the two differ in {name}: take the later one of the same rows with "
-                    "token_mass(…, follow=the earlier one)"
-                )
+                remedy = "take the later one with token_mass(…, follow=the earlier one)"
+                raise ValueError(f"the two differ in {name}: {remedy}")
         parts = "label", "rival", "rest"
         return {p: getattr(after, f"{p}_prob") - getattr(self, f"{p}_prob") for p in parts}
 

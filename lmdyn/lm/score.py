@@ -143,12 +143,9 @@ def score(
             found[i][name] = TokenScores(ids, *of)
             arrays[:, i, probes.types.index(name)] = len(ids), *of[:2].sum(1), *of[2:].mean(1)
             shown.update()
-    return Scores(
-        types=probes.types,
-        vocab_size=vocab_size,
-        tokens=tuple(found) if per_token else None,
-        **dict(zip(("n_tokens", *known), arrays, strict=True)),
-    )
+    kept = tuple(found) if per_token else None
+    named = dict(zip(("n_tokens", *known), arrays, strict=True))
+    return Scores(types=probes.types, vocab_size=vocab_size, tokens=kept, **named)
 
 
 def _statistics(logits: Tensor, batch: Batch, part: slice, stats: bool) -> Tensor:

@@ -51,10 +51,9 @@ class Settings:
     save_every: int | None = None
 
     def __post_init__(self):
-        for name in ("epochs", "batch_size", "accumulate"):
-            check_count(name, getattr(self, name), 1)
-        for name in ("warmup", "seed"):
-            check_count(name, getattr(self, name), 0)
+        least = {"epochs": 1, "batch_size": 1, "accumulate": 1, "warmup": 0, "seed": 0}
+        for name, n in least.items():
+            check_count(name, getattr(self, name), n)
         for name in ("max_steps", "probe_every", "save_every"):
             check_count(name, getattr(self, name), 1, optional=True)
         check_number("lr", self.lr)

@@ -169,7 +169,10 @@ class _Learner:
             raise FloatingPointError(f"after update {update}: {error}; lower lr") from None
 
     def gradient(self, update: int) -> tuple[dict[str, float], float]:
-        """Leave the clipped gradient in the weights; means over its rows, and its norm before."""
+        """Leave the clipped gradient of an update in the weights.
+
+        Returns the means over its rows of the loss and of the log-probs, and the norm before.
+        """
         draw = np.random.default_rng((self.plan.seed, update, self.rank)).integers(2**63)
         torch.manual_seed(int(draw))  # of dropout
         self.model.train()

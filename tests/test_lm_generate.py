@@ -1,6 +1,7 @@
 import pytest
 import torch
-from tiny import FAMILIES, tiny, tiny_rows
+from tiny import FAMILIES, tiny, tiny_rows, tiny_tokenizer
+from transformers import AutoModelForCausalLM, MambaConfig, RecurrentGemmaConfig, RwkvConfig
 
 from lmdyn.lm.generate import generate, repeated
 
@@ -20,6 +21,42 @@ def test_greedy_is_the_argmax_token_by_token_whatever_the_batch(family):
             ids = torch.cat([ids, torch.tensor([new[-1:]])], 1)
         assert answer == tokenizer.decode(new, skip_special_tokens=True)
     assert generate(model, tokenizer, PROMPTS, 6, batch_size=1) == answers
+
+
+SMALL = {"vocab_size": 100, "hidden_size": 16, "num_hidden_layers": 3, "bos_token_id": None}
+HEADS = {"num_attention_heads": 2, "num_key_value_heads": 1, "lru_width": 16}
+RECURRENT = {
+    "rwkv": RwkvConfig(**SMALL),
+    "recurrent_gemma": RecurrentGemmaConfig(**SMALL, **HEADS, intermediate_size=32),
+    "mamba": MambaConfig(**SMALL, state_size=4),
+}
+
+
+@pytest.mark.parametrize("family", RECURRENT)
+def test_greedy_does_not_depend_on_the_batch_where_padding_is_read(family):
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(RECURRENT[family]).eval()
+        for parameter in model.parameters():
+            parameter += 0.3 * torch.randn_like(parameter)
+    prompts = [prompt for prompt in PROMPTS if " " in prompt]
+    prompts.append(prompts[0].replace("they", "we"))
+    alone = [generate(model, tiny_tokenizer(), [prompt], 6)[0] for prompt in prompts]
+    assert generate(model, tiny_tokenizer(), prompts, 6) == alone and len(set(alone)) > 2
+
+
+def test_the_model_s_own_settings_of_generation_count_for_nothing():
+    model, tokenizer = tiny("llama")
+
+    def said():
+        options = ({}, {"sample": True}, {"sample": True, "temperature": 0.0})
+        return [generate(model, tokenizer, PROMPTS, 6, **o) for o in options]
+
+    plain = said()
+    own = model.generation_config
+    own.update(top_p=0.01, repetition_penalty=5.0, min_length=40, forced_eos_token_id=5)
+    assert said() == plain and plain[2] == plain[0] != plain[1]
+    assert model.generation_config is own
 
 
 def test_samples_follow_their_seed_and_leave_the_rest_alone():
@@ -52,25 +89,14 @@ def test_bad_prompts_are_named(prompts, error):
         generate(*tiny("llama"), prompts)
 
 
-def test_answers_that_end_on_their_own_are_told_from_those_cut_off(monkeypatch):
-    model, tokenizer = tiny("llama")
-    end, a, b = (tokenizer.convert_tokens_to_ids(token) for token in ("<eos>", "the", "of"))
-    new = [[a, b, a, b], [a, b, a, end], [a, end, end, end], [end] * 4]
-    monkeypatch.setattr(model, "generate", lambda ids, **_: torch.cat([ids, torch.tensor(new)], 1))
-    texts, ended = generate(model, tokenizer, PROMPTS[:4], 4, return_ended=True)
-    assert texts == ["the of the of", "the of the", "the", ""]
-    assert ended == [False, True, True, True]
-
-
 def test_a_model_may_end_with_other_tokens_than_the_tokenizers_eos():
     model, tokenizer = tiny("llama")
-    prompts = PROMPTS[:4]
-    texts = generate(model, tokenizer, prompts, 6)
-    first = tokenizer(texts[0], add_special_tokens=False)["input_ids"][1]
-    model.generation_config.eos_token_id = [first]
-    shorter, ended = generate(model, tokenizer, prompts, 6, return_ended=True)
-    assert ended[0] and shorter[0] == texts[0].split()[0]
-    assert all(long.startswith(short) for long, short in zip(texts, shorter, strict=True))
+    whole = generate(model, tokenizer, PROMPTS, 6)
+    end = whole[0].split()[2]
+    model.generation_config.eos_token_id = tokenizer.convert_tokens_to_ids(end)
+    texts, ended = generate(model, tokenizer, PROMPTS, 6, return_ended=True)
+    assert texts == [text.partition(end)[0].strip() for text in whole]
+    assert ended == [end in text for text in whole] and {*ended} == {True, False}
 
 
 def test_repeated_counts_ngrams_seen_before():

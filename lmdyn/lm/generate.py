@@ -4,6 +4,7 @@ import warnings
 from collections import Counter
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from transformers import GenerationConfig, PreTrainedModel
 
@@ -29,48 +30,69 @@ def generate(
     """Let the model answer each prompt, up to EOS or whatever its generation_config ends with.
 
     Args:
-        model: any causal language model; its mode and the global random state stay as they are.
+        model: any causal language model; its mode and the global random state stay as they are, and
+            nothing else in its generation_config counts.
         tokenizer: its tokenizer, with an EOS token.
         prompts: texts, tokenised without special tokens.
         max_new_tokens: where to stop at the latest.
-        sample, temperature, seed: draw from π; else take the likeliest token each time (greedy).
-        batch_size: prompts at a time. Greedy answers do not depend on it, beyond ties.
+        sample, temperature, seed: draw from π; else, or at temperature 0, take the likeliest token
+            each time (greedy).
+        batch_size: prompts at a time; one, where the model says other things in a batch, as
+            recurrent layers may. Greedy answers do not depend on it, beyond ties.
         return_ended: return as well, of each answer, whether it ended within ``max_new_tokens``.
 
     Returns:
         One text a prompt, without the prompt and without EOS.
-
-    Raises:
-        ValueError: no prompts, one text instead of a list, a prompt without a token.
     """
     check_texts("prompts", prompts)
+    check_number("temperature", temperature, zero=True)
     tokens = tokenizer(list(prompts), add_special_tokens=False)["input_ids"]
     if [] in tokens:
         raise ValueError(f"prompts[{tokens.index([])}] gives no token: write something there")
-    eos, others = tokenizer.eos_token_id, model.generation_config.eos_token_id or []
-    ends = {eos, *([others] if isinstance(others, int) else others)}
-    config = GenerationConfig(
-        max_new_tokens=max_new_tokens,
-        eos_token_id=sorted(ends),
-        pad_token_id=eos,
-        do_sample=sample,
-        **({"temperature": temperature, "top_k": 0} if sample else {}),  # from the whole of π
-    )
+    owner = model.get_base_model() if hasattr(model, "get_base_model") else model  # of an adapter
+    own, eos = owner.generation_config, tokenizer.eos_token_id
+    ends = {eos, *np.atleast_1d(own.eos_token_id or []).tolist()}
+    options = {"max_new_tokens": max_new_tokens, "eos_token_id": sorted(ends), "pad_token_id": eos}
+    if sample and temperature > 0:
+        options |= {"do_sample": True, "temperature": temperature, "top_k": 0}  # the whole of π
     answers, ended = [], []
     devices = [model.device] if model.device.type == "cuda" else []
     with evaluating(model), torch.no_grad(), torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
-        for start in range(0, len(tokens), batch_size):
-            batch = tokens[start : start + batch_size]
-            longest = max(map(len, batch))
-            ids = torch.tensor([[-1] * (longest - len(t)) + t for t in batch], device=model.device)
-            inputs = {"attention_mask": (ids >= 0).long(), "generation_config": config}
-            out = model.generate(ids.where(ids >= 0, eos), **inputs)
-            for said in out[:, longest:].tolist():
-                end = next((i for i, token in enumerate(said) if token in ends), None)
-                answers.append(tokenizer.decode(said[:end], skip_special_tokens=True))
-                ended.append(end is not None)
+        owner.generation_config = GenerationConfig()  # has what an argument leaves open
+        try:
+            if batch_size > 1 and not _can_batch(model, tokens, eos, max_new_tokens):
+                batch_size = 1
+            torch.manual_seed(seed)
+            for start in range(0, len(tokens), batch_size):
+                batch = tokens[start : start + batch_size]
+                out = _continue(model, batch, **options)
+                for said in out[:, max(map(len, batch)) :].tolist():
+                    end = next((i for i, token in enumerate(said) if token in ends), None)
+                    answers.append(tokenizer.decode(said[:end], skip_special_tokens=True))
+                    ended.append(end is not None)
+        finally:
+            owner.generation_config = own
     return (answers, ended) if return_ended else answers
+
+
+def _continue(model, prompts: Sequence[list[int]], pad_token_id: int, **options):
+    """What the model generates, with the prompts padded on the left."""
+    width, config = max(map(len, prompts)), GenerationConfig(pad_token_id=pad_token_id, **options)
+    ids = torch.tensor([[-1] * (width - len(t)) + t for t in prompts], device=model.device)
+    inputs = {"attention_mask": (ids >= 0).long(), "generation_config": config}
+    return model.generate(ids.where(ids >= 0, pad_token_id), **inputs)
+
+
+def _can_batch(model, tokens: Sequence[list[int]], pad: int, max_new_tokens: int) -> bool:
+    """Whether the shortest prompt's logits at two tokens are the same beside the longest prompt."""
+    short, long = min(tokens, key=len), max(tokens, key=len)
+    options = {"output_logits": True, "return_dict_in_generate": True, "pad_token_id": pad}
+    options["max_new_tokens"] = min(2, max_new_tokens)
+    parts = (_continue(model, some, **options).logits for some in ([short], [short, long]))
+    alone, beside = (torch.stack(part)[:, 0] for part in parts)
+    tolerance = 1e-3 if torch.finfo(model.dtype).bits > 16 else 5e-2
+    scale = float(alone[alone.isfinite()].abs().max())
+    return torch.allclose(beside, alone, rtol=0, atol=tolerance * scale)
 
 
 def repeated(texts: Sequence[str], n: int = 3) -> float:
@@ -99,7 +121,6 @@ def with_own_samples(
     """
     if tokenizer is None:
         raise ValueError("the model answers through its tokenizer: pass the tokenizer too")
-    check_number("temperature", temperature, zero=True)
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     room = min(form.max_length, context or form.max_length) - max_new_tokens - 1  # EOS
     rows = [dict(row) for row in rows]
@@ -108,8 +129,8 @@ def with_own_samples(
     fits = [row for row, ids in zip(asked, tokens, strict=True) if len(ids) <= room]
     prompts, said = [row["prompt"] for row in fits], ([], [])
     if fits:
-        options = {"sample": temperature > 0, "temperature": temperature, "seed": seed}
-        said = generate(model, tokenizer, prompts, max_new_tokens, return_ended=True, **options)
+        options = {"sample": True, "temperature": temperature, "seed": seed, "return_ended": True}
+        said = generate(model, tokenizer, prompts, max_new_tokens, **options)
     why = [f"had a prompt that leaves no room for {max_new_tokens}"] * (len(asked) - len(fits))
     for row, text, ended in zip(fits, *said, strict=True):
         if ended and text.strip():

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
+from numbers import Integral, Real
 
 import torch
 from torch import Tensor
@@ -14,15 +15,22 @@ def described(value) -> str:
     return f"{value.dtype} {tuple(value.shape)}" if tensor else type(value).__name__
 
 
-def check_logits(logits: Tensor, name: str = "logits") -> None:
-    """Refuse anything but finite floating-point values with a last axis."""
-    if not isinstance(logits, Tensor) or not logits.is_floating_point() or logits.ndim == 0:
-        told = described(logits)
+def check_finite(values: Tensor, name: str, or_minus: bool = False) -> None:
+    """Refuse anything but finite floating-point values with a last axis, ``or_minus`` infinity."""
+    if not isinstance(values, Tensor) or not values.is_floating_point() or values.ndim == 0:
+        told = described(values)
         raise ValueError(f"{name} must be a floating-point tensor (..., V), got {told}")
-    bad = (~logits.isfinite()).nonzero().tolist()
-    if bad:
+    fine = values.isfinite() | values.isneginf() if or_minus else values.isfinite()
+    if bad := (~fine).nonzero().tolist():
         told = f"{len(bad)} NaN or infinite, the first at index {tuple(bad[0])}"
         raise ValueError(f"{name} must be finite: {told}")
+
+
+def check_logits(logits: Tensor, name: str = "logits") -> None:
+    """Refuse what gives no distribution; −inf, probability zero, must not fill a row."""
+    check_finite(logits, name, or_minus=True)
+    if bad := logits.isneginf().all(-1).nonzero().tolist():
+        raise ValueError(f"{name} must be finite somewhere: all are -inf at index {tuple(bad[0])}")
 
 
 def as_labels(y: int | Tensor, like: Tensor) -> Tensor:
@@ -37,17 +45,20 @@ def as_labels(y: int | Tensor, like: Tensor) -> Tensor:
 
 
 def check_count(name: str, value, least: int, optional: bool = False) -> None:
-    """Refuse anything but an integer of at least ``least``."""
-    if optional and value is None:
-        return
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+    """Refuse anything but an integer of at least ``least``, or None if ``optional``."""
+    fine = isinstance(value, Integral) and not isinstance(value, bool) and value >= least
+    if not (fine or (optional and value is None)):
         raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
+
+
+def is_number(value) -> bool:
+    """Whether it is a finite number, of Python or NumPy."""
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def check_number(name: str, value, zero: bool = False) -> None:
     """Refuse anything but a finite number above zero, or with ``zero`` of at least zero."""
-    fine = isinstance(value, int | float) and math.isfinite(value)
-    if not fine or value < 0 or (value == 0 and not zero):
+    if not is_number(value) or value < 0 or (value == 0 and not zero):
         least = "of at least 0" if zero else "above 0"
         raise ValueError(f"{name} must be a finite number {least}, got {value!r}")
 
@@ -56,25 +67,22 @@ def check_same_vocabulary(model, ref) -> None:
     """Refuse a reference model that reads other tokens."""
     ours, theirs = (len(m.get_input_embeddings().weight) for m in (model, ref))
     if ours != theirs:
-        raise ValueError(
-            f"ref knows {theirs} tokens and the model {ours}: the reference must read the same "
-            "tokens, as the model before training does"
-        )
+        told = f"ref knows {theirs} tokens and the model {ours}"
+        raise ValueError(f"{told}: pass the model before training, which reads the same tokens")
 
 
 def check_different(encoded: Sequence, keys: Mapping[str, str], loss) -> None:
-    """Refuse pairs that a loss would push up and down at once.
+    """Refuse rows that a loss would push up and down at once.
 
-    ``encoded`` are rows as tokens, and ``keys`` maps what the loss reads to its type in the rows.
+    ``keys`` maps what the loss calls a response to its type in the rows.
     """
-    if not {"chosen", "rejected"} <= set(keys):
-        return
-    for i, row in enumerate(encoded):
-        if row.responses[keys["chosen"]] == row.responses[keys["rejected"]]:
-            raise ValueError(
-                f"rows[{i}]: {keys['chosen']} and {keys['rejected']} are the same tokens, so "
-                f"{type(loss).__name__} has nothing to tell apart: leave the row out"
-            )
+    if {"chosen", "rejected"} <= set(keys):
+        one, other = keys["chosen"], keys["rejected"]
+        for i, row in enumerate(encoded):
+            if row.responses[one] == row.responses[other]:
+                what = f"rows[{i}]: {one} and {other} are the same tokens"
+                told = f"so {type(loss).__name__} has nothing to tell apart: leave the row out"
+                raise ValueError(f"{what}, {told}")
 
 
 def check_texts(name: str, texts, n: int | None = None) -> None:
@@ -135,12 +143,8 @@ def differences(was, now, key: str = "") -> list[str]:
 def check_resumed(folder, differ: Sequence[str], resume: bool) -> None:
     """Refuse a folder that holds a run; with ``resume``, one of a run that differs in something."""
     if not resume:
-        raise ValueError(
-            f"{folder} holds a run already: pass resume=True (--resume) to go on with it, or "
-            "another out (--out)"
-        )
+        how = "pass resume=True (--resume) to go on with it, or another out (--out)"
+        raise ValueError(f"{folder} holds a run already: {how}")
     if differ:
-        raise ValueError(
-            f"{folder} is a run of another recipe: {', '.join(differ)}; resume with what it began "
-            "with, or choose another out (--out)"
-        )
+        how = "resume with what it began with, or choose another out (--out)"
+        raise ValueError(f"{folder} is a run of another recipe: {', '.join(differ)}; {how}")

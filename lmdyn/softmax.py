@@ -1,14 +1,14 @@
 """A: what the softmax does to a change of logits, and the exact softmax-regression step.
 
 Section 2 of the paper for A; its appendix on the squeezing effect for the step. Everything batches
-over leading axes, on CPU and CUDA, in the dtype of its input, and refuses what is not finite.
+over leading axes, in the dtype and on the device of its input. A logit of −inf is probability zero.
 """
 
 import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from lmdyn.checks import as_labels, broadcast, check_logits
+from lmdyn.checks import as_labels, broadcast, check_finite, check_logits
 
 
 def log_softmax_jacobian(logits: Tensor) -> Tensor:
@@ -23,16 +23,15 @@ def log_softmax_jacobian(logits: Tensor) -> Tensor:
                 [-0.5000,  0.5000]])
     """
     check_logits(logits)
-    probs = logits.softmax(-1)
-    eye = torch.eye(logits.shape[-1], dtype=logits.dtype, device=logits.device)
-    return eye - probs.unsqueeze(-2)
+    probs = logits.softmax(-1).unsqueeze(-2)
+    return torch.eye(logits.shape[-1], dtype=logits.dtype, device=logits.device) - probs
 
 
 def log_softmax_jvp(logits: Tensor, dz: Tensor) -> Tensor:
     """A·dz without forming A: how the log-probs move when the logits move by dz.
 
     Args:
-        logits, dz: (..., V), broadcast against each other over the leading axes.
+        logits, dz: (..., V), whose leading axes broadcast.
 
     Returns:
         (..., V), nats: dz minus its mean under π.
@@ -71,16 +70,13 @@ def softmax_step(probs: Tensor, y: int | Tensor, lr: float | Tensor) -> Tensor:
     π'_i ∝ π_i · exp(lr·(1[i = y] − π_i)). For another input, pass lr·‖x‖².
 
     Args:
-        probs: (..., V), each row sums to one.
-        y: the label, an int or integers broadcast against the leading axes.
-        lr: step size, a float or a tensor over the leading axes; positive learns y, negative is
-            the negative gradient (the paper's η' = −lr).
+        probs: (..., V), each row a distribution.
+        y: the label, an int or integers that broadcast with the leading axes.
+        lr: step size, likewise; positive learns y, negative is the negative gradient (the paper's
+            η' = −lr).
 
     Returns:
-        (..., V), the same dtype as ``probs``.
-
-    Raises:
-        ValueError: rows that are no distributions, a label out of range, an lr that is not finite.
+        (..., V).
 
     Example:
         >>> softmax_step(torch.tensor([0.6, 0.3, 0.1]), y=2, lr=-1.0)
@@ -98,10 +94,10 @@ def squeeze_line(probs: Tensor, y: int | Tensor, lr: float | Tensor | None = Non
     it is −(1/lr)·log Σ_j π_j exp(lr·(1[j = y] − π_j)), which tends to the former as lr → 0.
 
     Args:
-        probs, y, lr: as in `softmax_step`; None for the first-order line.
+        probs, y, lr: as in `softmax_step`; lr None for the first-order line.
 
     Returns:
-        (...). Negative means that every other label gains (after a negative step).
+        (...). If it is negative, every other label gains from a negative step.
 
     Example:
         >>> squeeze_line(torch.tensor([0.6, 0.3, 0.1]), y=2)
@@ -119,13 +115,11 @@ def squeeze_line(probs: Tensor, y: int | Tensor, lr: float | Tensor | None = Non
 
 def logit_step(probs: Tensor, y, **size) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """π, y and a named size s, checked and broadcast over the leading axes, and s·(e_y − π)."""
-    check_logits(probs, "probs")
+    check_finite(probs, "probs")
     bad = ((probs < 0).any(-1) | ((probs.sum(-1) - 1).abs() > 1e-3)).nonzero().tolist()
     if bad:
-        raise ValueError(
-            "probs must be non-negative and sum to one along the last axis; the row at index "
-            f"{tuple(bad[0])} does not: pass logits.softmax(-1), not logits"
-        )
+        told = f"the row at index {tuple(bad[0])} does not: pass logits.softmax(-1)"
+        raise ValueError(f"probs must be non-negative and sum to one along the last axis; {told}")
     ((name, s),) = size.items()
     s = torch.as_tensor(s, dtype=probs.dtype, device=probs.device)
     if not s.isfinite().all():

@@ -151,7 +151,7 @@ def bad_cases():
     yield "must return logits .* got tuple", sequence(mlp, lambda z: (z,)), x
     yield (
         r"model\(x\) must be finite: 3 NaN or infinite, the first at index \(0, 0\)",
-        sequence(mlp, lambda z: z / 0),
+        sequence(mlp, lambda z: z.abs() / 0),
         x,
     )
     yield "nothing to learn", sequence(nn.Linear(6, 3).requires_grad_(False)), x

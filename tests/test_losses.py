@@ -401,6 +401,17 @@ def test_an_unknown_hyperparameter_names_its_loss():
         losses.get("sft", beta=0.1)
 
 
+def test_a_loss_keeps_its_hyperparameters():
+    with pytest.raises(ValueError, match=r"DPO\(beta=0.1, .*\) has its hyperparameters: pass"):
+        losses.get(losses.DPO(), beta=0.5)
+
+
+def test_a_hyperparameter_may_be_a_number_of_numpy_and_no_truth():
+    assert losses.DPO(np.float32(0.5)) == losses.DPO(0.5)
+    with pytest.raises(ValueError, match=r"DPO: beta must be a number in .*, got True"):
+        losses.DPO(True)
+
+
 RANGED = [
     (name, f.name, *f.metadata["range"])
     for name in losses.names()

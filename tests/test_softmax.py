@@ -1,5 +1,6 @@
 import itertools
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -84,6 +85,24 @@ def test_a_batches_over_leading_axes(device, dtype):
 def test_extreme_logits_give_a_finite_jacobian():
     a = log_softmax_jacobian(torch.tensor([1000.0, 0.0, -1000.0]))
     torch.testing.assert_close(a, torch.eye(3) - torch.tensor([1.0, 0.0, 0.0]))
+
+
+@IN_EACH
+def test_a_logit_of_minus_infinity_is_probability_zero(dtype):
+    logits, dz = torch.randn(2, 3, 5, dtype=dtype)
+    logits[:, 2], rest = -math.inf, [0, 1, 3, 4]
+    a, jvp, norm = (
+        f(logits) for f in (log_softmax_jacobian, partial(log_softmax_jvp, dz=dz), jacobian_norm_sq)
+    )
+    torch.testing.assert_close(a[:, rest][..., rest], log_softmax_jacobian(logits[:, rest]))
+    torch.testing.assert_close(jvp[:, rest], log_softmax_jvp(logits[:, rest], dz[:, rest]))
+    torch.testing.assert_close(norm, a.square().sum((1, 2)))
+    probs, less = logits.softmax(-1), logits[:, rest].softmax(-1)
+    for lr in (-2.0, -0.1, 0.0, 3.0):
+        stepped = softmax_step(probs, 1, lr)
+        torch.testing.assert_close(stepped[:, rest], softmax_step(less, 1, lr))
+        assert not stepped[:, 2].any()
+        torch.testing.assert_close(squeeze_line(probs, 1, lr), squeeze_line(less, 1, lr))
 
 
 # --- the step ------------------------------------------------------------------------------------
@@ -250,6 +269,7 @@ GOOD = torch.tensor([0.6, 0.3, 0.1])
     [
         (torch.tensor([0.0, math.nan]), r"logits must be finite: 1 NaN or infinite.*index \(1,\)"),
         (torch.tensor([[0.0, 1.0], [math.inf, 0.0]]), r"1 NaN or infinite.*index \(1, 0\)"),
+        (torch.tensor([[0.0], [-math.inf]]), r"logits must be finite somewhere.* index \(1,\)"),
         (torch.tensor([1, 2]), r"floating-point tensor \(..., V\), got torch.int64 \(2,\)"),
         (torch.tensor(1.0), r"floating-point tensor \(..., V\), got torch.float32 \(\)"),
         ([0.0, 1.0], r"floating-point tensor \(..., V\), got list"),

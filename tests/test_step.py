@@ -4,7 +4,7 @@ import itertools
 import brute
 import pytest
 import torch
-from models import build
+from models import build, sequence
 from torch.nn.functional import cross_entropy
 
 from lmdyn import entk_vp, log_softmax_jvp, one_step
@@ -58,6 +58,21 @@ def test_the_error_falls_with_the_square_of_the_step(name, sign):
         errors.append((step.measured - step.predicted).norm())
     for large, small in itertools.pairwise(errors):
         assert large / small == pytest.approx(100, rel=0.1)
+
+
+@pytest.mark.parametrize("inner", ["mlp", "attention"])
+def test_a_label_that_is_ruled_out_is_as_if_it_were_not_there(inner):
+    model, x = build(inner)
+    ruled_out = torch.nn.functional.one_hot(torch.tensor(1), model(x).shape[1]).bool()
+    masked = sequence(model, lambda z: z.masked_fill(ruled_out, -torch.inf))
+    without = sequence(model, lambda z: z[:, ~ruled_out])
+    step = one_step(masked, x, x[:2], 0, lr=0.01)
+    expected = one_step(without, x, x[:2], 0, lr=0.01)
+    for name in ("predicted", "measured", "G"):
+        found = getattr(step, name)
+        torch.testing.assert_close(found[:, ~ruled_out], getattr(expected, name), **EXACT)
+        assert found.isfinite().all()
+    assert not step.measured[:, 1].any() and not step.G[:, 1].any()
 
 
 @pytest.mark.parametrize(

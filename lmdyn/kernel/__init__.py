@@ -13,7 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
-from lmdyn.checks import check_logits, described, trainable
+from lmdyn.checks import check_finite, check_logits, described, trainable
 from lmdyn.kernel.factors import PASS_EXAMPLES, Factor, Plan, add_gram
 from lmdyn.kernel.trace import forward
 
@@ -71,7 +71,7 @@ def entk_vp(model: nn.Module, x_o: Tensor, x_u: Tensor, g: Tensor) -> Tensor:
         tensor([[ 1., -1.]])
     """
     params = learned(model, x_o=x_o, x_u=x_u)
-    check_logits(g, "g")
+    check_finite(g, "g")
     step = {name: torch.zeros_like(p) for name, p in params.items()}
     # The other kernels of attention have no forward mode.
     with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
@@ -137,7 +137,7 @@ def learned(model: nn.Module, **batches: Tensor) -> dict[str, Tensor]:
         if not isinstance(x, Tensor) or x.ndim == 0 or len(x) == 0:
             raise ValueError(f"{name} must be a batch (N, …) with N ≥ 1, got {described(x)}")
         if x.is_floating_point():
-            check_logits(x, name)
+            check_finite(x, name)
     for name, module in model.named_modules():
         label = f"{name or 'the model'} ({type(module).__name__})"
         if isinstance(module, _BatchNorm) and (module.training or module.running_mean is None):

@@ -1,16 +1,14 @@
-"""G: every loss as a function of sequence log-probs.
+"""G: every loss as a function of sequence log-probs, in nats.
 
 A loss sees a sequence only through its log-prob log π(y|x), so the chain rule splits its residual
-into one number a sequence and one vector a token (section 2 of the paper):
+into one number a sequence, the *coefficient* c, and one vector a token (section 2 of the paper):
 
     G_l = ∂L/∂z_l = −c · (π_l − e_{y_l}),    c = ∂L/∂ log π(y|x).
-
-The numbers c are the *coefficients*. All values are in nats.
 """
 
 from dataclasses import fields
 
-import torch
+from torch import Tensor
 
 from lmdyn.checks import check_known
 from lmdyn.losses import free, margin, mixed, ratio  # noqa: F401 (they fill the registry)
@@ -34,22 +32,20 @@ def names() -> list[str]:
 
 
 def get(name: str | Loss, **hyper: float | str) -> Loss:
-    """A loss by its name.
+    """A loss by its name; a loss comes back as it is.
 
     Args:
-        name: one of `names()`; a loss comes back as it is.
+        name: one of `names()`.
         **hyper: its hyperparameters, where they differ from their defaults.
 
-    Raises:
-        ValueError: an unknown loss or hyperparameter, or one out of its range.
-
     Example:
-        >>> get("sft").value({"chosen": torch.tensor([-2.0, -3.0])})
-        tensor([2., 3.])
         >>> get("dpo", beta=0.5)
         DPO(beta=0.5, label_smoothing=0.0)
     """
-    if isinstance(name, Loss) and not hyper:
+    if isinstance(name, Loss):
+        if hyper:
+            told = f"{name} has its hyperparameters: pass it alone, or pass a name with {hyper}"
+            raise ValueError(told)
         return name
     check_known("loss", name, REGISTRY)
     known = [field.name for field in fields(REGISTRY[name])]
@@ -58,24 +54,19 @@ def get(name: str | Loss, **hyper: float | str) -> Loss:
     return REGISTRY[name](**hyper)
 
 
-def residual(
-    probs: torch.Tensor, labels: int | torch.Tensor, coefficient: float | torch.Tensor
-) -> torch.Tensor:
+def residual(probs: Tensor, labels: int | Tensor, coefficient: float | Tensor) -> Tensor:
     """G = −c · (π − e_y): the gradient of a loss with respect to the logits.
 
     Args:
-        probs: (..., V), each row sums to one: the prediction π at each token.
+        probs: (..., V), the prediction π at each token.
         labels: the token y, an int or integers that broadcast to the leading axes.
         coefficient: c, which broadcasts to them too; one number a sequence is (B, 1).
 
     Returns:
-        (..., V). Each row sums to zero.
-
-    Raises:
-        ValueError: rows that are no distributions, a label out of range, a coefficient that is
-            not finite, shapes that do not fit.
+        (..., V), of which each row sums to zero.
 
     Example:
+        >>> import torch
         >>> residual(torch.tensor([0.5, 0.3, 0.2]), labels=0, coefficient=-1.0)
         tensor([-0.5000,  0.3000,  0.2000])
     """

@@ -10,6 +10,8 @@ from typing import ClassVar, dataclass_transform
 import torch
 from torch import Tensor
 
+from lmdyn.checks import is_number
+
 REGISTRY: dict[str, type["Loss"]] = {}
 Responses = Mapping[str, Tensor] | None  # response name → (B,)
 
@@ -24,7 +26,7 @@ positive, nonnegative = partial(within, 0, math.inf, "()"), partial(within, 0, m
 
 @dataclass(frozen=True)
 class Given:
-    """What a loss computes B rows from, as in `Loss.value`: response → (B,), each."""
+    """What a loss computes B rows from, as in `Loss.value`."""
 
     logps: Responses
     ref: Responses = None
@@ -49,7 +51,7 @@ class Loss:
     """A loss of one or more responses to the same prompt.
 
     A loss is one formula, `_value`. Being defined makes it a frozen dataclass, whose fields are its
-    hyperparameters; its name makes it known to `get`, `names` and everything that takes a loss::
+    hyperparameters, and known by its name to `get` and everything that takes a loss::
 
         class Ratio(Loss, name="ratio"):
             '''log π(y−) − log π(y+): the log of their ratio.'''
@@ -77,8 +79,8 @@ class Loss:
             return
         known = REGISTRY.get(name, cls)
         if (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
-            taken = f"there is a loss {name!r} already, {known.__name__}: name it otherwise"
-            raise ValueError(taken)
+            told = f"there is a loss {name!r} already, {known.__name__}"
+            raise ValueError(f"{told}: name it otherwise")
         cls.name, REGISTRY[name] = name, cls
 
     def __setattr__(self, name: str, value):
@@ -87,9 +89,8 @@ class Loss:
     def __post_init__(self):
         for hyper in (hyper for hyper in fields(self) if "range" in hyper.metadata):
             value, (low, high, (left, right)) = getattr(self, hyper.name), hyper.metadata["range"]
-            number = isinstance(value, int | float) and math.isfinite(value)
-            at_low, at_high = left == "[" and value == low, right == "]" and value == high
-            if not (number and (low < value < high or at_low or at_high)):
+            at_end = (left == "[" and value == low) or (right == "]" and value == high)
+            if not (is_number(value) and (low < value < high or at_end)):
                 must = f"{hyper.name} must be a number in {left}{low:g}, {high:g}{right}"
                 raise ValueError(f"{type(self).__name__}: {must}, got {value!r}")
 
@@ -107,16 +108,13 @@ class Loss:
 
         Returns:
             (B,), differentiable in ``logps``.
-
-        Raises:
-            ValueError: what the loss reads is missing, or of another shape.
         """
         given = Given(logps, ref, lengths)
         self._check(given)
         value, rows = self._value(given), logps[self.responses[0]].shape
         if value.shape != rows:
-            name, shapes = type(self).__name__, f"{tuple(value.shape)}, not {tuple(rows)}"
-            raise ValueError(f"{name}._value gives {shapes}: one number a row")
+            told = f"{type(self).__name__}._value gives {tuple(value.shape)}, not {tuple(rows)}"
+            raise ValueError(f"{told}: one number a row")
         return value
 
     def coefficients(

@@ -12,8 +12,8 @@ from lmdyn.losses.base import Loss, nonnegative, positive
 class SFT(Loss, name="sft"):
     """−log π(y+): supervised finetuning.
 
-    c+ = −1, so G is π − e_y, as for a classifier. A sum over tokens, as in the paper; TRL's ``sft``
-    is the mean over all the tokens of a batch.
+    c+ = −1, so G is π − e_y. A sum over tokens, as in the paper; TRL's ``sft`` is the mean over all
+    the tokens of a batch.
     """
 
     responses = ("chosen",)
@@ -25,9 +25,8 @@ class SFT(Loss, name="sft"):
 class SLiC(Loss, name="slic"):
     """max(0, δ − log π(y+) + log π(y−)) − β log π(y_ref): sequence likelihood calibration.
 
-    c+ = −1 and c− = +1 while log π(y+) − log π(y−) < δ, zero from the kink on; −β on y_ref
-    throughout. Zhao et al. 2023, arXiv 2305.10425, where β is λ. Not in TRL, whose ``hinge`` is
-    `Hinge`. The defaults are ours.
+    c+ = −1 and c− = 1 while log π(y+) − log π(y−) < δ, then zero; −β on y_ref throughout. Zhao et
+    al. 2023, arXiv 2305.10425, where β is λ. Not in TRL. The defaults are ours.
     """
 
     delta: float = nonnegative(default=1.0)  #: δ, the margin to reach, nats

@@ -1,7 +1,4 @@
-"""Losses of the margin alone: u = βh, h = Δ+ − Δ−, so that c+ = βL′(u) = −c−.
-
-They push y− down exactly as hard as they pull y+ up, wherever the two log-probs are.
-"""
+"""Losses of the margin alone: u = βh, h = Δ+ − Δ−, so that c+ = βL′(u) = −c−, wherever Δ+ is."""
 
 import math
 
@@ -29,8 +26,8 @@ class DPO(Relative, name="dpo"):
 class SPIN(Relative, name="spin"):
     """−log σ(βh): self-play finetuning, the formula of `DPO` on other data.
 
-    The rejected response is a sample of the model of the previous round, and ``ref`` is that
-    model. Chen et al. 2024, arXiv 2401.01335, where β is λ. Not in TRL.
+    The rejected response is a sample of ``ref``, the model of the previous round. Chen et al. 2024,
+    arXiv 2401.01335, where β is λ. Not in TRL.
     """
 
     def _value(self, given):
@@ -60,9 +57,8 @@ class IPO(Relative, name="ipo"):
 class Hinge(Relative, name="hinge"):
     """max(0, 1 − βh): a hinge on the margin.
 
-    c+ = −β = −c− while βh < 1, zero from the kink on. Liu et al. 2023, arXiv 2309.06657, where β is
-    γ. TRL's ``hinge``, listed there under SLiC: unlike `SLiC` it is relative to a reference, and no
-    term holds on to a target.
+    c+ = −β = −c− while βh < 1, then zero. Liu et al. 2023, arXiv 2309.06657, where β is γ. TRL's
+    ``hinge``, listed there under SLiC: unlike `SLiC` it is relative to a reference.
     """
 
     def _value(self, given):

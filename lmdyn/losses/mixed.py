@@ -10,10 +10,9 @@ from lmdyn.losses.base import Loss, Relative, nonnegative, positive, within
 class RPO(Relative, name="rpo"):
     """−log σ(βh) − α log π(y+)/n+: DPO and SFT together.
 
-    c+ = −βσ(−βh) − α/n+, c− = βσ(−βh), with n+ the number of tokens of y+. Pang et al. 2024, arXiv
-    2404.19733, with its α = 1; Liu et al. 2024 call the sum regularized preference optimisation
-    (arXiv 2405.16436). TRL's ``["sigmoid", "sft"]`` with weights 1 and α, whose second term is the
-    mean over all the tokens of a batch: there a long response counts for more.
+    c+ = −βσ(−βh) − α/n+, c− = βσ(−βh), with n+ the tokens of y+. Pang et al. 2024, arXiv
+    2404.19733, with its α = 1; the name is that of Liu et al. 2024, arXiv 2405.16436. TRL's
+    ``["sigmoid", "sft"]``, weights 1 and α, with a mean over all the tokens of a batch in the end.
     """
 
     needs_lengths = True
@@ -40,9 +39,9 @@ class DPOP(Relative, name="dpop"):
 class CalDPO(Relative, name="cal_dpo"):
     """−log σ(h) + (Δ+ − 1/2β)² + (Δ− + 1/2β)²: calibrated DPO.
 
-    c+ = −σ(−h) + 2(Δ+ − 1/2β), c− = σ(−h) + 2(Δ− + 1/2β): `SPPO` with η = 1/β, and a push of DPO
-    with no β inside. Xiao et al. 2024, arXiv 2412.14516, with rewards of ±½; the authors' code
-    takes half of the squares, and β = 0.001. Not in TRL.
+    c+ = −σ(−h) + 2(Δ+ − 1/2β), c− = σ(−h) + 2(Δ− + 1/2β): `SPPO` with η = 1/β, and DPO with β = 1.
+    Xiao et al. 2024, arXiv 2412.14516, with rewards of ±½; the authors' code takes half of the
+    squares, and β = 0.001. Not in TRL.
     """
 
     def _value(self, given):
@@ -54,11 +53,10 @@ class CalDPO(Relative, name="cal_dpo"):
 class CWDPO(Relative, name="cw_dpo"):
     """−log σ(β(Δ+ − wΔ−)), w = σ((ℓ̄− − floor)/τ): cooling-weighted DPO, its second stage.
 
-    c+ = −βσ(−u), c− = wβσ(−u), with u what the outer σ is taken of: the deeper the valley in which
-    y− lies, that is the lower its average log-prob ℓ̄− under the model itself, the softer the push.
-    w is a constant for the gradient. Zhang et al. 2025, arXiv 2510.11978: our reading of its idea,
-    on text, from descriptions of the paper, not checked against the paper itself. Not in TRL. The
-    default floor and τ are ours: w = ½ where a token has on average probability e⁻³.
+    c+ = −βσ(−u), c− = wβσ(−u), u what the outer σ is taken of: the lower the average log-prob ℓ̄− of
+    y−, the softer the push. w is a constant for the gradient. Zhang et al. 2025, arXiv 2510.11978:
+    our reading of its idea, on text, from descriptions of the paper, not checked against the paper
+    itself. Not in TRL. The default floor and τ are ours.
     """
 
     needs_lengths = True
@@ -74,9 +72,8 @@ class CWDPO(Relative, name="cw_dpo"):
 class CWSFT(Loss, name="cw_sft"):
     """−log π(y+) + λ max(0, log π(y−) − floor · n−): SFT before `CWDPO`, its first stage.
 
-    c+ = −1, c− = λ while the n− tokens of y− have an average log-prob above the floor: a gentle
-    push, which ends where y− is unlikely enough. Source and caveat are those of `CWDPO`, whose
-    floor is the default: there, where the second stage cools.
+    c+ = −1, c− = λ while the n− tokens of y− have an average log-prob above the floor. Source and
+    caveat are those of `CWDPO`, where the second stage cools at the default floor.
     """
 
     needs_lengths = True

@@ -1,7 +1,4 @@
-"""Losses of Δ+ and Δ− each, not of their difference alone: Δ± = log π(y±) − log π_ref(y±).
-
-Each response has a target of its own, so the two pulls may differ in strength and in sign.
-"""
+"""Losses of Δ+ and Δ− each, so that the two pulls may differ in strength and in sign."""
 
 from torch.nn.functional import logsigmoid
 
@@ -11,9 +8,9 @@ from lmdyn.losses.base import Loss, Relative, nonnegative, positive
 class SPPO(Loss, name="sppo"):
     """(Δ+ − η/2)² + (Δ− + η/2)²: self-play preference optimisation.
 
-    c+ = 2(Δ+ − η/2), c− = 2(Δ− + η/2): two pulls, y+ to η/2 nats above the reference and y− to
-    η/2 below it, and neither further. Wu et al. 2024, arXiv 2405.00675, with a win probability of 1
-    for y+ and 0 for y−. TRL's ``sppo_hard`` with η = 1/β; the default is its β = 0.1.
+    c+ = 2(Δ+ − η/2), c− = 2(Δ− + η/2): y+ to η/2 nats above the reference, y− to η/2 below it. Wu
+    et al. 2024, arXiv 2405.00675, with a win probability of 1 for y+ and 0 for y−. TRL's
+    ``sppo_hard`` with η = 1/β; the default is its β = 0.1.
     """
 
     needs_ref = True
@@ -27,9 +24,8 @@ class SPPO(Loss, name="sppo"):
 class NCA(Relative, name="nca"):
     """−log σ(βΔ+) − ½ log σ(−βΔ+) − ½ log σ(−βΔ−): noise contrastive alignment, of a pair.
 
-    c+ = −β(σ(−βΔ+) − ½σ(βΔ+)), c− = ½βσ(βΔ−): y+ is drawn to σ(βΔ+) = ⅔, a little above the
-    reference, and y− pushed down without end. Chen et al. 2024, arXiv 2402.05369. TRL's
-    ``nca_pair``.
+    c+ = −β(σ(−βΔ+) − ½σ(βΔ+)), c− = ½βσ(βΔ−): y+ is drawn to σ(βΔ+) = ⅔, and y− pushed down without
+    end. Chen et al. 2024, arXiv 2402.05369. TRL's ``nca_pair``.
     """
 
     def _value(self, given):
@@ -78,12 +74,11 @@ class APODown(Relative, name="apo_down"):
 class KTO(Relative, name="kto"):
     """λ_D (1 − σ(β(Δ+ − kl))) + λ_U (1 − σ(β(kl − Δ−))): Kahneman-Tversky optimisation.
 
-    c+ = −λ_D βσ′(β(Δ+ − kl)), c− = λ_U βσ′(β(kl − Δ−)), σ′ = σ(1−σ). The two terms are unpaired.
-    kl ≥ 0 estimates how far the model is from the reference, a constant for the gradient: the mean
-    over the rows given, so that a row's loss depends on the others, of Δ of ``irr_train``, the
-    chosen answer to another training prompt, whose coefficient is zero. TRL's ``kto`` takes the
-    answers of the batch, chosen and rejected, each for the next prompt. Ethayarajh et al. 2024,
-    arXiv 2402.01306. The defaults are TRL's.
+    c+ = −λ_D βσ′(β(Δ+ − kl)), c− = λ_U βσ′(β(kl − Δ−)), σ′ = σ(1−σ). kl ≥ 0 estimates how far the
+    model is from the reference, a constant for the gradient: the mean of Δ over the rows given, so
+    that a row's loss depends on the others, of ``irr_train``, the chosen answer to another training
+    prompt. TRL's ``kto`` takes the answers of the batch, each for the next prompt. Ethayarajh et
+    al. 2024, arXiv 2402.01306. The defaults are TRL's.
     """
 
     responses = ("chosen", "rejected", "irr_train")

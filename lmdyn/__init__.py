@@ -1,9 +1,11 @@
 """The learning dynamics of finetuning: Δ log π = −η · A · K · G.
 
-Each core module is one letter of the equation (Ren & Sutherland, ICLR 2025, Proposition 1).
-Importing this package needs torch and numpy alone.
+Each module is a letter of it (Ren & Sutherland, ICLR 2025, Proposition 1): `softmax` is A, `kernel`
+is K, `losses` is G, and `step` the whole; `lmdyn.lm` does the same for language models. Importing
+this package needs torch and numpy alone.
 """
 
+from lmdyn import losses
 from lmdyn.kernel import entk, entk_vp
 from lmdyn.softmax import (
     jacobian_norm_sq,
@@ -21,6 +23,7 @@ __all__ = [
     "jacobian_norm_sq",
     "log_softmax_jacobian",
     "log_softmax_jvp",
+    "losses",
     "one_step",
     "softmax_step",
     "squeeze_line",

@@ -4,14 +4,15 @@ A figure draws what it is given and computes nothing; it takes the Axes ``ax`` t
 a new figure if absent) and returns them.
 """
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 
-# One colour per response family, everywhere; each has its own line style, so that no meaning
-# hangs on colour alone. The families and their hues are those of the paper's reference code.
+# Each response family has its colour and line style everywhere, so that no meaning hangs on colour
+# alone. The families and their hues are those of the paper's reference code.
 COLORS = {
     "chosen": "#0072b2",
     "rejected": "#d97706",
@@ -59,24 +60,26 @@ def axes(ax: Axes | None = None) -> Axes:
     return plt.subplots()[1] if ax is None else ax
 
 
-def look(name: str) -> tuple[str, object, str]:
-    """Colour, line style and name in figures of a response type, those of argmax if unknown.
+def look(name: str, among: Iterable[str] = ()) -> tuple[str, object, str]:
+    """Colour, line style and name in figures of a response type; argmax's family if unknown.
 
-    The first type of a family has the family's own line style, the others have the rest in turn.
+    The first type of a family has the family's own line style, the others have the rest in turn;
+    the unknown in the order in which they are ``among`` the types of the figure.
     """
     family, label = NAMES.get(name, ("argmax", name))
     members = [other for other, (its, _) in NAMES.items() if its == family]
-    place = members.index(name) if name in members else 0
+    if name not in members:
+        members += [other for other in (*among, name) if other not in NAMES]
     styles = sorted(_VARIANTS, key=lambda style: style != LINESTYLES[family])  # its own first
-    return COLORS[family], styles[place], label
+    return COLORS[family], styles[members.index(name) % len(styles)], label
 
 
 def curves(x, series, ax=None) -> Axes:
-    """Lines over a common axis ``x`` (S,), each told apart by colour and style.
+    """Lines over a common axis ``x`` (S,).
 
     Args:
         series: name → (S,) values, or (R, S): the mean of R runs as a line, each thin beside it. A
-            name may be (name, family), to look like a response family, else they come in turn.
+            name may be (name, family), to look like that family, else families come in turn.
     """
     ax = axes(ax)
     for number, (name, values) in enumerate(series.items()):
@@ -88,7 +91,7 @@ def curves(x, series, ax=None) -> Axes:
 def responses(x, series, ax=None, names=True) -> Axes:
     """`curves` of the log-prob of each response type, with their ``names`` at the right end."""
     ax = axes(ax)
-    ends = {name: _line(ax, x, values, *look(name)) for name, values in series.items()}
+    ends = {name: _line(ax, x, values, *look(name, series)) for name, values in series.items()}
     if names:
         _name_ends(ax, x[-1], ends)
     return ax

@@ -28,6 +28,13 @@ def test_every_type_has_a_name_a_colour_of_its_family_and_its_own_line():
     assert len({(plots.COLORS[f], plots.LINESTYLES[f]) for f in plots.COLORS}) == len(plots.COLORS)
 
 
+def test_unknown_types_of_a_figure_differ_from_each_other_and_from_argmax(ax):
+    names = ["argmax", "mine", "chosen", "yours", "theirs"]
+    plots.responses([0, 1], {name: [1, 2] for name in names}, ax=ax)
+    assert len({(line.get_color(), line.get_linestyle()) for line in ax.lines}) == len(names)
+    assert plots.look("mine") == plots.look("mine", names) == (plots.COLORS["argmax"], "--", "mine")
+
+
 def test_curves_draw_a_line_or_the_mean_of_runs(ax):
     series = {"first": [1, 2], ("second", "rejected"): [3, 4], ("runs", "chosen"): [[1, 2], [3, 6]]}
     plots.curves([0, 1], series, ax=ax)

@@ -1,4 +1,4 @@
-"""Input checks that everything shares: each error names what is wrong and what to do."""
+"""Input checks that modules share: each error names what is wrong and what to do."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence

@@ -1,7 +1,6 @@
 """The figures' style, and those that chapters and the report of a run share.
 
-A figure draws what it is given and computes nothing; it takes the Axes ``ax`` to draw on (those of
-a new figure if absent) and returns them.
+A figure takes the Axes ``ax`` to draw on, those of a new figure if absent, and returns them.
 """
 
 from collections.abc import Iterable
@@ -56,7 +55,7 @@ def use_style() -> None:
 
 
 def axes(ax: Axes | None = None) -> Axes:
-    """The Axes to draw on: those of a new figure where none are given."""
+    """The Axes to draw on."""
     return plt.subplots()[1] if ax is None else ax
 
 
@@ -128,8 +127,7 @@ def mass(groups, families, ax=None) -> Axes:
     """Where probability went: for each group of tokens, what each part has gained or lost.
 
     Args:
-        groups: group → part → its gain, or those of R runs: the mean as a bar, each run a dot. The
-            parts are the same, in the same order.
+        groups: group → part → its gain, or those of R runs: the mean as a bar, each run a dot.
         families: the response family whose colour each part takes.
     """
     ax = axes(ax)

@@ -12,10 +12,9 @@ from lmdyn.checks import as_labels, broadcast, check_finite, check_logits
 
 
 def log_softmax_jacobian(logits: Tensor) -> Tensor:
-    """A = ∂ log π / ∂z = I − 1πᵀ, the log-softmax Jacobian (Proposition 1).
+    """A = ∂ log π / ∂z = I − 1πᵀ (Proposition 1): (..., V, V) for logits (..., V).
 
-    Returns:
-        (..., V, V) for logits (..., V). Row i is the gradient of log π_i by the logits.
+    Row i is the gradient of log π_i by the logits.
 
     Example:
         >>> log_softmax_jacobian(torch.zeros(2))
@@ -28,13 +27,7 @@ def log_softmax_jacobian(logits: Tensor) -> Tensor:
 
 
 def log_softmax_jvp(logits: Tensor, dz: Tensor) -> Tensor:
-    """A·dz without forming A: how the log-probs move when the logits move by dz.
-
-    Args:
-        logits, dz: (..., V), whose leading axes broadcast.
-
-    Returns:
-        (..., V), nats: dz minus its mean under π.
+    """A·dz = dz − π·dz, nats: how the log-probs move when the logits move by dz, (..., V) each.
 
     Example:
         >>> log_softmax_jvp(torch.zeros(2), torch.tensor([1.0, 0.0]))
@@ -49,10 +42,9 @@ def log_softmax_jvp(logits: Tensor, dz: Tensor) -> Tensor:
 
 
 def jacobian_norm_sq(logits: Tensor) -> Tensor:
-    """‖A‖²_F = V‖π‖² + V − 2: how peaky the prediction is.
+    """‖A‖²_F = V‖π‖² + V − 2, how peaky the prediction is: (...) for logits (..., V).
 
-    Returns:
-        (...) for logits (..., V), from V − 1 (uniform π) to 2V − 2 (one-hot π).
+    From V − 1 (uniform π) to 2V − 2 (one-hot π).
 
     Example:
         >>> jacobian_norm_sq(torch.zeros(10))
@@ -64,7 +56,7 @@ def jacobian_norm_sq(logits: Tensor) -> Tensor:
 
 
 def softmax_step(probs: Tensor, y: int | Tensor, lr: float | Tensor) -> Tensor:
-    """The exact probabilities after one softmax-regression step on label y.
+    """The exact probabilities (..., V) after one softmax-regression step on label y.
 
     With weights W, logits z = Wx and a unit-norm input x, the step z ← z + lr·(e_y − π) gives
     π'_i ∝ π_i · exp(lr·(1[i = y] − π_i)). For another input, pass lr·‖x‖².
@@ -75,9 +67,6 @@ def softmax_step(probs: Tensor, y: int | Tensor, lr: float | Tensor) -> Tensor:
         lr: step size, likewise; positive learns y, negative is the negative gradient (the paper's
             η' = −lr).
 
-    Returns:
-        (..., V).
-
     Example:
         >>> softmax_step(torch.tensor([0.6, 0.3, 0.1]), y=2, lr=-1.0)
         tensor([0.7104, 0.2631, 0.0264])
@@ -87,7 +76,7 @@ def softmax_step(probs: Tensor, y: int | Tensor, lr: float | Tensor) -> Tensor:
 
 
 def squeeze_line(probs: Tensor, y: int | Tensor, lr: float | Tensor | None = None) -> Tensor:
-    """The probability at which a step on y turns a gain of another label into a loss.
+    """The probability (...) at which a step on y turns a gain of another label into a loss.
 
     After a negative step, label i ≠ y gains if and only if π_i lies above the line; after a
     positive step, if and only if it lies below. To first order the line is ‖π‖² − π_y. Exactly
@@ -95,9 +84,6 @@ def squeeze_line(probs: Tensor, y: int | Tensor, lr: float | Tensor | None = Non
 
     Args:
         probs, y, lr: as in `softmax_step`; lr None for the first-order line.
-
-    Returns:
-        (...). If it is negative, every other label gains from a negative step.
 
     Example:
         >>> squeeze_line(torch.tensor([0.6, 0.3, 0.1]), y=2)

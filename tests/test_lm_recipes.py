@@ -108,7 +108,7 @@ WRONG = {
     "sed=1": "sed: Key 'sed' not in 'Recipe'",
     "stages.0.lrr=1": "stages.0.lrr: Key 'lrr' not in 'Stage'. Did you mean: 'lr'?",
     "data.sorce=hh": "data.sorce: Key 'sorce' not in 'Data'. Did you mean: 'source'?",
-    "stages.2.lr=1": "stages.2: list index out of range",
+    "stages.7.lr=1": "stages.7: there are 2 of them, counted from 0",
     "seed": "seed: a change is key=value",
     "seed=x": "seed: Value 'x' of type 'str' could not be converted to Integer",
     "seed=-1": "seed must be an integer of at least 0",
@@ -150,7 +150,7 @@ WRONG_FILES = {
     "extends: tiny-dqo": "unknown recipe 'tiny-dqo': did you mean 'tiny-dpo'?",
     "extends: 3": "unknown recipe '3': There is paper-dpo",
     "extends: tiny-dpo\nstages: {1: {lr: 1}}": "stages: Cannot merge",
-    "extends: tiny-dpo\nstages.5: {lr: 1}": "stages.5: list index out of range",
+    "extends: tiny-dpo\nstages.5: {lr: 1}": "stages.5: there are 2 of them, counted from 0",
     "extends: nowhere.yaml": "unknown recipe 'nowhere.yaml'",
 }
 

@@ -274,6 +274,12 @@ def two_updates(tmp_path_factory):
     return out
 
 
+def test_numbers_of_numpy_are_numbers(two_updates):
+    numbers = {"max_steps": np.int64(2), "seed": np.int32(0), "clip": np.float32(1)}
+    again, _ = run(out=two_updates, resume=True, **SAVED | numbers)
+    same_runs(again, Trajectory.load(two_updates / "trajectory"))
+
+
 @pytest.mark.parametrize(
     ("change", "named"),
     [
@@ -504,6 +510,7 @@ def test_what_makes_no_sense_is_refused(options, message):
         ("seed", -1, "seed must be"),
         ("lr", float("nan"), "lr must be"),
         ("lr", "1e-3", "lr must be a finite number above 0, got '1e-3'"),
+        ("lr", True, "lr must be a finite number above 0, got True"),
         ("clip", 0.0, "clip must be"),
         ("weight_decay", -0.1, "weight_decay must be a finite number of at least 0"),
         ("probe_every", 0, "probe_every must be an integer of at least 1"),

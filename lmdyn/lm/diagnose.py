@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from itertools import compress
+from itertools import compress, product
 from pathlib import Path
 
 import numpy as np
@@ -31,21 +31,16 @@ class Diagnosis:
 
     The pull is the share of the step that raises y+, the push the one that lowers y−. All changes
     are of log π, in nats per unit learning rate.
-
-    Attributes:
-        squeeze: (N,) mean ‖π‖² − π_y over the tokens of ``rejected``; positive in a valley.
-        valley: (N,) the share of those tokens that lie in a valley.
-        own_pull, own_push: (N,) what each does to the pair's own ``chosen``.
-        held_out_pull, held_out_push: (N,) and to ``chosen`` of the held-out rows, mean.
-        prompts: the N prompts.
     """
 
-    squeeze: np.ndarray
-    valley: np.ndarray
-    own_pull: np.ndarray
-    own_push: np.ndarray
-    held_out_pull: np.ndarray
-    held_out_push: np.ndarray
+    squeeze: (
+        np.ndarray
+    )  #: (N,) mean ‖π‖² − π_y over the tokens of ``rejected``; above 0 in a valley
+    valley: np.ndarray  #: (N,) the share of those tokens that lie in a valley
+    own_pull: np.ndarray  #: (N,) what the pull does to the pair's own ``chosen``
+    own_push: np.ndarray  #: (N,) and the push
+    held_out_pull: np.ndarray  #: (N,) what the pull does to ``chosen`` of the held-out rows, mean
+    held_out_push: np.ndarray  #: (N,) and the push
     prompts: tuple[str, ...]
 
     def __len__(self) -> int:
@@ -56,17 +51,17 @@ class Diagnosis:
 
     @property
     def own(self) -> np.ndarray:
-        """(N,) what a step on the pair does to its own ``chosen``."""
+        """(N,) pull and push together."""
         return self.own_pull + self.own_push
 
     @property
     def held_out(self) -> np.ndarray:
-        """(N,) what it does to ``chosen`` of the held-out rows, mean."""
+        """(N,) pull and push together."""
         return self.held_out_pull + self.held_out_push
 
     @property
     def flags(self) -> list[tuple[str, ...]]:
-        """For each pair, which of `FLAGS` hold."""
+        """Of each pair, which of `FLAGS` hold."""
         holds = np.stack([self.own < 0, self.held_out < 0, self.valley > 0.5], 1)
         return [tuple(compress(FLAGS, of_pair)) for of_pair in holds]
 
@@ -81,8 +76,8 @@ class Diagnosis:
         flags, found = self.flags, []
         for i in self.order:
             numbers = {name: float(getattr(self, name)[i]) for name in names}
-            pair = {"row": int(i), "prompt": self.prompts[i]}
-            found.append({**pair, **numbers, "flags": list(flags[i])})
+            row = {"row": int(i), "prompt": self.prompts[i], **numbers, "flags": list(flags[i])}
+            found.append(row)
         return found
 
     def table(self, limit: int = 10) -> str:
@@ -113,7 +108,7 @@ def diagnose(
 
     Inner products of the gradients of log π(y+) and log π(y−) with each other and with that of the
     mean log π(y+) of held-out rows: equation 5, summed over tokens, for an SGD step on the pair
-    alone. An adaptive optimizer rescales the step, so the ranking is a guide there. It costs one
+    alone. For an adaptive optimizer, which rescales the step, the ranking is a guide. It costs one
     forward and two backward passes a pair, and memory for three gradients.
 
     Args:
@@ -122,22 +117,18 @@ def diagnose(
         loss: a loss that reads both, by name or as a `lmdyn.losses.Loss`.
         held_out: rows whose ``chosen`` should not fall; if not given, 16 of ``rows``.
         ref: the reference model of the loss; the model itself if not given, as at the start.
-
-    Raises:
-        ValueError: rows that cannot be read, a pair of equal responses, a loss that lacks one.
     """
     loss = losses.get(loss)
     if not {"chosen", "rejected"} <= set(loss.responses):
         raise ValueError(f"{loss} does not read both chosen and rejected: diagnose a loss of pairs")
-    weights = [*trainable(model).values()]
+    weights, ref = [*trainable(model).values()], model if ref is None else ref
+    check_same_vocabulary(model, ref)
     pairs = with_all(as_probes(rows), loss.responses, str(loss))
     keys, n = {name: name for name in loss.responses}, len(pairs)
     encoded = encode(tokenizer, pairs)
     check_different(encoded, keys, loss)
     if held_out is None:
         held_out = pairs[np.linspace(0, n - 1, min(HELD_OUT, n)).astype(int).tolist()]
-    ref = model if ref is None else ref
-    check_same_vocabulary(model, ref)
     others = encode(tokenizer, with_all(as_probes(held_out), ["chosen"], "diagnose", "held_out"))
 
     effects, goal = np.empty((n, 4)), [torch.zeros_like(p) for p in weights]
@@ -153,13 +144,9 @@ def diagnose(
             gradients = _gradients(logps, weights)
             with torch.no_grad():
                 known = logps if ref is model else reference([i])
-            lengths = {name: x[[i]] for name, x in reader.lengths.items()}
-            c = loss.coefficients(logps, known, lengths)
-            effects[i] = [
-                -float(c[name]) * _dot(gradients[name], other)
-                for other in (gradients["chosen"], goal)
-                for name in ("chosen", "rejected")
-            ]
+            c = loss.coefficients(logps, known, {k: x[[i]] for k, x in reader.lengths.items()})
+            targets = product((gradients["chosen"], goal), ("chosen", "rejected"))
+            effects[i] = [-float(c[k]) * _dot(gradients[k], other) for other, k in targets]
             shown.update()
     mass = token_mass(model, tokenizer, pairs, ["rejected"])
     tokens = np.bincount(mass.row)
@@ -168,11 +155,9 @@ def diagnose(
 
 
 def _gradients(logps: Mapping[str, Tensor], weights: Sequence[Tensor]) -> dict[str, Sequence]:
-    """Response name → the gradient of its log-prob, weight by weight."""
-    found, given = {}, {"allow_unused": True, "materialize_grads": True}  # a text may miss some
-    for name, logp in logps.items():
-        found[name] = torch.autograd.grad(logp, weights, retain_graph=True, **given)
-    return found
+    """Response name → the gradient of its log-prob, weight by weight; a text may miss some."""
+    given = {"allow_unused": True, "materialize_grads": True, "retain_graph": True}
+    return {name: torch.autograd.grad(logp, weights, **given) for name, logp in logps.items()}
 
 
 def _dot(a: Iterable[Tensor], b: Iterable[Tensor]) -> float:

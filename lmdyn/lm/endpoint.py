@@ -1,7 +1,4 @@
-"""A language model behind an OpenAI-compatible address: it rephrases responses and judges answers.
-
-Rephrases tell whether a log-prob moves with the meaning of a response or with its form.
-"""
+"""A model behind an OpenAI-compatible address, which rephrases responses and judges answers."""
 
 import json
 import os
@@ -30,10 +27,7 @@ class EndpointNonsense(EndpointError):
 
 
 class Endpoint:
-    """A function from a text to what a model behind an OpenAI-compatible address says to it.
-
-    The openai client asks (``pip install "lmdyn[endpoint]"``), and again where that may help. It
-    follows no redirection, and no error shows the key.
+    """A function from a text to what a model says to it; needs ``pip install "lmdyn[endpoint]"``.
 
     Args:
         model: its name there.
@@ -45,8 +39,7 @@ class Endpoint:
     def __init__(self, model: str, url: str | None = None, *, options=None, **client):
         import openai
 
-        url = url or os.environ.get("OPENAI_BASE_URL")
-        if not url:
+        if not (url := url or os.environ.get("OPENAI_BASE_URL")):
             raise ValueError("there is no endpoint to ask: pass url, or set OPENAI_BASE_URL")
         http = openai.DefaultHttpxClient(follow_redirects=False)
         self._client = openai.OpenAI(base_url=url, http_client=http, **client)
@@ -74,7 +67,7 @@ class Endpoint:
         raise EndpointNonsense(f"the answer is empty, cut or no text: {self._said(reply)}")
 
     def _said(self, what) -> str:
-        """What came from there as an error may show it: short, on one line, without the key."""
+        """What an error may show of it: short, on one line, without the key."""
         return " ".join(str(what).replace(self._client.api_key, "[key]").split())[:200]
 
 
@@ -109,8 +102,8 @@ def remembering(ask: Callable[..., str], answerer, out, skip_nonsense: bool) -> 
                 if skip_nonsense and isinstance(error, EndpointNonsense):
                     return None
                 kept = f"{out} keeps" if out else "pass out to keep"
-                what = f"{where}: {error}; {kept} the {len(known)} answers so far"
-                raise type(error)(what) from None
+                told = f"{where}: {error}; {kept} the {len(known)} answers so far"
+                raise type(error)(told) from None
             if out:
                 with out.open("a") as file:
                     file.write(f'{{"asked": {asked}, "answer": {json.dumps(known[asked])}}}\n')
@@ -129,6 +122,8 @@ def rephrase(
 ) -> ProbeSet:
     """Add rephrases to rows: the same meaning in other words, the same form with another meaning.
 
+    They tell whether a log-prob moves with what a response says or with how it says it.
+
     Args:
         rows: dicts with ``prompt`` and ``chosen``, or a `ProbeSet`; what they have stays.
         writer: an `Endpoint`, or any function from a request to what a model says to it.
@@ -137,11 +132,7 @@ def rephrase(
             ``chosen_selfr``, of ``chosen``, is for a writer that is the model to be trained.
         out: a file that keeps each answer as it comes: after an error or a kill, the same call goes
             on. It serves any rows, and any writers that have a ``description`` of their own.
-        skip_nonsense: leave out what a reply did not give; the same call asks for it again.
-
-    Raises:
-        ValueError: rows that cannot be read, an unknown type; ``out`` is a file of other things.
-        EndpointError: there is no rephrase; it names the row.
+        skip_nonsense: leave out what a reply did not give, else an `EndpointError`.
 
     Example:
         >>> answers = iter(["Good morning to you!", "Bad luck to them!"])
@@ -165,8 +156,8 @@ def rephrase(
         for name in types:
             source, how = MADE[name]
             if source in row and name not in row:
-                where, text = f"rows[{i}], {name!r}", row[source].strip()
-                if answer := ask(where, REQUESTS[how], text):
+                place, text = f"rows[{i}], {name!r}", row[source].strip()
+                if answer := ask(place, REQUESTS[how], text):
                     row[name] = begin_alike(row, answer)
         there |= set(types) & set(row)
     return as_probes(rows, sorted(there, key=[*TYPES, *probes.types].index), probes.format)
@@ -190,13 +181,12 @@ class Comparison:
     def __post_init__(self):
         self.wins, self.ties, self.losses = map(self.outcomes.count, ("a", "tie", "b"))
         self.n = self.wins + self.ties + self.losses
+        if not self.n:
+            raise ValueError("there is a verdict on none of the pairs: nothing can be compared")
         self.win_rate = (self.wins + self.ties / 2) / self.n
 
     def interval(self) -> tuple[float, float]:
-        """Wilson's 95% score interval of the win rate over prompts: (low, high).
-
-        It does not collapse where all outcomes are the same; with ties, it is wider than need be.
-        """
+        """Wilson's 95% score interval of the win rate; with ties, wider than need be."""
         n, m, z = self.n, self.win_rate, 1.959963984540054
         middle, scale = m + z**2 / (2 * n), 1 + z**2 / n
         half = z * (m * (1 - m) / n + z**2 / (4 * n**2)) ** 0.5
@@ -223,7 +213,7 @@ def compare(
         judge: an `Endpoint`, best at temperature 0, or any function (prompt, first, second) →
             "first", "second" or "tie". Equal answers are a tie, without asking.
         prompts, a, b: N texts each: the prompts, the one model's answers and the other's.
-        out, skip_nonsense: as in `rephrase`, of pairs, and so are the errors.
+        out, skip_nonsense: as in `rephrase`, of pairs.
 
     Example:
         >>> compare(lambda prompt, first, second: "first", ["Hi!", "Bye!"], ["Ho.", "?"], ["", "!"])

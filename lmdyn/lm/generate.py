@@ -29,6 +29,8 @@ def generate(
 ) -> list[str] | tuple[list[str], list[bool]]:
     """Let the model answer each prompt, up to EOS or whatever its generation_config ends with.
 
+    The answers are without the prompt and without EOS.
+
     Args:
         model: any causal language model; its mode and the global random state stay as they are, and
             nothing else in its generation_config counts.
@@ -40,9 +42,6 @@ def generate(
         batch_size: prompts at a time; one, where the model says other things in a batch, as
             recurrent layers may. Greedy answers do not depend on it, beyond ties.
         return_ended: return as well, of each answer, whether it ended within ``max_new_tokens``.
-
-    Returns:
-        One text a prompt, without the prompt and without EOS.
     """
     check_texts("prompts", prompts)
     check_number("temperature", temperature, zero=True)
@@ -76,7 +75,7 @@ def generate(
 
 
 def _continue(model, prompts: Sequence[list[int]], pad_token_id: int, **options):
-    """What the model generates, with the prompts padded on the left."""
+    """What generate() gives for prompts padded on the left."""
     width, config = max(map(len, prompts)), GenerationConfig(pad_token_id=pad_token_id, **options)
     ids = torch.tensor([[-1] * (width - len(t)) + t for t in prompts], device=model.device)
     inputs = {"attention_mask": (ids >= 0).long(), "generation_config": config}
@@ -97,8 +96,6 @@ def _can_batch(model, tokens: Sequence[list[int]], pad: int, max_new_tokens: int
 
 def repeated(texts: Sequence[str], n: int = 3) -> float:
     """The share of n-grams of words that their own text already held, over all texts.
-
-    Words stand between white space. It is 0 if all texts are shorter than n words.
 
     Example:
         >>> repeated(["to be or not to be"], n=2)
@@ -139,8 +136,8 @@ def with_own_samples(
             why.append("said nothing" if ended else f"did not end within {max_new_tokens} tokens")
     if why:
         reasons = ", ".join(f"{n} {reason}" for reason, n in Counter(why).items())
-        message = f"{len(why)} of {len(asked)} rows go without {OWN!r} ({reasons})"
+        told = f"{len(why)} of {len(asked)} rows go without {OWN!r} ({reasons}): change "
         if len(why) == len(asked):
-            raise ValueError(f"{message}: change max_new_tokens, or leave model out")
-        warnings.warn(f"{message}: change max_new_tokens to have more", stacklevel=3)
+            raise ValueError(f"{told}max_new_tokens, or leave model out")
+        warnings.warn(f"{told}max_new_tokens to have more", stacklevel=3)
     return rows

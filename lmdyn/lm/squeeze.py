@@ -17,28 +17,20 @@ REMEDIES = (
 
 @dataclass(frozen=True)
 class Alert:
-    """A squeeze: both responses fall while the likeliest tokens gain.
+    """A squeeze: both responses fall while the likeliest tokens gain."""
 
-    Attributes:
-        step: the update after which it was seen.
-        since: the update since which the changes are counted, where ``chosen`` stood highest.
-        chosen: mean change of log π(y+), nats; so are ``rejected``, of log π(y−), and ``argmax``,
-            of the likeliest tokens along y+.
-    """
-
-    step: int
-    since: int
-    chosen: float
-    rejected: float
-    argmax: float
+    step: int  #: the update after which it was seen
+    since: int  #: the update since which changes are counted, where ``chosen`` stood highest
+    chosen: float  #: mean change of log π(y+), nats
+    rejected: float  #: of log π(y−)
+    argmax: float  #: of the likeliest tokens along y+
 
     @property
     def account(self) -> str:
         return (
             f"since step {self.since} the chosen responses have changed by {self.chosen:+.1f} nats "
-            f"and the rejected ones by {self.rejected:+.1f}, while the likeliest tokens have "
-            f"gained {self.argmax:+.1f}. Probability leaves both answers for what the model says "
-            "anyway."
+            f"and the rejected ones by {self.rejected:+.1f}, while the likeliest tokens have gained"
+            f" {self.argmax:+.1f}. Probability leaves both answers for what the model says anyway."
         )
 
     def __str__(self) -> str:
@@ -55,8 +47,7 @@ def squeeze(steps, chosen, rejected, argmax) -> Alert | None:
 
     Args:
         steps: (S,) updates.
-        chosen: (S, N) log-probs of N prompts, nats; NaN for prompts left out. So are ``rejected``
-            and ``argmax``, along ``chosen``.
+        chosen, rejected, argmax: (S, N) log-probs of N prompts, nats; NaN for prompts left out.
     """
     curves = np.array([chosen, rejected, argmax], dtype=np.float64)
     curves = curves[..., ~np.isnan(curves).any((0, 1))]  # (3, S, prompts)

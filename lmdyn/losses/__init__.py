@@ -32,11 +32,7 @@ def names() -> list[str]:
 
 
 def get(name: str | Loss, **hyper: float | str) -> Loss:
-    """A loss by its name; a loss comes back as it is.
-
-    Args:
-        name: one of `names()`.
-        **hyper: its hyperparameters, where they differ from their defaults.
+    """A loss by its name, with hyperparameters that differ from their defaults.
 
     Example:
         >>> get("dpo", beta=0.5)
@@ -44,8 +40,9 @@ def get(name: str | Loss, **hyper: float | str) -> Loss:
     """
     if isinstance(name, Loss):
         if hyper:
-            told = f"{name} has its hyperparameters: pass it alone, or pass a name with {hyper}"
-            raise ValueError(told)
+            raise ValueError(
+                f"{name} has its hyperparameters: pass a name with {hyper}, or it alone"
+            )
         return name
     check_known("loss", name, REGISTRY)
     known = [field.name for field in fields(REGISTRY[name])]
@@ -55,15 +52,12 @@ def get(name: str | Loss, **hyper: float | str) -> Loss:
 
 
 def residual(probs: Tensor, labels: int | Tensor, coefficient: float | Tensor) -> Tensor:
-    """G = −c · (π − e_y): the gradient of a loss with respect to the logits.
+    """G = −c · (π − e_y), (..., V): the gradient of a loss with respect to the logits.
 
     Args:
         probs: (..., V), the prediction π at each token.
         labels: the token y, an int or integers that broadcast to the leading axes.
         coefficient: c, which broadcasts to them too; one number a sequence is (B, 1).
-
-    Returns:
-        (..., V), of which each row sums to zero.
 
     Example:
         >>> import torch

@@ -1,4 +1,4 @@
-"""What every loss shares: its registry, the checks of what it is given, and its coefficients."""
+"""What losses share: a registry, the checks of what they are given, and the coefficients."""
 
 import math
 from collections.abc import Mapping
@@ -48,9 +48,9 @@ class Given:
 
 @dataclass_transform(frozen_default=True, field_specifiers=(within, positive, nonnegative))
 class Loss:
-    """A loss of one or more responses to the same prompt.
+    """A loss of one or more responses to the same prompt, through their log-probs.
 
-    A loss is one formula, `_value`. Being defined makes it a frozen dataclass, whose fields are its
+    It is one formula, `_value`. Being defined makes it a frozen dataclass, whose fields are its
     hyperparameters, and known by its name to `get` and everything that takes a loss::
 
         class Ratio(Loss, name="ratio"):
@@ -58,18 +58,12 @@ class Loss:
 
             def _value(self, given):
                 return given.logps["rejected"] - given.logps["chosen"]
-
-    Attributes:
-        name: what `get` knows it by.
-        responses: the names of the responses it reads.
-        needs_ref: whether it reads the log-probs of a reference model.
-        needs_lengths: whether it reads the numbers of tokens.
     """
 
-    name: ClassVar[str]
-    responses: ClassVar[tuple[str, ...]] = ("chosen", "rejected")
-    needs_ref: ClassVar[bool] = False
-    needs_lengths: ClassVar[bool] = False
+    name: ClassVar[str]  #: what `get` knows it by
+    responses: ClassVar[tuple[str, ...]] = ("chosen", "rejected")  #: what it reads
+    needs_ref: ClassVar[bool] = False  #: and under a reference model
+    needs_lengths: ClassVar[bool] = False  #: and the numbers of tokens
 
     def __init_subclass__(cls, name: str | None = None, **kwargs):
         super().__init_subclass__(**kwargs)
@@ -95,19 +89,16 @@ class Loss:
                 raise ValueError(f"{type(self).__name__}: {must}, got {value!r}")
 
     def _value(self, given: Given) -> Tensor:
-        """The formula: (B,), differentiable in ``given.logps``."""
+        """The formula, (B,)."""
         raise NotImplementedError
 
     def value(self, logps: Responses, ref: Responses = None, lengths: Responses = None) -> Tensor:
-        """The loss of each of B rows.
+        """The loss (B,) of each of B rows.
 
         Args:
             logps: response name → (B,) log π(y|x), nats.
             ref: the same under the reference model, where `needs_ref`.
             lengths: response name → (B,) tokens, EOS included, where `needs_lengths`.
-
-        Returns:
-            (B,), differentiable in ``logps``.
         """
         given = Given(logps, ref, lengths)
         self._check(given)

@@ -15,8 +15,7 @@ class DPO(Relative, name="dpo"):
     DPO with noisy preferences*. TRL's ``sigmoid``, which has no smoothing any more.
     """
 
-    #: ε, the share of pairs taken to be labelled the wrong way round
-    label_smoothing: float = within(0, 0.5, "[)", default=0.0)
+    label_smoothing: float = within(0, 0.5, "[)", default=0.0)  #: ε, the share of flipped labels
 
     def _value(self, given):
         u, eps = self.beta * given.margin, self.label_smoothing
@@ -68,9 +67,8 @@ class Hinge(Relative, name="hinge"):
 class Robust(Relative, name="robust"):
     """[−(1−ε) log σ(βh) + ε log σ(−βh)] / (1 − 2ε): DPO debiased for flipped labels.
 
-    c+ = −β[(1−ε)σ(−βh) + εσ(βh)] / (1 − 2ε) = −c−: no margin stops it, and the loss has no lower
-    bound. Chowdhury, Kini and Natarajan 2024, arXiv 2403.00409. TRL's ``robust``, with the ε that
-    it recommends.
+    c+ = −β[(1−ε)σ(−βh) + εσ(βh)] / (1 − 2ε) = −c−: no margin stops it. Chowdhury, Kini and Natarajan
+    2024, arXiv 2403.00409. TRL's ``robust``, with the ε that it recommends.
     """
 
     label_smoothing: float = within(0, 0.5, "[)", default=0.1)  #: ε, the share of flipped labels
@@ -83,7 +81,6 @@ class Robust(Relative, name="robust"):
 class EXO(Relative, name="exo"):
     """σ(βh) log(σ(βh)/(1−ε)) + σ(−βh) log(σ(−βh)/ε): efficient exact optimisation, of a pair.
 
-    The KL divergence of the model's own preference from the smoothed label (1−ε, ε).
     c+ = βσ(βh)σ(−βh)(βh − log((1−ε)/ε)) = −c−: it stops at βh = log((1−ε)/ε), and hardly moves a
     pair that it has far the wrong way round. Ji et al. 2024, arXiv 2402.00856, equation 16. TRL's
     ``exo_pair``, with the ε that it recommends.
@@ -106,8 +103,7 @@ class DiscoPOP(Relative, name="discopop"):
     al. 2024, arXiv 2406.08414, equation 5, with its τ. TRL's ``discopop``.
     """
 
-    #: τ, the width of the blend in u; from 1 on, m exp(−u) would grow without bound as u falls
-    tau: float = within(0, 1, "()", default=0.05)
+    tau: float = within(0, 1, "()", default=0.05)  #: τ, the width of the blend in u
 
     def _value(self, given):
         u = self.beta * given.margin

@@ -60,8 +60,7 @@ class CWDPO(Relative, name="cw_dpo"):
     """
 
     needs_lengths = True
-    #: the average log-prob at which the push is halved, nats per token
-    floor: float = within(-math.inf, 0, "(]", default=-3.0)
+    floor: float = within(-math.inf, 0, "(]", default=-3.0)  #: ℓ̄− at which the push is halved
     tau: float = positive(default=1.0)  #: τ, how gradually, nats per token
 
     def _value(self, given):
@@ -78,8 +77,7 @@ class CWSFT(Loss, name="cw_sft"):
 
     needs_lengths = True
     weight: float = nonnegative(default=0.1)  #: λ
-    #: the average log-prob below which y− is let be, nats per token
-    floor: float = within(-math.inf, 0, "(]", default=-3.0)
+    floor: float = within(-math.inf, 0, "(]", default=-3.0)  #: ℓ̄− below which y− is let be
 
     def _value(self, given):
         above = given.logps["rejected"] - self.floor * given.lengths["rejected"]

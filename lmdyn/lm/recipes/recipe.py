@@ -1,8 +1,7 @@
 """What a recipe may say, and how it is read from YAML.
 
-A file has the keys of `Recipe`; ``extends``, the name or path of a recipe whose keys it changes;
-``seed``, ``mixed_precision`` and ``defaults`` for stages that do not say otherwise. As on the
-command line, a key may be dotted: ``stages.1.lr: 1e-5``.
+A file has the keys of `Recipe`, which may be dotted (``stages.1.lr: 1e-5``); ``extends``, the name
+or path of a recipe that it changes; ``seed``, ``mixed_precision`` and ``defaults`` for stages.
 """
 
 from collections.abc import Iterator, Sequence
@@ -26,7 +25,7 @@ from lmdyn.lm.tokens import Format, begin_alike
 FOLDER = Path(__file__).parent
 KINDS = ("sft", "dpo", "extend")  # what the paper does with every model and dataset
 ON_T4 = ("pythia-410m", "qwen1.5-0.5b")  # what fits, see device/t4.yaml
-SHARED = ("seed", "mixed_precision")  # settings that a recipe may give once, for all its stages
+SHARED = ("seed", "mixed_precision")  # what a recipe may give once, for all its stages
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +43,7 @@ class Probes:
 
 @dataclass(frozen=True, kw_only=True)
 class Data(Probes):
-    """The rows to learn, likewise; the probes are cut to the same length, see `Format`."""
+    """The rows to learn; probes are cut to the same length, see `Format`."""
 
     source: str = field()  # must be given
     split: Literal["train", "test"] | None = "train"
@@ -54,7 +53,7 @@ class Data(Probes):
 
 @dataclass(frozen=True, kw_only=True)
 class Stage(Settings):
-    """One run of `finetune`: all its settings, and these."""
+    """One run of `finetune`, with all its settings."""
 
     loss: str  # a name that `lmdyn.losses.get` knows
     hyper: dict[str, Any] = field(default_factory=dict)  # of the loss, such as {beta: 0.1}
@@ -79,15 +78,14 @@ class Stage(Settings):
             raise ValueError(f"{self.loss} reads no rejected response: leave spare_valleys out")
 
     def get_loss(self) -> losses.Loss:
-        """The loss with its hyperparameters."""
         return losses.get(self.loss, **self.hyper)
 
     def settings(self) -> dict[str, Any]:
-        """What `finetune` takes of it."""
+        """Those of `finetune`."""
         return {of.name: getattr(self, of.name) for of in fields(Settings)}
 
     def rows(self, rows: ProbeSet) -> ProbeSet:
-        """What it learns of the recipe's rows, with the responses that its loss reads in order."""
+        """What it learns of the recipe's rows: the responses that its loss reads, in order."""
         if self.both:
             return extend(rows)
         types = [self.response if r == "chosen" else r for r in self.get_loss().responses]
@@ -148,7 +146,7 @@ def extend(rows: ProbeSet) -> ProbeSet:
 
 
 def catalogue() -> dict[str, tuple[Path, ...]]:
-    """Name → the files that make the recipe, each changing the ones before."""
+    """Name → the files that make the recipe, each changing those before."""
     found = {file.stem: (file,) for file in sorted(FOLDER.glob("*.yaml"))}
     parts = (sorted((FOLDER / part).glob("*.yaml")) for part in ("model", "data"))
     for model, data, kind in product(*parts, KINDS):
@@ -168,8 +166,11 @@ def naming(where: str = "") -> Iterator[None]:
         key = (getattr(error, "full_key", None) or "").replace("[", ".").replace("]", "")
         where = f"{where}{key}".rstrip(".: ")
         message = " ".join(str(error).split("\n    full_key")[0].split())
-        what = "not YAML: " if isinstance(error, yaml.YAMLError) else ""
-        raise ValueError(f"{where}{': ' if where else ''}{what}{message}") from None
+        if isinstance(error, yaml.YAMLError):
+            message = f"not YAML: {message}"
+        elif isinstance(error, IndexError):
+            message = f"there are {len(error.parent_node)} of them, counted from 0"
+        raise ValueError(f"{where}{': ' if where else ''}{message}") from None
 
 
 @naming()
@@ -179,9 +180,6 @@ def read(name: str | Path, changes: Sequence[str] = ()) -> Recipe:
     Args:
         name: one of `catalogue`, or the path of a YAML file.
         changes: "key=value", the key dotted (``stages.0.lr=1e-5``), the value as in YAML.
-
-    Raises:
-        ValueError: an unknown recipe or key, a file that is no mapping, a wrong value.
 
     Example:
         >>> read("tiny-dpo", ["stages.1.hyper.beta=0.5"]).stages[1].get_loss()
@@ -199,10 +197,9 @@ def read(name: str | Path, changes: Sequence[str] = ()) -> Recipe:
             raw.merge_with_dotlist([change])
     shared = {key: raw.pop(key) for key in SHARED if key in raw}
     shared = OmegaConf.merge(shared, raw.pop("defaults", None) or {})
-    if OmegaConf.is_list(raw.get("stages")):
-        for i, stage in enumerate(raw.stages):
-            with naming(f"stages.{i}."):
-                raw.stages[i] = OmegaConf.to_object(OmegaConf.merge(Stage, shared, stage))
+    for i, stage in enumerate(raw.stages if OmegaConf.is_list(raw.get("stages")) else ()):
+        with naming(f"stages.{i}."):
+            raw.stages[i] = OmegaConf.to_object(OmegaConf.merge(Stage, shared, stage))
     return OmegaConf.to_object(OmegaConf.unsafe_merge(Recipe, raw))
 
 

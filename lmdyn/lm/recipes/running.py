@@ -20,7 +20,7 @@ from lmdyn.lm.on_policy import finetune_on_policy
 from lmdyn.lm.recipes.recipe import Recipe, Stage, naming, read
 from lmdyn.lm.records import replacing
 from lmdyn.lm.settings import Plan
-from lmdyn.lm.tokens import Encoded, encode
+from lmdyn.lm.tokens import encode
 from lmdyn.lm.train import finetune
 from lmdyn.lm.trajectory import Trajectory
 
@@ -39,19 +39,15 @@ def run(
 ) -> list[Trajectory]:
     """Train as a recipe says, stage by stage, each from where the last ended.
 
-    Several processes (``accelerate launch -m lmdyn run …``) share the work as in `finetune`.
+    Several processes (``accelerate launch -m lmdyn run …``) share the work as in `finetune`. What a
+    stage would refuse is a ValueError before the first one begins.
 
     Args:
-        recipe: from `read`.
         out: the run's folder: recipe.yaml, and for each stage a folder such as 1-dpo with what
-            `finetune` keeps (one of rounds: a folder for each round, and its trajectory).
+            `finetune` or `finetune_on_policy` keeps.
         resume: go on with the run in ``out`` where it stopped; begin if there is none.
         progress: as for `finetune`.
         tell: called with a heading and a summary of each stage, as they come.
-
-    Raises:
-        ValueError: before the first stage begins: a folder that holds a run already, or one of
-            another recipe (it names the key); rows or settings that a stage refuses.
 
     Example:
         >>> import tempfile
@@ -75,7 +71,7 @@ def run(
     for number, stage in enumerate(recipe.stages):
         with naming(f"stages.{number} ({stage.name}): "):
             _check(stage, model, tokenizer, rows, is_alone)
-    state.wait_for_everyone()  # until each process has read what the first writes over
+    state.wait_for_everyone()  # each process has read what the first one writes over
     if state.is_main_process:
         with replacing(file) as temporary:
             temporary.write_text(recipe.to_yaml(), encoding="utf-8")
@@ -90,33 +86,29 @@ def run(
             options |= {name: getattr(stage, name) for name in names}
         learn = model, tokenizer, stage.rows(rows), stage.get_loss()
         trajectories.append(train(*learn, probes=probes, **options))
-        if stage.rounds:
-            trajectories[-1].save(folder / "trajectory")
         tell(trajectories[-1].summary())
     return trajectories
 
 
 def _check(stage: Stage, model, tokenizer, rows: ProbeSet, is_alone: bool) -> None:
     """Refuse what `finetune` would, before hours have gone into the stages before."""
-    if stage.rounds and not is_alone:
-        raise ValueError("rounds sample in one process: launch one, or leave rounds out")
-    if not stage.rounds:  # of rounds, the pairs are not there yet
-        learn, loss = stage.rows(rows), stage.get_loss()
-        keys = dict(zip(loss.responses, learn.types, strict=True))
-        LogProbs(model, encoded := _encode(tokenizer, learn), keys)
-        check_different(encoded, keys, loss)
-
-
-def _encode(tokenizer, rows: ProbeSet) -> Sequence[Encoded]:
+    if stage.rounds:  # the pairs are not there yet
+        if not is_alone:
+            raise ValueError("rounds sample in one process: launch one, or leave rounds out")
+        return
+    learn, loss = stage.rows(rows), stage.get_loss()
+    keys = dict(zip(loss.responses, learn.types, strict=True))
     with warnings.catch_warnings(action="ignore"):  # of what is cut: finetune warns
-        return encode(tokenizer, rows)
+        encoded = encode(tokenizer, learn)
+    LogProbs(model, encoded, keys)
+    check_different(encoded, keys, loss)
 
 
 def dry_run(recipe: Recipe, tokenizer=None) -> str:
     """Rows, probes and updates of a recipe, with estimates of memory, disk and time.
 
-    Nothing is trained; of a model on the hub the configuration is read, no weights, and the
-    tokenizer, if none is given. What cannot be known here is said, not refused.
+    Nothing is trained; of a model, its configuration is read, and its tokenizer if none is given.
+    What cannot be known here is said, not refused.
     """
     lines = [f"{recipe.name}: {recipe.about}"]
     try:
@@ -144,8 +136,8 @@ def _plan(recipe: Recipe, tokenizer) -> Iterator[tuple[str, str]]:
     config = AutoConfig.from_pretrained(where, trust_remote_code=False)
     with torch.device("meta"):  # without weights
         model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, recipe.dtype))
-    size = f"{model.num_parameters() / 1e6:,.1f}M parameters"
-    yield "model", f"{recipe.model}, {recipe.dtype}; {size}"
+    parameters = f"{model.num_parameters() / 1e6:,.1f}M parameters"
+    yield "model", f"{recipe.model}, {recipe.dtype}; {parameters}"
     tokenizer = tokenizer or load_tokenizer(where)
     needs, work, scored = {}, 0.0, lengths(tokenizer, probes) if probes else []
     for label, stage, learn in stages:
@@ -175,8 +167,9 @@ def _takes(recipe: Recipe, needs: dict[str, dict], work: float) -> Iterator[tupl
 
 
 def lengths(tokenizer, rows: ProbeSet, sampled: int = 0) -> Lengths:
-    """Tokens of each row, its prompt held once; with ``sampled``, of chosen and so many more."""
-    encoded = _encode(tokenizer, rows.only("chosen") if sampled else rows)
+    """Of each row, its prompt held once; with ``sampled``, of chosen and so many tokens more."""
+    with warnings.catch_warnings(action="ignore"):
+        encoded = encode(tokenizer, rows.only("chosen") if sampled else rows)
     sizes = [(e, sum(map(len, e.responses.values()))) for e in encoded]
     return [(len(e.prompt) + n - len(e.responses) + sampled, n + sampled) for e, n in sizes]
 
@@ -184,8 +177,7 @@ def lengths(tokenizer, rows: ProbeSet, sampled: int = 0) -> Lengths:
 def memory(model, stage: Stage, rows: Lengths, checkpointing: bool = False) -> dict[str, float]:
     """Bytes on the device at the worst moment of a stage, for a batch of its longest rows.
 
-    The parts, and their "peak"; those of the optimizer's "step" are taken while activations and
-    logits are not there. The model may be without weights.
+    The parts, and their "peak": the "step" of the optimizer is without activations and logits.
     """
     batch = min(stage.batch_size, len(rows))
     fed = batch * max(fed for fed, _ in rows)  # padded
@@ -196,7 +188,7 @@ def memory(model, stage: Stage, rows: Lengths, checkpointing: bool = False) -> d
     number, states = 2 if is_bf16 else head.element_size(), STATES[stage.optimizer] * weights
     # What a layer keeps of a token: inputs and outputs of two norms, queries, keys (before and
     # after rotation), values, the attention's output, the residual sums; before and after the
-    # activation function. Computed twice: the inputs of all layers, and one layer in full.
+    # activation function. With checkpointing: the inputs of all layers, and one layer in full.
     inner = getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None)
     is_gated = any(name.endswith("gate_proj") for name, _ in model.named_modules())
     kept = 12 * width + (4 if is_gated else 2) * (inner or 4 * width)

@@ -36,24 +36,17 @@ def report(
         out: the page; report.html in the folder if not given.
         model: the model that the run began with, as `load` takes it; an adapter that the run left
             is merged into it, or into the model that the adapter names.
-        rows: as `load_probes` takes them. With them the page tells, of ``model`` and of the last
-            checkpoint, where single tokens' probability went, what they answer, and which pairs
-            push good answers down (see `diagnose`).
+        rows: a source of `load_probes`. With it the page tells, of ``model`` and of the last
+            checkpoint, where probability went, what they answer, and what `diagnose` finds.
         device: of the models.
-
-    Raises:
-        FileNotFoundError: no such folder, or no run in it.
-        ValueError: a file or rows that cannot be read; a model without rows, or rows without any.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {folder}")
     runs = [_view(where.relative_to(folder), *of) for where, *of in _find(folder)]
     if not runs:
-        raise FileNotFoundError(
-            f"no run in {folder}: there is no trajectory.npz, which finetune(out=…) writes with "
-            "its first checkpoint, and ProbeCallback into lmdyn in the trainer's output_dir"
-        )
+        told = f"no run in {folder}: there is no trajectory.npz, as finetune(out=…) writes with its"
+        raise FileNotFoundError(f"{told} first checkpoint, and ProbeCallback into output_dir/lmdyn")
     recipe = folder / "recipe.yaml"
     page = _PAGES.get_template("page.html.j2").render(
         title=folder.resolve().name,
@@ -69,7 +62,7 @@ def report(
 
 
 def _find(folder: Path, depth: int = 2) -> list[tuple[Path, Trajectory, Path]]:
-    """The run in a folder, or those in its sub-folders, in order: where, record, last folder."""
+    """The run in a folder, or those in its sub-folders: where, its record, its last folder."""
     rounds = sorted((file.parent for file in folder.glob("round-*/trajectory.npz")), key=_in_order)
     for place in (folder, folder / "lmdyn"):
         if (place / "trajectory.npz").is_file():
@@ -84,12 +77,12 @@ def _find(folder: Path, depth: int = 2) -> list[tuple[Path, Trajectory, Path]]:
 
 
 def _in_order(path: Path) -> tuple[list[int], str]:
-    """A key to sort by: numbers in names count as numbers."""
+    """A key to sort by, in which numbers in names count as numbers."""
     return [int(digits) for digits in re.findall(r"\d+", path.name)], path.name
 
 
 def _view(where: Path, whole: Trajectory, home: Path) -> dict:
-    """What the page shows of a run: its record, and the verdict on it."""
+    """What the page shows of a run."""
     trajectory, (log, settings) = whole.complete(), _logged(whole, home)
     checkpoint = max(home.glob("checkpoint-*[0-9]"), key=_in_order, default=None)
     return {
@@ -127,10 +120,9 @@ def _logged(trajectory: Trajectory, home: Path) -> tuple[dict, dict]:
 
 
 def _judge(trajectory: Trajectory) -> dict:
-    """The verdict on a run: its ``kind``, the ``alerts`` behind it, and what ``moved``.
+    """The verdict: its ``kind``, the ``alerts`` behind it, whether on ``held_out`` prompts alone.
 
-    That is split, None for all → type → (N,) nats from first to last. ``held_out``: whether a
-    squeeze shows on held-out prompts alone.
+    And what ``moved`` from first to last: split, None for all → type → (N,) nats.
     """
     n, told = len(trajectory.steps), {"train", "test"} <= set(trajectory.split)
     moved = {split: {} for split in ((None, "train", "test") if told else (None,))}
@@ -176,10 +168,10 @@ def _along(trajectory: Trajectory) -> dict[str, dict[str, np.ndarray]]:
 
 
 def _models(runs: list[dict], model, rows, device: str) -> dict | None:
-    """What the page shows of the model before the runs, and after, on these rows; None without."""
+    """What the page shows of the models before and after the runs on these rows; None without."""
+    if rows is None and model is not None:
+        raise ValueError("a model without rows: pass --rows FILE.jsonl too")
     if rows is None:
-        if model is not None:
-            raise ValueError("a model without rows: pass --rows FILE.jsonl too")
         return None
     saved = [run["checkpoint"] for run in reversed(runs) if run["checkpoint"]]
     last = next((folder for folder in saved if any(folder.glob("*.safetensors"))), None)
@@ -189,7 +181,7 @@ def _models(runs: list[dict], model, rows, device: str) -> dict | None:
     which = np.linspace(0, len(probes) - 1, min(ROWS, len(probes))).round().astype(int).tolist()
     some = probes[which]
     asked = some[:: max(1, len(some) // ANSWERS)][:ANSWERS]
-    base = model or base_of(last) if last and is_adapter(last) else None
+    base = (model or base_of(last)) if last and is_adapter(last) else None
     looks, gains = {}, {}
     for when, name, of in (("before", model, None), ("after", last, base)):
         if name is not None:

@@ -70,9 +70,11 @@ def finetune(
     """
     loss = losses.get(loss)
     rows, probes = as_probes(rows), None if probes is None else as_probes(probes)
-    for name in settings:
+    settings |= {"epochs": epochs, "lr": lr, "batch_size": batch_size}
+    for name, value in settings.items():
         check_known("setting", name, [field.name for field in fields(Settings)])
-    plan = Plan(n_rows=len(rows), epochs=epochs, lr=lr, batch_size=batch_size, **settings)
+        settings[name] = value.item() if isinstance(value, np.generic) else value
+    plan = Plan(n_rows=len(rows), **settings)
     _check(model, loss, plan, probes, ref, out, resume)
     learner = _Learner(model, tokenizer, rows, loss, plan)
     recorder, meta, start = Recorder(probes), _meta(learner, probes, ref), 0

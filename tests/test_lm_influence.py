@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from lmdyn import losses
 from lmdyn.lm.data import as_probes
-from lmdyn.lm.influence import _gradients, _inner_products, influence
+from lmdyn.lm.influence import _gradients, influence
 from lmdyn.lm.predict import predict_change, sgd_direction
 from lmdyn.lm.tokens import Format, encode
 
@@ -74,8 +74,8 @@ def watch_generic(model, monkeypatch):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_equals_brute_force(family, tied, elementwise, monkeypatch):
     model, tokenizer = tiny(family, tie_word_embeddings=tied)
-    monkeypatch.setattr(_inner_products, "ELEMENTWISE", elementwise)
-    monkeypatch.setattr(_inner_products, "SLAB_BYTES", 20_000)  # a few rows of the weights
+    monkeypatch.setattr(_gradients, "ELEMENTWISE", elementwise)
+    monkeypatch.setattr(_gradients, "SLAB_BYTES", 20_000)  # a few rows of the weights
     expected = truth(model, tokenizer, ROWS[:2], ROWS).sum(1)
     with watch_generic(model, monkeypatch) as generic:
         found = influence(model, tokenizer, ROWS[:2], ROWS)
@@ -263,7 +263,7 @@ class Largest(TorchDispatchMode):
 
 def test_no_gradient_over_all_parameters_is_held(monkeypatch):
     model, tokenizer = tiny("llama")
-    monkeypatch.setattr(_inner_products, "SLAB_BYTES", 10_000)
+    monkeypatch.setattr(_gradients, "SLAB_BYTES", 10_000)
     monkeypatch.setattr(_gradients, "PASS_TOKENS", 30)
     with Largest() as largest:
         influence(model, tokenizer, ROWS[:2], ROWS[2:])

@@ -1,9 +1,4 @@
-"""K between token positions: what position l of an update does to position m of an observation.
-
-A column of K_ml is what the step J_lᵀe does to all logits at m. So one backward pass through the
-update makes the step, and one forward-mode pass through the observed sequence leads from there to
-all positions m at once.
-"""
+"""K between token positions: what position l of an update does to position m of an observation."""
 
 from collections.abc import Callable, Iterator, Sequence
 
@@ -15,6 +10,8 @@ from torch.nn.functional import one_hot
 
 from lmdyn.kernel import learned
 from lmdyn.lm.forward import Reweighted, body, head, undisturbed
+from lmdyn.lm.influence import gradient_products
+from lmdyn.lm.tokens import Encoded
 from lmdyn.softmax import log_softmax_jvp
 
 HELD_BYTES = 2**29  # of the steps that are taken together
@@ -61,13 +58,13 @@ def token_kernel(
         >>> token_kernel(model, ids, norms=True).shape  # doctest: +SKIP
         torch.Size([5, 5])
     """
-    layer = _output_layer(model)
+    o = _Positions(model, ids_o, positions_o, "o")
+    u = _Positions(model, ids_o if ids_u is None else ids_u, positions_u, "u")
+    layer = head(model)
     if not isinstance(layer, nn.Linear):
         raise ValueError(
             f"the output layer is {type(layer).__name__}: the kernel of positions needs a Linear"
         )
-    o = _Positions(model, ids_o, positions_o, "o")
-    u = _Positions(model, ids_o if ids_u is None else ids_u, positions_u, "u")
     m, n, v = len(o.positions), len(u.positions), layer.out_features
     size = m * n * v * v * layer.weight.itemsize
     if size > memory and not norms:
@@ -95,16 +92,15 @@ def token_influence(
 
     The update is an SGD step on −log π of the tokens that ``positions_u`` predict. To first order
     and per unit learning rate, the sum over l is the change of log π at m, and the sum over both,
-    for all tokens of two responses, is their `influence`. K is not formed: a backward and a
-    forward-mode pass for each l, for models of any size. Memory: a few times the weights.
+    for all tokens of two responses, is their `influence`. K is not formed, so models may be of any
+    size: each token is a response of its own to what precedes it, in `influence`.
 
     Args:
-        model: a Hugging Face causal language model. It stays as it is.
-        ids_o: the tokens of the observed sequence χ_o.
-        ids_u: the tokens of the update χ_u; those of ``ids_o`` if not given.
+        model, ids_o, ids_u: as in `token_kernel`.
         positions_o: M positions of ``ids_o``; all but the last if not given.
         positions_u: L positions of ``ids_u``, each with a token after it to learn.
-        vocab: the change at m of the whole vocabulary instead of that of token m + 1.
+        vocab: the change at m of the whole vocabulary instead of that of token m + 1. This takes a
+            backward and a forward-mode pass for each l, and a few times the weights in memory.
 
     Returns:
         (M, L), or (M, L, V) with ``vocab``: nats per unit learning rate.
@@ -118,19 +114,20 @@ def token_influence(
         >>> token_influence(model, ids).shape  # doctest: +SKIP
         torch.Size([4, 4])
     """
-    _output_layer(model)
     o = _Positions(model, ids_o, positions_o, "o", labels=True)
     u = _Positions(model, ids_o if ids_u is None else ids_u, positions_u, "u", labels=True)
+    if not vocab:
+        found = gradient_products(model, u.tokens(), o.tokens(), ["next"], ["next"])[1]
+        return torch.from_numpy(found[:, 0, :, 0].T).to(o.ids.device, model.dtype)
     weights = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
     with undisturbed(model), torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
         z_o, (z_u, pull) = o.logits(weights), vjp(u.logits, weights)
-        g = z_u.softmax(-1) - one_hot(u.labels, z_u.shape[-1])
+        g = z_u.softmax(-1) - one_hot(u.ids[u.positions + 1], z_u.shape[-1])
 
         def change(place: Tensor) -> Tensor:
-            """(M,) or (M, V), by the step on one l, one-hot (L,)."""
+            """(M, V), by the step on one l, one-hot (L,)."""
             (step,) = pull(place.unsqueeze(1) * g)
-            change = -log_softmax_jvp(z_o, jvp(o.logits, (weights,), (step,))[1])
-            return change if vocab else change.gather(1, o.labels.unsqueeze(1)).squeeze(1)
+            return -log_softmax_jvp(z_o, jvp(o.logits, (weights,), (step,))[1])
 
         return _each(change, torch.eye(len(g)).to(g), weights).transpose(0, 1)
 
@@ -139,9 +136,25 @@ class _Positions:
     """Some positions of one sequence: what the model makes there, as a function of its weights."""
 
     def __init__(self, model, ids, positions, side: str, labels: bool = False):
-        self.ids, self.positions = _check(model, ids, positions, side, labels)
-        if labels:
-            self.labels = self.ids[self.positions + 1]
+        with undisturbed(model):
+            learned(model)
+        ids = torch.as_tensor(ids, device=model.device)
+        vocabulary = len(model.get_input_embeddings().weight)
+        context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        fits = ids.ndim == 1 and 0 < len(ids) <= (context or len(ids))
+        if not fits or ids.is_floating_point() or ids.min() < 0 or ids.max() >= vocabulary:
+            raise ValueError(
+                f"ids_{side} must be the tokens of one sequence, (T,) in 0 … {vocabulary - 1}, of "
+                f"which the model reads {context}; got {tuple(ids.shape)}: {ids.tolist()}"
+            )
+        known = range(len(ids) - labels)
+        positions = [int(p) for p in (known if positions is None else positions)]
+        if not positions or not {*positions} <= {*known}:
+            why = ", as there is no token after the last" * labels
+            raise ValueError(
+                f"positions_{side} must be some of 0 … {len(known) - 1}{why}; got {positions}"
+            )
+        self.ids, self.positions = ids.long(), torch.tensor(positions, device=ids.device)
         self.states = Reweighted(model, self._states).at  # weights → (P, d), the hidden states
         self.logits = Reweighted(model, lambda m: head(m)(self._states(m))).at  # → (P, V)
 
@@ -149,13 +162,20 @@ class _Positions:
         states = body(model)(input_ids=self.ids[None], use_cache=False).last_hidden_state
         return states[0, self.positions]
 
+    def tokens(self) -> list[Encoded]:
+        """The token after each position, as the response to all up to there."""
+        ids = self.ids.tolist()
+        return [Encoded(ids[: p + 1], {"next": [ids[p + 1]]}) for p in self.positions.tolist()]
+
 
 def _blocks(model, o: _Positions, u: _Positions) -> Iterator[Tensor]:
     """(M, V, V), the blocks K_ml of each position l of the update.
 
-    As z = W h + b, a step moves the logits by W dh + dW h + db. All logits are sums of the d
-    hidden units, so d steps lead to every dh. If W is the table of embeddings as well, each of its
-    rows has a step of its own besides.
+    A column of K_ml is what the step J_lᵀe does to all logits at m: one backward pass through the
+    update makes the step, and one forward-mode pass leads from there to all m. As z = W h + b, a
+    step moves the logits by W dh + dW h + db. All logits are sums of the d hidden units, so d
+    steps lead to every dh. If W is the table of embeddings as well, each of its rows has a step of
+    its own besides.
     """
     layer, below = head(model), set(body(model).parameters())
     weights = {n: p.detach() for n, p in model.named_parameters() if p in below and p.requires_grad}
@@ -200,31 +220,3 @@ def _each(function: Callable, rows: Tensor, weights: dict[str, Tensor], *fixed: 
     together = HELD_BYTES // (1 + sum(weight.nbytes for weight in weights.values()))
     in_axes = (0, *[None] * len(fixed))
     return vmap(function, in_axes, chunk_size=max(1, together))(rows, *fixed)
-
-
-def _output_layer(model) -> nn.Module:
-    with undisturbed(model):
-        learned(model)
-    return head(model)
-
-
-def _check(model, ids, positions, side: str, labels: bool) -> tuple[Tensor, Tensor]:
-    """Tokens and positions, both (…,) integers on the model's device."""
-    table = model.get_input_embeddings().weight
-    ids = torch.as_tensor(ids, device=table.device)
-    if ids.ndim != 1 or len(ids) == 0 or ids.is_floating_point():
-        raise ValueError(f"ids_{side} must be the tokens of one sequence, got {tuple(ids.shape)}")
-    if ids.min() < 0 or ids.max() >= len(table):
-        raise ValueError(f"ids_{side} must lie in 0 … {len(table) - 1}, got {ids.tolist()}")
-    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    if context is not None and len(ids) > context:
-        raise ValueError(f"ids_{side} has {len(ids)} tokens, but the model reads {context}")
-    count = len(ids) - labels
-    positions = list(range(count)) if positions is None else [int(p) for p in positions]
-    for p in positions:
-        if not 0 <= p < count:
-            why = ", as there is no token after the last" if labels else ""
-            raise ValueError(f"positions_{side} must lie in 0 … {count - 1}{why}; got {p}")
-    if not positions:
-        raise ValueError(f"positions_{side} is empty: name at least one")
-    return ids.long(), torch.tensor(positions, device=ids.device)

@@ -8,8 +8,7 @@ import torch
 from lmdyn import losses
 from lmdyn.lm.data import ProbeSet, as_probes, with_all
 from lmdyn.lm.forward import bar, check_fits, undisturbed
-from lmdyn.lm.influence._gradients import Gradients
-from lmdyn.lm.influence._inner_products import Block, inner_products
+from lmdyn.lm.influence._gradients import Block, Gradients, inner_products
 from lmdyn.lm.tokens import Encoded, Format, encode
 
 
@@ -79,13 +78,8 @@ def influence(
     updates = with_all(as_probes(updates, format=format), loss.responses, reader, "updates")
     probes = as_probes(probes, types, format)
     ours, theirs = encode(tokenizer, updates), encode(tokenizer, probes)
-    check_fits(model, ours)
-    check_fits(model, theirs)
-    with undisturbed(model):
-        gradients = Gradients(model, _sample([*ours, *theirs]))
-        logps, products = _contract(
-            gradients, ours, theirs, loss.responses, probes.types, memory, progress
-        )
+    names = loss.responses, probes.types
+    logps, products = gradient_products(model, ours, theirs, *names, memory, progress)
     own = {name: torch.from_numpy(logps[:, i]) for i, name in enumerate(loss.responses)}
     lengths = {name: torch.tensor([len(e.responses[name]) for e in ours]) for name in own}
     given = {n: torch.as_tensor(x, dtype=torch.float64) for n, x in (ref or own).items()}
@@ -95,52 +89,43 @@ def influence(
     return parts if by_response else parts.sum(1)
 
 
-def _contract(
-    gradients: Gradients,
+def gradient_products(
+    model,
     ours: Sequence[Encoded],
     theirs: Sequence[Encoded],
     names: Sequence[str],
     types: Sequence[str],
-    memory: float,
-    progress: bool | None,
+    memory: float = 8e9,
+    progress: bool | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """log π of what is learnt (N_u, n) and the inner products of its gradients (N_u, n, N_o, R)."""
-    logps = np.full((len(ours), len(names)), np.nan)
-    products = np.full((*logps.shape, len(theirs), len(types)), np.nan)
-    total = products.size - sum(logps.size * (len(types) - len(e.responses)) for e in theirs)
-    with bar("influence", "pair", progress, total) as shown:
+    """log π of the responses ``names`` of ours, (N_u, S), and ⟨∇ log π(y_u), ∇ log π(y_o)⟩.
+
+    The latter is (N_u, S, N_o, R), NaN where a row of theirs lacks the type.
+    """
+    check_fits(model, ours)
+    check_fits(model, theirs)
+    logps = np.full(len(ours) * len(names), np.nan)
+    products = np.full((len(logps), len(theirs) * len(types)), np.nan)
+    total = len(logps) * sum(len(e.responses) for e in theirs)
+    with undisturbed(model), bar("influence", "pair", progress, total) as shown:
+        gradients = Gradients(model, [*ours, *theirs])
         for u in gradients.blocks(ours, 0.75 * memory):
-            rows_u, names_u = _places(u, names)
-            logps[rows_u, names_u] = _logps(u, "updates")
+            at_u = _places(u, names, "updates")
+            logps[at_u] = u.logps
             for o in gradients.blocks(theirs, memory - u.nbytes):
-                _logps(o, "probes")
-                rows_o, types_o = _places(o, types)
                 found = inner_products(u, o).numpy()
-                products[rows_u[:, None], names_u[:, None], rows_o, types_o] = found
+                products[np.ix_(at_u, _places(o, types, "probes"))] = found
                 shown.update(found.size)
-    return logps, products
+    shape = len(ours), len(names)
+    return logps.reshape(shape), products.reshape(*shape, len(theirs), len(types))
 
 
-def _places(block: Block, names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    rows = np.array([row for row, _ in block.responses])
-    return rows, np.array([names.index(name) for _, name in block.responses])
-
-
-def _logps(block: Block, what: str) -> list[float]:
-    """Those of the block, refused unless they are finite."""
+def _places(block: Block, names: Sequence[str], what: str) -> list[int]:
+    """Where its responses stand in (rows · names,), after a check that they can be used."""
     for (row, name), logp in zip(block.responses, block.logps, strict=True):
         if not np.isfinite(logp):
             raise ValueError(
                 f"{what}[{row}]: log π of {name!r} is {logp}: the model's weights or its precision "
                 "cannot be used"
             )
-    return block.logps
-
-
-def _sample(encoded: Sequence[Encoded]) -> list[Encoded]:
-    """A few tokens of two rows, of different length."""
-    some = [e for e in encoded if e.responses]
-    return [
-        Encoded(e.prompt[-n:], {"sample": next(iter(e.responses.values()))[:n]})
-        for e, n in ((some[0], 5), (some[-1], 3))
-    ]
+    return [row * len(names) + names.index(name) for row, name in block.responses]

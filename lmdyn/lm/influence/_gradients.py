@@ -1,53 +1,110 @@
-"""Gradients of sequence log-probs, layer by layer, in the form in which they take least room.
+"""Gradients of sequence log-probs, layer by layer, as factors, and their inner products.
 
 For a weight W used as y = x Wᵀ, the gradient of log π(y) for one response is a sum over tokens
 Σ_t g_t ⊗ x_t of output gradients and inputs: what a forward and a backward pass hold anyway. All
-responses of a batch share these passes, as each sequence is a row of its own.
+responses of a batch share these passes, as each sequence is a row of its own. Two exact ways lead
+from factors Σ_t left_t ⊗ right_t, (n, m), to the inner products of U responses with O others:
+
+- by tokens: Σ_ts (left_t·left_s)(right_t·right_s), which needs no gradient at all;
+- by gradients: formed a slab of rows at a time, so that they stay in the cache, then multiplied.
+
+The first costs T²(n + m) a pair, the second nm a pair and Tnm a response: it wins once there are
+many pairs. Half-precision factors are multiplied in float32.
 """
 
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from lmdyn.checks import trainable
-from lmdyn.kernel.trace import Call, record
+from lmdyn.kernel.trace import Call, dots, record
 from lmdyn.lm import forward
 from lmdyn.lm.forward import Batch
-from lmdyn.lm.influence._inner_products import Block, as_matrix, widen
 from lmdyn.lm.tokens import Encoded
 
 # Tokens of one forward and backward pass, padding included: what autograd keeps meanwhile is
 # several times what stays.
 PASS_TOKENS = 512
+# Bytes of the gradients that are formed at a time.
+SLAB_BYTES = 2**25
+# Operations that the elementwise product of an entry costs, in the choice between the two ways.
+ELEMENTWISE = 16
+
+
+class Use(NamedTuple):
+    """A use of a parameter (n, m) in one pass over some responses, T tokens in all.
+
+    A gradient that is formed already counts as a table, each of whose rows is read once.
+
+    Attributes:
+        whose: (T,) numbers of the responses, ascending, on the CPU.
+        left: (T, n), or (T,) rows of a table, which stand for one-hot vectors.
+        right: (T, m).
+    """
+
+    whose: Tensor
+    left: Tensor
+    right: Tensor
+
+
+@dataclass
+class Block:
+    """What is kept of S responses.
+
+    Attributes:
+        responses: (row, type) of each.
+        logps: log π(y|x) of each, nats.
+        uses: parameter → its uses.
+        storages: the memory that they take, address → bytes.
+    """
+
+    responses: list[tuple[int, str]] = field(default_factory=list)
+    logps: list[float] = field(default_factory=list)
+    uses: dict[Tensor, list[Use]] = field(default_factory=lambda: defaultdict(list))
+    storages: dict[int, int] = field(default_factory=dict)
+
+    def keep(self, param: Tensor, whose: Tensor, left: Tensor, right: Tensor) -> None:
+        """Add a `Use`."""
+        self.uses[param].append(Use(whose, left, right))
+        for storage in (left.untyped_storage(), right.untyped_storage()):
+            self.storages[storage.data_ptr()] = storage.nbytes()
+
+    @property
+    def nbytes(self) -> int:
+        return sum(self.storages.values())
 
 
 class Gradients:
-    """Gradients of log π(y) for the responses of a model.
+    """Gradients of log π(y) for the responses of a model in eval mode.
 
     A parameter is *structured* if all its uses are of a known form and its rows can be told apart
     by response. That is found out from the autograd graph of each pass, and from a comparison
-    with plain autograd on a few tokens. The others are *generic*: one backward pass a response.
-
-    Args:
-        model: a causal language model in eval mode.
-        sample: two encoded rows with one short response each, to compare on.
+    with plain autograd on a few tokens of two rows. The others are *generic*: one backward pass a
+    response.
     """
 
-    def __init__(self, model: nn.Module, sample: Sequence[Encoded]):
+    def __init__(self, model: nn.Module, encoded: Sequence[Encoded]):
         self.model = model
         self.params = [*trainable(model).values()]
-        self.device = model.get_input_embeddings().weight.device
         self.head = forward.head(model) if forward.head_is_last(model) else None
-        self.last = set(self.head.parameters()) if self.head else set()
         self.generic: set[Tensor] = set()
-        self._compare(sample)
+        some = [e for e in encoded if e.responses]
+        self._compare(
+            [
+                Encoded(e.prompt[-n:], {"sample": next(iter(e.responses.values()))[:n]})
+                for e, n in ((some[0], 5), (some[-1], 3))
+            ]
+        )
 
     def blocks(self, encoded: Sequence[Encoded], limit: float) -> Iterator[Block]:
         """All responses, in blocks that hold about ``limit`` bytes, or one pass at least."""
         block, grown = Block(), 0
         tokens = 1 if self.generic else PASS_TOKENS  # generic gradients come one by one anyway
-        for batch in forward.pack(encoded, tokens=tokens, shared=False, device=self.device):
+        for batch in self._pack(encoded, tokens):
             if block.responses and block.nbytes + grown > limit:
                 yield block
                 block = Block()
@@ -57,6 +114,9 @@ class Gradients:
         if block.responses:
             yield block
 
+    def _pack(self, encoded: Sequence[Encoded], tokens: int = PASS_TOKENS) -> Iterator[Batch]:
+        return forward.pack(encoded, tokens=tokens, shared=False, device=self.model.device)
+
     @torch.enable_grad()
     def _add(self, block: Block, batch: Batch) -> None:
         first = len(block.responses)
@@ -64,8 +124,8 @@ class Gradients:
         logps = seen.output
         if not logps.requires_grad:
             raise ValueError("the log-probs do not depend on any parameter with requires_grad")
-        rows = {id(call): self._rows(call, batch) for call in seen.calls}
-        unclear = [call.params for call in seen.calls if rows[id(call)] is None]
+        whose = {call: self._whose(call, batch) for call in seen.calls}
+        unclear = [call.params for call in seen.calls if whose[call] is None]
         self.generic |= seen.unseen.union(*unclear)
         seen.forget(self.generic)
         if seen.calls:
@@ -74,12 +134,16 @@ class Gradients:
                 logps.sum(), edges, retain_graph=bool(self.generic), materialize_grads=True
             )
             for call, grad in zip(seen.calls, grads, strict=True):
-                _keep(block, call, grad, rows[id(call)], first)
+                _keep(block, call, grad, whose[call], first)
         params = [p for p in self.params if p in self.generic]
         for number, logp in enumerate(logps if params else (), first):
-            grads = torch.autograd.grad(logp, params, retain_graph=True, materialize_grads=True)
+            grads = torch.autograd.grad(
+                logp, params, retain_graph=True, allow_unused=True, materialize_grads=True
+            )
             for param, grad in zip(params, grads, strict=True):
-                block.keep(param, number, None, widen(grad).reshape(as_matrix(param)))
+                grad = widen(grad).reshape(_as_matrix(param))
+                rows = torch.arange(len(grad), device=grad.device)
+                block.keep(param, torch.full((len(grad),), number), rows, grad)
         block.responses += batch.responses
         block.logps += logps.tolist()
 
@@ -91,56 +155,134 @@ class Gradients:
             logits = self.head(forward.hidden(self.model, batch, tell_positions=True))
         return torch.stack(list(batch.sum(forward.token_logps(logits, batch)).values()))
 
-    def _rows(self, call: Call, batch: Batch) -> list[slice] | None:
-        """The rows of each sequence in the output of a call; None if they cannot be told."""
+    def _whose(self, call: Call, batch: Batch) -> Tensor | None:
+        """(R,) on the CPU, whose each row of a call's output is; None if that cannot be told.
+
+        Padding has no gradient, so it may count as its sequence's.
+        """
         rows = call.grad_shape[:-1]
-        flat = call.weight is None or call.weight.ndim == 2 or call.kind == "scale"
-        if not rows or not flat or call.groups > 1:
+        if call.kind != "scale" and call.weight is not None and call.weight.ndim != 2:
             return None
         n, length = batch.input_ids.shape
-        if rows[0] == n or tuple(rows) == (n * length,):
-            each = rows.numel() // n
-            used = [each] * n
-            if rows[0] != n or rows[1:2] == (length,):  # padding has no gradient: leave it out
-                used = [each // length * fed for fed in batch.attention_mask.sum(1).tolist()]
-            return [slice(i * each, i * each + count) for i, count in enumerate(used)]
-        if tuple(rows) == tuple(batch.source.shape) and call.params <= self.last:
-            ends = torch.bincount(batch.segment, minlength=n).cumsum(0).tolist()
-            return [slice(i, j) for i, j in zip([0, *ends[:-1]], ends, strict=True)]
+        if rows and (rows[0] == n or rows == (n * length,)):
+            return torch.arange(n).repeat_interleave(rows.numel() // n)
+        if rows == batch.source.shape and self.head and call.params <= {*self.head.parameters()}:
+            return batch.segment.cpu()
         return None
 
     def _compare(self, sample: Sequence[Encoded]) -> None:
-        """Make those parameters generic whose gradients differ from those of plain autograd."""
-        together = Block()
-        (batch,) = forward.pack(sample, shared=False, device=self.device)
+        """Make those parameters generic whose gradients differ from those of plain autograd.
+
+        One sum over the two rows is enough, as their factors differ.
+        """
+        together, factors = Block(), (1, -2)
+        (batch,) = self._pack(sample)
         self._add(together, batch)
-        for number, (row, _) in enumerate(batch.responses):
-            (alone,) = forward.pack([sample[row]], shared=False, device=self.device)
-            with torch.enable_grad():
-                grads = torch.autograd.grad(self._logps(alone), self.params, materialize_grads=True)
-            # A gradient that is zero in exact arithmetic is all rounding: hence the floor.
-            floor = 1e-4 * max(float(grad.norm()) for grad in grads)
-            for param, grad in zip(self.params, grads, strict=True):
-                error = float((together.gradient(param, number) - grad).norm())
-                if not error <= 0.02 * float(grad.norm()) + floor:
-                    self.generic.add(param)
+        with torch.enable_grad():
+            alone = (self._logps(b) for row in sample for b in self._pack([row]))
+            total = sum(factor * logp for factor, logp in zip(factors, alone, strict=True))
+            grads = torch.autograd.grad(
+                total, self.params, allow_unused=True, materialize_grads=True
+            )
+        # A gradient that is zero in exact arithmetic is all rounding: hence the floor.
+        floor = 1e-4 * max(float(grad.norm()) for grad in grads)
+        for param, grad in zip(self.params, grads, strict=True):
+            (n, m), found = _as_matrix(param), torch.zeros_like(grad)
+            if together.uses[param]:
+                both = _form(together.uses[param], 2, range(n), m)
+                found = both.new_tensor([factors[row] for row, _ in batch.responses]) @ both
+            error = float((found.view(grad.shape) - grad).norm())
+            if not error <= 0.02 * float(grad.norm()) + floor:
+                self.generic.add(param)
 
 
 @torch.no_grad()
-def _keep(block: Block, call: Call, grad: Tensor, rows: list[slice], first: int) -> None:
+def _keep(block: Block, call: Call, grad: Tensor, whose: Tensor, first: int) -> None:
     """Keep what one call adds to the gradients of its sequences."""
     grad = call.channels_last(grad).flatten(0, -2)
-    vectors = [(call.bias, widen(grad))] if call.bias is not None else []
+    vectors = {call.bias: widen(grad)} if call.bias is not None else {}
     if call.weight is not None:
         features = call.features().detach().flatten(0, -2)
         if call.kind == "scale":
-            vectors.append((call.weight, widen(grad) * features))
+            vectors[call.weight] = widen(grad) * features
         else:
             features = features.squeeze(-1) if call.kind == "lookup" else features
-            left, right = (grad, features) if call.kind == "matrix" else (features, grad)
-            for number, part in enumerate(rows, first):
-                block.keep(call.weight, number, left[part], right[part])
-    for param, values in vectors:
-        sums = torch.stack([values[part].sum(0) for part in rows])
-        for number, total in enumerate(sums, first):
-            block.keep(param, number, None, total.unsqueeze(0))
+            sides = (grad, features) if call.kind == "matrix" else (features, grad)
+            block.keep(call.weight, whose + first, *sides)
+    for param, values in vectors.items():
+        sums = torch.stack([part.sum(0) for part in values.split(whose.bincount().tolist())])
+        numbers = torch.arange(len(sums))
+        block.keep(param, numbers + first, torch.zeros_like(numbers, device=sums.device), sums)
+
+
+def widen(t: Tensor) -> Tensor:
+    """In float32 at least."""
+    return t.float() if t.is_floating_point() and t.dtype.itemsize < 4 else t
+
+
+def _as_matrix(param: Tensor) -> tuple[int, int]:
+    """(n, m), the shape in which a parameter's gradient is kept."""
+    return tuple(param.shape) if param.ndim == 2 else (1, param.numel())
+
+
+def inner_products(u: Block, o: Block) -> Tensor:
+    """(S_u, S_o): ⟨∇ log π(y_u), ∇ log π(y_o)⟩ over all parameters, in float64."""
+    s, r = len(u.responses), len(o.responses)
+    total = torch.zeros(s, r, dtype=torch.float64)
+    for param in (p for p in u.uses if p in o.uses):
+        ours, theirs, (n, m) = u.uses[param], o.uses[param], _as_matrix(param)
+        found = widen(ours[0].right).new_zeros(s, r)
+        # The floating-point operations of both ways; of one-hot vectors none.
+        (t_u, dense_u), (t_o, dense_o) = _tokens(ours), _tokens(theirs)
+        by_tokens = t_u * t_o * (m + ELEMENTWISE) + dense_u * dense_o * n
+        # The 4 stands for the memory that formed gradients take.
+        if by_tokens < n * m * (dense_u + dense_o + 4 * (s + r) + 2 * s * r):
+            _add_by_tokens(found, ours, theirs)
+        else:
+            _add_by_gradients(found, ours, theirs, n, m)
+        total += found.cpu().double()
+    return total
+
+
+def _tokens(uses: Sequence[Use]) -> tuple[int, int]:
+    """How many there are, and how many of them are dense."""
+    return sum(len(x.left) for x in uses), sum(len(x.left) for x in uses if x.left.ndim == 2)
+
+
+def _add_by_tokens(total: Tensor, ours: Sequence[Use], theirs: Sequence[Use]) -> None:
+    for ndim in {use.left.ndim for use in theirs}:
+        same = (use for use in theirs if use.left.ndim == ndim)
+        whose, left, right = (widen(torch.cat(parts)) for parts in zip(*same, strict=True))
+        sums = total.new_zeros(len(total), len(right))
+        for use in ours:
+            products = (widen(use.right) @ right.T).mul_(dots(widen(use.left), left))
+            sums.index_add_(0, use.whose.to(sums.device), products)
+        total.index_add_(1, whose.to(sums.device), sums)
+
+
+def _add_by_gradients(
+    total: Tensor, ours: Sequence[Use], theirs: Sequence[Use], n: int, m: int
+) -> None:
+    slab = max(1, SLAB_BYTES // (sum(total.shape) * m * total.itemsize))
+    for start in range(0, n, slab):
+        rows = range(start, min(start + slab, n))
+        a, b = (
+            _form(side, s, rows, m) for side, s in zip((ours, theirs), total.shape, strict=True)
+        )
+        total.addmm_(a, b.T)
+
+
+def _form(uses: Sequence[Use], responses: int, rows: range, m: int) -> Tensor:
+    """(S, len(rows)·m): these rows of the parameter's gradient in each response."""
+    formed = widen(uses[0].right).new_zeros(responses, len(rows), m)
+    for use in uses:
+        if use.left.ndim == 1:
+            inside = (use.left >= rows.start) & (use.left < rows.stop)
+            at = use.whose.to(inside.device)[inside], use.left[inside] - rows.start
+            formed.index_put_(at, widen(use.right[inside]), accumulate=True)
+            continue
+        numbers, sizes = (x.tolist() for x in use.whose.unique_consecutive(return_counts=True))
+        left = use.left[:, rows.start : rows.stop]
+        for number, a, b in zip(numbers, left.split(sizes), use.right.split(sizes), strict=True):
+            formed[number].addmm_(widen(a).T, widen(b))
+    return formed.flatten(1)

@@ -1,6 +1,6 @@
 """What a small change of the weights does to every response: predicted, and measured beside it."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -11,22 +11,12 @@ from torch import Tensor
 from lmdyn.checks import check_known
 from lmdyn.lm.data import ProbeSet, as_probes
 from lmdyn.lm.forward import TOKENS, Batch, Reweighted, bar, batches, head, hidden, undisturbed
-from lmdyn.lm.predict._direction import (
-    check_direction,
-    sgd_direction,
-    update_direction,
-)
-from lmdyn.lm.predict._dual import DualAttention, float_weights
+from lmdyn.lm.predict._direction import sgd_direction, update_direction, weights_and_moves
+from lmdyn.lm.predict._dual import DualAttention
 from lmdyn.lm.tokens import Encoded, encode
 from lmdyn.softmax import log_softmax_jvp
 
-__all__ = [
-    "Change",
-    "measure_change",
-    "predict_change",
-    "sgd_direction",
-    "update_direction",
-]
+__all__ = ["Change", "measure_change", "predict_change", "sgd_direction", "update_direction"]
 
 CHUNK = 64  # positions whose logits are there at a time
 VOCAB_GIB = 4.0  # the most that ``vocab=True`` may return
@@ -58,8 +48,7 @@ class Change:
     def mean(self, name: str) -> float:
         """The mean of Δ log π over the rows that have the type; NaN if none has.
 
-        Raises:
-            ValueError: an unknown type (with the nearest name).
+        ValueError for an unknown type, with the nearest name.
         """
         check_known("response type", name, self.types)
         values = self.logp[:, self.types.index(name)]
@@ -95,11 +84,7 @@ def predict_change(
         vocab: return the change of every label at every token, too.
         tokens: how many, padding included, go through the model at a time. It bounds memory and
             does not change the result.
-        progress: True and False show and hide the progress bar; None shows it for work of more
-            than ten seconds.
-
-    Returns:
-        A `Change`.
+        progress: whether to show a bar; None shows it for work of more than ten seconds.
 
     Raises:
         ValueError: a direction with unknown names, wrong shapes or values that are not finite;
@@ -116,30 +101,24 @@ def predict_change(
             f"attention {model.config._attn_implementation!r} has no forward-mode derivative: "
             'call model.set_attn_implementation("sdpa") first'
         )
-    moves = check_direction(model, direction)
-    weights = float_weights(model)
-    states, logits = Reweighted(model, hidden), Reweighted(model, part=head(model))
-    with undisturbed(model), torch.no_grad(), fwd.dual_level():
-        duals = {name: fwd.make_dual(weights[name], move) for name, move in moves.items()}
-        weights |= duals
+    weights, moves = weights_and_moves(model, direction)
 
-        def changes(batch: Batch) -> Iterator[Tensor]:
-            with DualAttention():
-                dual = states.at(weights, batch)
-            _check_finite(dual, batch, "the model's weights have diverged")
-            for part in dual.split(CHUNK):
-                z, dz = fwd.unpack_dual(logits.at(weights, part))
-                yield torch.zeros_like(z) if dz is None else log_softmax_jvp(z, dz)
+    def change(logits: Tensor) -> Tensor:
+        z, dz = fwd.unpack_dual(logits)
+        return torch.zeros_like(z) if dz is None else log_softmax_jvp(z, dz)
 
-        try:
-            return _collect(model, tokenizer, probes, vocab, tokens, progress, "predict", changes)
-        except (NotImplementedError, RuntimeError) as error:
-            if "forward AD" not in str(error) and "jvp" not in str(error):
-                raise
-            raise ValueError(
-                f"{type(model).__name__} runs an operation that has no forward-mode derivative "
-                f"({str(error).splitlines()[0]:.100}): load it without custom kernels"
-            ) from error
+    try:
+        with torch.inference_mode(False), fwd.dual_level(), DualAttention():
+            duals = {name: fwd.make_dual(weights[name], move) for name, move in moves.items()}
+            passes = [weights | duals]
+            return _collect(model, tokenizer, probes, passes, change, vocab, tokens, progress)
+    except RuntimeError as error:
+        if "forward AD" not in str(error) and "jvp" not in str(error):
+            raise
+        raise ValueError(
+            f"{type(model).__name__} runs an operation that has no forward-mode derivative "
+            f"({str(error).splitlines()[0]:.100}): load it without custom kernels"
+        ) from error
 
 
 def measure_change(
@@ -158,68 +137,53 @@ def measure_change(
     Half-precision models are computed in float32. In float32 both passes and θ + Δθ are rounded,
     which very small steps show; a float64 model has no such limit.
 
-    Args:
-        model: as in `predict_change`, as all below; any attention will do.
-        tokenizer: its tokenizer.
-        probes: the rows to observe.
-        direction: parameter name → Δθ.
-        vocab: return the change of every label at every token, too.
-        tokens: how many go through the model at a time.
-        progress: whether to show the progress bar.
-
-    Returns:
-        A `Change`.
-
-    Raises:
-        ValueError: as in `predict_change`; a step so large that predictions are not finite.
+    Args and errors are those of `predict_change`, but any attention will do, and the step must not
+    be so large that predictions are not finite.
 
     Example:
         >>> measure_change(model, tokenizer, rows, step)  # doctest: +SKIP
         Change(8 prompts × 2 types)
     """
-    moves = check_direction(model, direction)
-    weights = float_weights(model)
+    weights, moves = weights_and_moves(model, direction)
     after = weights | {name: weights[name] + move for name, move in moves.items()}
-    states, logits = Reweighted(model, hidden), Reweighted(model, part=head(model))
 
-    def changes(batch: Batch) -> Iterator[Tensor]:
-        old, new = (states.at(w, batch) for w in (weights, after))
-        _check_finite(old, batch, "the model's weights have diverged")
-        for a, b in zip(old.split(CHUNK), new.split(CHUNK), strict=True):
-            old_z, new_z = logits.at(weights, a), logits.at(after, b)
-            # Two log-probs that are nearly equal: float32 would lose digits on the way.
-            change = new_z.double().log_softmax(-1) - old_z.double().log_softmax(-1)
-            yield change.to(old_z.dtype)
+    def change(old: Tensor, new: Tensor) -> Tensor:
+        # Two log-probs that are nearly equal: float32 would lose digits on the way.
+        return (new.double().log_softmax(-1) - old.double().log_softmax(-1)).to(old.dtype)
 
-    with undisturbed(model), torch.no_grad():
-        return _collect(model, tokenizer, probes, vocab, tokens, progress, "measure", changes)
+    return _collect(model, tokenizer, probes, [weights, after], change, vocab, tokens, progress)
 
 
 def _collect(
     model,
     tokenizer,
     probes,
+    passes: Sequence[Mapping[str, Tensor]],
+    change: Callable[..., Tensor],
     vocab: bool,
     tokens: int,
     progress: bool | None,
-    what: str,
-    changes: Callable[[Batch], Iterator[Tensor]],
 ) -> Change:
-    """Arrange the changes (m, V) of each batch, in chunks along its tokens, by row and type."""
+    """What ``change`` makes, (m, V), of the logits by passes with these weights, at all tokens."""
     probes = as_probes(probes)
     encoded = encode(tokenizer, probes)
     if vocab:
         _check_room(model, encoded)
+    states_of, logits_of = Reweighted(model, hidden), Reweighted(model, part=head(model))
     logp = np.full((len(probes), len(probes.types)), np.nan)
     of_tokens: list[dict[str, np.ndarray]] = [{} for _ in encoded]
     whole: list[dict[str, Tensor]] = [{} for _ in encoded]
-    total = sum(len(e.responses) for e in encoded)
-    with bar(what, "response", progress, total) as shown:
+    shown = bar("change", "response", progress, sum(len(e.responses) for e in encoded))
+    with undisturbed(model), torch.no_grad(), shown:
         for batch in batches(model, encoded, tokens):
+            states = [states_of.at(weights, batch) for weights in passes]
+            _check_finite(states[0], batch, "the model's weights have diverged")
             labels, full = [], []
-            for target, change in zip(batch.target.split(CHUNK), changes(batch), strict=True):
-                labels.append(change.gather(1, target.unsqueeze(1)).squeeze(1))
-                full += [change.cpu()] * vocab
+            chunks = (x.split(CHUNK) for x in (batch.target, *states))
+            for target, *parts in zip(*chunks, strict=True):
+                moved = change(*map(logits_of.at, passes, parts))
+                labels.append(moved.gather(1, target.unsqueeze(1)).squeeze(1))
+                full += [moved.cpu()] * vocab
             terms = torch.cat(labels).double()
             _check_finite(terms, batch, "the step is too large")
             for (row, name), term in batch.split(terms.cpu()).items():

@@ -7,10 +7,9 @@ import torch
 from torch import Tensor
 
 from lmdyn import losses
-from lmdyn.checks import trainable, unknown
+from lmdyn.checks import check_known, trainable
 from lmdyn.lm.data import ProbeSet, as_probes, with_all
 from lmdyn.lm.forward import Reweighted, batches, head, hidden, token_logps, undisturbed
-from lmdyn.lm.predict._dual import float_weights
 from lmdyn.lm.score import score
 from lmdyn.lm.tokens import encode
 
@@ -76,9 +75,8 @@ def sgd_direction(
             of_response = torch.stack([c[name][row] for row, name in batch.responses])
             weighted = logp @ of_response.to(logp)[batch.segment]
             grads = torch.autograd.grad(weighted, list(moving.values()), allow_unused=True)
-            for name, grad in zip(moving, grads, strict=True):
-                if grad is not None:
-                    total[name] = total[name] + grad if name in total else grad
+            found = {n: g for n, g in zip(moving, grads, strict=True) if g is not None}
+            total |= {name: total.get(name, 0) + grad for name, grad in found.items()}
     return {name: -lr * grad for name, grad in total.items()}
 
 
@@ -115,33 +113,46 @@ def update_direction(
     return changed
 
 
-def check_direction(model, direction: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The direction under the first name of each weight, in the dtype and place of the pass."""
-    if not isinstance(direction, Mapping):
-        kind = type(direction).__name__
-        raise ValueError(f"direction must map parameter names to tensors, got {kind}")
-    if not direction:
-        raise ValueError("direction is empty: it names no parameter to move")
+@torch.inference_mode(False)
+def float_weights(model) -> dict[str, Tensor]:
+    """The model's weights, detached; those in half precision as float32.
+
+    A small step would vanish in half precision, and the difference that it makes with it.
+    """
+    if any(p.is_inference() for p in model.parameters()):
+        raise ValueError(
+            "the model was made under torch.inference_mode(), which rules out derivatives: "
+            "load it outside"
+        )
+    return {
+        name: p.detach().float() if p.dtype in (torch.float16, torch.bfloat16) else p.detach()
+        for name, p in model.named_parameters()
+    }
+
+
+@torch.inference_mode(False)
+def weights_and_moves(
+    model, direction: Mapping[str, Tensor]
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """`float_weights`, and the direction under their names, in their dtype and place."""
+    if not isinstance(direction, Mapping) or not direction:
+        raise ValueError("direction must map names of parameters, at least one, to tensors")
     known = dict(model.named_parameters(remove_duplicate=False))
     first = {p: name for name, p in model.named_parameters()}
-    weights = float_weights(model)
-    checked, given = {}, {}
+    weights, moves = float_weights(model), {}
     for name, move in direction.items():
-        if name not in known:
-            raise ValueError(f"direction: {unknown('parameter', name, known)}")
+        check_known("parameter of the direction", name, known)
         own = first[known[name]]
-        move = torch.as_tensor(move).detach().to(weights[own])
-        if move.shape != weights[own].shape:
+        move, shape = torch.as_tensor(move).detach().to(weights[own]), weights[own].shape
+        if move.shape != shape or not move.isfinite().all():
             raise ValueError(
-                f"direction[{name!r}] has shape {tuple(move.shape)}, "
-                f"the parameter {tuple(weights[own].shape)}"
+                f"direction[{name!r}] must be finite and of the parameter's shape {tuple(shape)}, "
+                f"got {tuple(move.shape)} with {int(move.isnan().sum())} NaN"
             )
-        if not move.isfinite().all():
-            raise ValueError(f"direction[{name!r}] holds NaN or infinity")
-        if own in checked and not torch.equal(checked[own], move):
+        if own in moves and not torch.equal(moves[own], move):
             raise ValueError(
-                f"direction[{name!r}] and direction[{given[own]!r}] differ, "
+                f"direction[{name!r}] is another than that of {own!r}, "
                 "but they are one weight (tied): keep one of them"
             )
-        checked[own], given[own] = move, name
-    return checked
+        moves[own] = move
+    return weights, moves

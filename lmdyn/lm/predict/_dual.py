@@ -1,4 +1,4 @@
-"""Weights for passes in forward mode, and attention on dual tensors."""
+"""Attention on dual tensors."""
 
 import torch
 import torch.autograd.forward_ad as fwd
@@ -10,22 +10,6 @@ from torch.overrides import TorchFunctionMode
 QUERIES = 128  # in a block of attention on the CPU, so that its scores stay in the cache
 
 
-def float_weights(model) -> dict[str, Tensor]:
-    """The model's weights, detached; those in half precision as float32.
-
-    A small step would vanish in half precision, and the difference that it makes with it.
-    """
-    if any(p.is_inference() for p in model.parameters()):
-        raise ValueError(
-            "the model was made under torch.inference_mode(), which rules out derivatives: "
-            "load it outside"
-        )
-    return {
-        name: p.detach().float() if p.dtype in (torch.float16, torch.bfloat16) else p.detach()
-        for name, p in model.named_parameters()
-    }
-
-
 class DualAttention(TorchFunctionMode):
     """Inside, `scaled_dot_product_attention` takes dual tensors.
 
@@ -35,20 +19,16 @@ class DualAttention(TorchFunctionMode):
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        if function is not scaled_dot_product_attention:
+        attends = function is scaled_dot_product_attention
+        if not attends or all(fwd.unpack_dual(x).tangent is None for x in args[:3]):
             return function(*args, **kwargs)
-        query, key, value, *rest = args
-        if all(fwd.unpack_dual(x).tangent is None for x in (query, key, value)):
-            return function(*args, **kwargs)
-        if query.device.type == "cpu" and not rest and _is_usual(query, **kwargs):
-            return _in_blocks(query, key, value, **kwargs)
+        mask, query = kwargs.get("attn_mask"), args[0]
+        boolean = mask is not None and mask.ndim == 4 and mask.dtype == torch.bool
+        usual = (boolean or kwargs.get("is_causal")) and query.ndim == 4 and len(args) == 3
+        if usual and query.device.type == "cpu":
+            return _in_blocks(*args, **kwargs)
         with sdpa_kernel(SDPBackend.MATH):
             return function(*args, **kwargs)
-
-
-def _is_usual(query, attn_mask=None, dropout_p=0.0, is_causal=False, **_) -> bool:
-    boolean = attn_mask is not None and attn_mask.ndim == 4 and attn_mask.dtype == torch.bool
-    return query.ndim == 4 and not dropout_p and (boolean or is_causal)
 
 
 def _in_blocks(
@@ -63,8 +43,7 @@ def _in_blocks(
         groups = query.shape[1] // key.shape[1]
         key, value = (x.repeat_interleave(groups, 1) for x in (key, value))
     if attn_mask is None:
-        ones = torch.ones(1, 1, query.shape[2], key.shape[2], dtype=torch.bool)
-        attn_mask = ones.tril()
+        attn_mask = torch.ones(1, 1, query.shape[2], key.shape[2], dtype=torch.bool).tril()
     mask = attn_mask.expand(len(query), -1, -1, -1)
     (q, dq), (k, dk), (v, dv) = (_parts(x) for x in (query, key, value))
     scale = q.shape[-1] ** -0.5 if scale is None else scale
@@ -77,9 +56,8 @@ def _in_blocks(
             rows = slice(start, start + QUERIES)
             seen = mask[b, :, rows]
             keys = seen.flatten(0, 1).any(0).nonzero().squeeze(1)
-            scores = (q[b, :, rows] @ k[b, :, keys].mT).masked_fill_(
-                ~seen[..., keys], torch.finfo(q.dtype).min
-            )
+            low = torch.finfo(q.dtype).min
+            scores = (q[b, :, rows] @ k[b, :, keys].mT).masked_fill_(~seen[..., keys], low)
             probs = scores.softmax(-1)
             dprobs = probs * (dq[b, :, rows] @ dk[b, :, keys].mT)
             dprobs -= probs * dprobs.sum(-1, keepdim=True)

@@ -325,7 +325,7 @@ def test_tied_weights_go_by_either_name():
         ({}, "at least one"),
         (
             {"model.norm.weigth": torch.zeros(32)},
-            "unknown parameter of the direction 'model.norm.weigth': did you mean 'model.norm.weight'",
+            "unknown parameter of the direction 'model.norm.weigth': did you mean 'model.norm.",
         ),
         ({"model.norm.weight": torch.zeros(31)}, r"shape \(32,\), got \(31,\)"),
         ({"model.norm.weight": torch.full((32,), torch.nan)}, "must be finite"),

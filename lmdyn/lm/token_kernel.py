@@ -1,6 +1,7 @@
 """K between token positions: what position l of an update does to position m of an observation."""
 
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -30,17 +31,15 @@ def token_kernel(
     """The exact blocks K_ml = J_m(χ_o) J_l(χ_u)ᵀ of the empirical NTK between token positions.
 
     J_m is the Jacobian of the logits at position m, those that predict token m + 1, with respect
-    to all parameters with ``requires_grad``. Meant for models of about a million parameters and a
-    vocabulary of about a thousand: a position of the update costs as many backward and
-    forward-mode passes as the model is wide, a hundred or so.
+    to all parameters with ``requires_grad``. Meant for models of about a million parameters: a
+    position of the update costs as many backward and forward-mode passes as the model is wide.
 
     Args:
         model: a Hugging Face causal language model whose output layer is linear. It stays as it is.
-        ids_o: the tokens of the observed sequence χ_o, prompt and response.
-        ids_u: the tokens of the update χ_u; those of ``ids_o`` if not given.
-        positions_o: M positions of ``ids_o``, counted from 0; all if not given. A response that
-            begins at token n is predicted from position n − 1 on.
-        positions_u: L positions of ``ids_u``.
+        ids_o, ids_u: the tokens of the observed sequence χ_o, prompt and response, and of the
+            update χ_u, the same if not given.
+        positions_o, positions_u: M and L positions in them, counted from 0; all if not given. A
+            response that begins at token n is predicted from position n − 1 on.
         norms: the Frobenius norms ‖K_ml‖_F alone, without holding K.
         memory: bytes that the result may take.
 
@@ -97,10 +96,9 @@ def token_influence(
 
     Args:
         model, ids_o, ids_u: as in `token_kernel`.
-        positions_o: M positions of ``ids_o``; all but the last if not given.
-        positions_u: L positions of ``ids_u``, each with a token after it to learn.
-        vocab: the change at m of the whole vocabulary instead of that of token m + 1. This takes a
-            backward and a forward-mode pass for each l, and a few times the weights in memory.
+        positions_o, positions_u: M and L positions with a token after them; all if not given.
+        vocab: the change at m of the whole vocabulary instead of that of token m + 1, by a
+            backward and a forward-mode pass for each l. Memory: a few times the weights.
 
     Returns:
         (M, L), or (M, L, V) with ``vocab``: nats per unit learning rate.
@@ -123,13 +121,11 @@ def token_influence(
     with undisturbed(model), torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
         z_o, (z_u, pull) = o.logits(weights), vjp(u.logits, weights)
         g = z_u.softmax(-1) - one_hot(u.ids[u.positions + 1], z_u.shape[-1])
-
-        def change(place: Tensor) -> Tensor:
-            """(M, V), by the step on one l, one-hot (L,)."""
+        found = []
+        for place in torch.eye(len(g)).to(g):
             (step,) = pull(place.unsqueeze(1) * g)
-            return -log_softmax_jvp(z_o, jvp(o.logits, (weights,), (step,))[1])
-
-        return _each(change, torch.eye(len(g)).to(g), weights).transpose(0, 1)
+            found.append(-log_softmax_jvp(z_o, jvp(o.logits, (weights,), (step,))[1]))
+        return torch.stack(found, 1)
 
 
 class _Positions:
@@ -140,20 +136,18 @@ class _Positions:
             learned(model)
         ids = torch.as_tensor(ids, device=model.device)
         vocabulary = len(model.get_input_embeddings().weight)
-        context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-        fits = ids.ndim == 1 and 0 < len(ids) <= (context or len(ids))
+        most = getattr(model.config.get_text_config(), "max_position_embeddings", None) or math.inf
+        fits = ids.ndim == 1 and 0 < len(ids) <= most
         if not fits or ids.is_floating_point() or ids.min() < 0 or ids.max() >= vocabulary:
             raise ValueError(
-                f"ids_{side} must be the tokens of one sequence, (T,) in 0 … {vocabulary - 1}, of "
-                f"which the model reads {context}; got {tuple(ids.shape)}: {ids.tolist()}"
+                f"ids_{side} must be the tokens of one sequence, up to {most} in "
+                f"0 … {vocabulary - 1}, got {tuple(ids.shape)}: {ids.tolist()}"
             )
         known = range(len(ids) - labels)
         positions = [int(p) for p in (known if positions is None else positions)]
         if not positions or not {*positions} <= {*known}:
-            why = ", as there is no token after the last" * labels
-            raise ValueError(
-                f"positions_{side} must be some of 0 … {len(known) - 1}{why}; got {positions}"
-            )
+            some = f"0 … {len(known) - 1}" + ", as there is no token after the last" * labels
+            raise ValueError(f"positions_{side} must be some of {some}; got {positions}")
         self.ids, self.positions = ids.long(), torch.tensor(positions, device=ids.device)
         self.states = Reweighted(model, self._states).at  # weights → (P, d), the hidden states
         self.logits = Reweighted(model, lambda m: head(m)(self._states(m))).at  # → (P, V)
@@ -184,7 +178,8 @@ def _blocks(model, o: _Positions, u: _Positions) -> Iterator[Tensor]:
     learns, shifts = (p is not None and p.requires_grad for p in (layer.weight, layer.bias))
     h_o, h_u = o.states(weights), u.states(weights)
     pull = vjp(u.states, weights)[1] if weights else None
-    rows = None if table is None else _rows_read(o, table, w)
+    # As many steps are taken together as fit.
+    together = max(1, HELD_BYTES // (1 + sum(weight.nbytes for weight in weights.values())))
 
     def by_unit(unit: Tensor, place: Tensor) -> Tensor:
         """(M, V), by the step on a hidden unit, one-hot (d,), at l, one-hot (L,)."""
@@ -197,13 +192,15 @@ def _blocks(model, o: _Positions, u: _Positions) -> Iterator[Tensor]:
         step = {table: row.unsqueeze(1) * state}
         return jvp(o.states, ({table: w},), (step,))[1] @ w.T
 
+    rows = None if table is None else _rows_read(o, table, w)
+    units = torch.eye(w.shape[1]).to(w)
     for place, state in zip(torch.eye(len(h_u)).to(h_u), h_u, strict=True):
         k = torch.diag_embed((learns * (h_o @ state) + shifts).unsqueeze(1).expand(-1, len(w)))
         if weights:
-            moved = _each(by_unit, torch.eye(len(state)).to(w), weights, place)
+            moved = vmap(by_unit, (0, None), chunk_size=together)(units, place)
             k += torch.einsum("dmv,wd->mvw", moved, w)
-        if rows is not None:
-            moved = _each(by_row, one_hot(rows, len(w)).to(w), {table: w}, state)
+        if table is not None:
+            moved = vmap(by_row, (0, None), chunk_size=together)(one_hot(rows, len(w)).to(w), state)
             k[:, :, rows] += moved.permute(1, 2, 0)
         yield k
 
@@ -213,10 +210,3 @@ def _rows_read(o: _Positions, table: str, w: Tensor) -> Tensor:
     states, pull = vjp(o.states, {table: w})
     some = torch.randn(states.shape, generator=torch.Generator().manual_seed(0))
     return pull(some.to(states))[0][table].any(1).nonzero().squeeze(1)
-
-
-def _each(function: Callable, rows: Tensor, weights: dict[str, Tensor], *fixed: Tensor) -> Tensor:
-    """``function(row, *fixed)`` for each row, as many together as steps of ``weights`` fit."""
-    together = HELD_BYTES // (1 + sum(weight.nbytes for weight in weights.values()))
-    in_axes = (0, *[None] * len(fixed))
-    return vmap(function, in_axes, chunk_size=max(1, together))(rows, *fixed)

@@ -9,7 +9,7 @@ from lmdyn import losses
 from lmdyn.lm.data import ProbeSet, as_probes, with_all
 from lmdyn.lm.forward import bar, check_fits, undisturbed
 from lmdyn.lm.influence._gradients import Block, Gradients, inner_products
-from lmdyn.lm.tokens import Encoded, Format, encode
+from lmdyn.lm.tokens import Format, encode
 
 
 def influence(
@@ -39,21 +39,17 @@ def influence(
         tokenizer: its tokenizer.
         updates: N_u rows to learn from, with the responses that the loss reads.
         probes: N_o rows to observe.
-        loss: a name of `lmdyn.losses`, or a loss. A row's loss is as `Loss.value` has it, for
-            "sft" −log π(y+|x), summed over tokens.
+        loss: a name of `lmdyn.losses`, or a loss: of a row, as `Loss.value` has it.
         types: the R response types to observe, in this order; those of ``probes`` if not given.
         by_response: keep apart what each of the S responses that the loss reads does, in the order
-            of ``loss.responses``. For a preference loss these are the pull of y+ and the push of
-            y−, −c⟨∇_θ log π(y_u), ∇_θ log π(y_o)⟩ with its coefficient c; together they are what
-            the whole loss does.
+            of ``loss.responses``: −c⟨∇_θ log π(y_u), ∇_θ log π(y_o)⟩ with its coefficient c, for a
+            preference loss the pull of y+ and the push of y−.
         format: how the texts become tokens; each probe set's own if not given.
         ref: for a loss with a reference model: response name → (N_u,) log-probs under it, nats.
             The model's own if not given, as at the start of a finetuning run.
-        memory: bytes of activations to hold, up to three quarters of them for updates, the rest
-            for probes. What does not fit is taken in blocks; for each block of updates all probes
-            are passed through the model again.
-        progress: True and False show and hide the progress bar; None shows it for work of more
-            than ten seconds.
+        memory: bytes of activations to hold, up to three quarters of them for updates. What does
+            not fit is taken in blocks; for each block of updates all probes pass the model again.
+        progress: whether to show a bar; None shows it for work of more than ten seconds.
 
     Returns:
         (N_u, N_o, R) float64, nats per unit learning rate; NaN where a row lacks the type.
@@ -69,63 +65,53 @@ def influence(
         >>> rows = load_probes("world", types=["chosen", "rejected"], limit=8)  # doctest: +SKIP
         >>> influence(model, tokenizer, rows[:4], rows[4:]).shape  # doctest: +SKIP
         (4, 4, 2)
-        >>> dpo = {"loss": "dpo", "by_response": True}
-        >>> influence(model, tokenizer, rows[:4], rows[4:], **dpo).shape  # doctest: +SKIP
-        (4, 2, 4, 2)
     """
     loss = losses.get(loss)
     reader = f"the loss {type(loss).__name__}"
     updates = with_all(as_probes(updates, format=format), loss.responses, reader, "updates")
     probes = as_probes(probes, types, format)
     ours, theirs = encode(tokenizer, updates), encode(tokenizer, probes)
-    names = loss.responses, probes.types
-    logps, products = gradient_products(model, ours, theirs, *names, memory, progress)
+    logps, products = gradient_products(
+        model, ours, theirs, loss.responses, probes.types, memory, progress
+    )
     own = {name: torch.from_numpy(logps[:, i]) for i, name in enumerate(loss.responses)}
     lengths = {name: torch.tensor([len(e.responses[name]) for e in ours]) for name in own}
     given = {n: torch.as_tensor(x, dtype=torch.float64) for n, x in (ref or own).items()}
-    coefficients = loss.coefficients(own, given, lengths)
-    c = np.stack([coefficients[name].numpy() for name in own], 1)
-    parts = -c[:, :, None, None] * products
+    c = torch.stack([*loss.coefficients(own, given, lengths).values()], 1)
+    parts = -c.numpy()[:, :, None, None] * products
     return parts if by_response else parts.sum(1)
 
 
-def gradient_products(
-    model,
-    ours: Sequence[Encoded],
-    theirs: Sequence[Encoded],
-    names: Sequence[str],
-    types: Sequence[str],
-    memory: float = 8e9,
-    progress: bool | None = None,
-) -> tuple[np.ndarray, np.ndarray]:
+def gradient_products(model, ours, theirs, names, types, memory=8e9, progress=None):
     """log π of the responses ``names`` of ours, (N_u, S), and ⟨∇ log π(y_u), ∇ log π(y_o)⟩.
 
-    The latter is (N_u, S, N_o, R), NaN where a row of theirs lacks the type.
+    Both sides are `Encoded` rows. The products are (N_u, S, N_o, R), NaN where a row of theirs
+    lacks the type.
     """
     check_fits(model, ours)
     check_fits(model, theirs)
-    logps = np.full(len(ours) * len(names), np.nan)
-    products = np.full((len(logps), len(theirs) * len(types)), np.nan)
-    total = len(logps) * sum(len(e.responses) for e in theirs)
+    logps = np.empty((len(ours), len(names)))
+    products = np.full((*logps.shape, len(theirs), len(types)), np.nan)
+    pairs = products.reshape(logps.size, -1)
+    total = len(pairs) * sum(len(e.responses) for e in theirs)
     with undisturbed(model), bar("influence", "pair", progress, total) as shown:
         gradients = Gradients(model, [*ours, *theirs])
         for u in gradients.blocks(ours, 0.75 * memory):
             at_u = _places(u, names, "updates")
-            logps[at_u] = u.logps
+            logps.flat[at_u] = [*u.logps.values()]
             for o in gradients.blocks(theirs, memory - u.nbytes):
                 found = inner_products(u, o).numpy()
-                products[np.ix_(at_u, _places(o, types, "probes"))] = found
+                pairs[np.ix_(at_u, _places(o, types, "probes"))] = found
                 shown.update(found.size)
-    shape = len(ours), len(names)
-    return logps.reshape(shape), products.reshape(*shape, len(theirs), len(types))
+    return logps, products
 
 
 def _places(block: Block, names: Sequence[str], what: str) -> list[int]:
     """Where its responses stand in (rows · names,), after a check that they can be used."""
-    for (row, name), logp in zip(block.responses, block.logps, strict=True):
+    for (row, name), logp in block.logps.items():
         if not np.isfinite(logp):
             raise ValueError(
                 f"{what}[{row}]: log π of {name!r} is {logp}: the model's weights or its precision "
                 "cannot be used"
             )
-    return [row * len(names) + names.index(name) for row, name in block.responses]
+    return [row * len(names) + names.index(name) for row, name in block.logps]

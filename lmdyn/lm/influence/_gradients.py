@@ -14,7 +14,6 @@ many pairs. Half-precision factors are multiplied in float32.
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -23,59 +22,36 @@ from torch import Tensor, nn
 from lmdyn.checks import trainable
 from lmdyn.kernel.trace import Call, dots, record
 from lmdyn.lm import forward
-from lmdyn.lm.forward import Batch
 from lmdyn.lm.tokens import Encoded
 
-# Tokens of one forward and backward pass, padding included: what autograd keeps meanwhile is
-# several times what stays.
-PASS_TOKENS = 512
-# Bytes of the gradients that are formed at a time.
-SLAB_BYTES = 2**25
-# Operations that the elementwise product of an entry costs, in the choice between the two ways.
-ELEMENTWISE = 16
+PASS_TOKENS = 512  # in one pass, padding included: it keeps several times what stays
+SLAB_BYTES = 2**25  # of the gradients that are formed at a time
+ELEMENTWISE = 16  # operations that an entry's elementwise product costs, in the choice of a way
 
 
 class Use(NamedTuple):
     """A use of a parameter (n, m) in one pass over some responses, T tokens in all.
 
     A gradient that is formed already counts as a table, each of whose rows is read once.
-
-    Attributes:
-        whose: (T,) numbers of the responses, ascending, on the CPU.
-        left: (T, n), or (T,) rows of a table, which stand for one-hot vectors.
-        right: (T, m).
     """
 
-    whose: Tensor
-    left: Tensor
-    right: Tensor
+    whose: Tensor  # (T,) numbers of the responses, ascending, on the CPU
+    left: Tensor  # (T, n), or (T,) rows of a table, which stand for one-hot vectors
+    right: Tensor  # (T, m)
 
 
-@dataclass
 class Block:
-    """What is kept of S responses.
+    """What is kept of S responses."""
 
-    Attributes:
-        responses: (row, type) of each.
-        logps: log π(y|x) of each, nats.
-        uses: parameter → its uses.
-        storages: the memory that they take, address → bytes.
-    """
-
-    responses: list[tuple[int, str]] = field(default_factory=list)
-    logps: list[float] = field(default_factory=list)
-    uses: dict[Tensor, list[Use]] = field(default_factory=lambda: defaultdict(list))
-    storages: dict[int, int] = field(default_factory=dict)
+    def __init__(self):
+        self.logps: dict[tuple[int, str], float] = {}  # (row, type) of each → its log π(y|x), nats
+        self.uses: dict[Tensor, list[Use]] = defaultdict(list)  # of each parameter
+        self.nbytes = 0  # that the uses take
 
     def keep(self, param: Tensor, whose: Tensor, left: Tensor, right: Tensor) -> None:
         """Add a `Use`."""
         self.uses[param].append(Use(whose, left, right))
-        for storage in (left.untyped_storage(), right.untyped_storage()):
-            self.storages[storage.data_ptr()] = storage.nbytes()
-
-    @property
-    def nbytes(self) -> int:
-        return sum(self.storages.values())
+        self.nbytes += left.nbytes + right.nbytes
 
 
 class Gradients:
@@ -92,34 +68,28 @@ class Gradients:
         self.params = [*trainable(model).values()]
         self.head = forward.head(model) if forward.head_is_last(model) else None
         self.generic: set[Tensor] = set()
-        some = [e for e in encoded if e.responses]
-        self._compare(
-            [
-                Encoded(e.prompt[-n:], {"sample": next(iter(e.responses.values()))[:n]})
-                for e, n in ((some[0], 5), (some[-1], 3))
-            ]
-        )
+        some = [(e.prompt, *e.responses.values()) for e in encoded if e.responses]
+        pair = ((*some[0][:2], 5), (*some[-1][:2], 3))
+        self._compare([Encoded(prompt[-n:], {"": ids[:n]}) for prompt, ids, n in pair])
 
     def blocks(self, encoded: Sequence[Encoded], limit: float) -> Iterator[Block]:
-        """All responses, in blocks that hold about ``limit`` bytes, or one pass at least."""
-        block, grown = Block(), 0
+        """All responses, in blocks that end with the pass that reaches ``limit`` bytes."""
+        block = Block()
         tokens = 1 if self.generic else PASS_TOKENS  # generic gradients come one by one anyway
         for batch in self._pack(encoded, tokens):
-            if block.responses and block.nbytes + grown > limit:
+            self._add(block, batch)
+            if block.nbytes >= limit:
                 yield block
                 block = Block()
-            before = block.nbytes
-            self._add(block, batch)
-            grown = block.nbytes - before
-        if block.responses:
+        if block.logps:
             yield block
 
-    def _pack(self, encoded: Sequence[Encoded], tokens: int = PASS_TOKENS) -> Iterator[Batch]:
+    def _pack(self, encoded, tokens: int = PASS_TOKENS) -> Iterator[forward.Batch]:
         return forward.pack(encoded, tokens=tokens, shared=False, device=self.model.device)
 
     @torch.enable_grad()
-    def _add(self, block: Block, batch: Batch) -> None:
-        first = len(block.responses)
+    def _add(self, block: Block, batch: forward.Batch) -> None:
+        first = len(block.logps)
         seen = record(lambda: self._logps(batch), set(self.params) - self.generic)
         logps = seen.output
         if not logps.requires_grad:
@@ -144,10 +114,9 @@ class Gradients:
                 grad = widen(grad).reshape(_as_matrix(param))
                 rows = torch.arange(len(grad), device=grad.device)
                 block.keep(param, torch.full((len(grad),), number), rows, grad)
-        block.responses += batch.responses
-        block.logps += logps.tolist()
+        block.logps |= zip(batch.responses, logps.tolist(), strict=True)
 
-    def _logps(self, batch: Batch) -> Tensor:
+    def _logps(self, batch: forward.Batch) -> Tensor:
         """(B,): log π(y|x) of each sequence."""
         if self.head is None:
             logits = forward.full_logits(self.model, batch)
@@ -155,7 +124,7 @@ class Gradients:
             logits = self.head(forward.hidden(self.model, batch, tell_positions=True))
         return torch.stack(list(batch.sum(forward.token_logps(logits, batch)).values()))
 
-    def _whose(self, call: Call, batch: Batch) -> Tensor | None:
+    def _whose(self, call: Call, batch: forward.Batch) -> Tensor | None:
         """(R,) on the CPU, whose each row of a call's output is; None if that cannot be told.
 
         Padding has no gradient, so it may count as its sequence's.
@@ -171,11 +140,8 @@ class Gradients:
         return None
 
     def _compare(self, sample: Sequence[Encoded]) -> None:
-        """Make those parameters generic whose gradients differ from those of plain autograd.
-
-        One sum over the two rows is enough, as their factors differ.
-        """
-        together, factors = Block(), (1, -2)
+        """Make those parameters generic whose gradients differ from those of plain autograd."""
+        together, factors = Block(), (1, -2)  # which tell the rows apart in one sum
         (batch,) = self._pack(sample)
         self._add(together, batch)
         with torch.enable_grad():
@@ -227,7 +193,7 @@ def _as_matrix(param: Tensor) -> tuple[int, int]:
 
 def inner_products(u: Block, o: Block) -> Tensor:
     """(S_u, S_o): ⟨∇ log π(y_u), ∇ log π(y_o)⟩ over all parameters, in float64."""
-    s, r = len(u.responses), len(o.responses)
+    s, r = len(u.logps), len(o.logps)
     total = torch.zeros(s, r, dtype=torch.float64)
     for param in (p for p in u.uses if p in o.uses):
         ours, theirs, (n, m) = u.uses[param], o.uses[param], _as_matrix(param)
@@ -249,7 +215,7 @@ def _tokens(uses: Sequence[Use]) -> tuple[int, int]:
     return sum(len(x.left) for x in uses), sum(len(x.left) for x in uses if x.left.ndim == 2)
 
 
-def _add_by_tokens(total: Tensor, ours: Sequence[Use], theirs: Sequence[Use]) -> None:
+def _add_by_tokens(total: Tensor, ours, theirs) -> None:
     for ndim in {use.left.ndim for use in theirs}:
         same = (use for use in theirs if use.left.ndim == ndim)
         whose, left, right = (widen(torch.cat(parts)) for parts in zip(*same, strict=True))
@@ -260,15 +226,11 @@ def _add_by_tokens(total: Tensor, ours: Sequence[Use], theirs: Sequence[Use]) ->
         total.index_add_(1, whose.to(sums.device), sums)
 
 
-def _add_by_gradients(
-    total: Tensor, ours: Sequence[Use], theirs: Sequence[Use], n: int, m: int
-) -> None:
+def _add_by_gradients(total: Tensor, ours, theirs, n: int, m: int) -> None:
     slab = max(1, SLAB_BYTES // (sum(total.shape) * m * total.itemsize))
     for start in range(0, n, slab):
         rows = range(start, min(start + slab, n))
-        a, b = (
-            _form(side, s, rows, m) for side, s in zip((ours, theirs), total.shape, strict=True)
-        )
+        a, b = _form(ours, len(total), rows, m), _form(theirs, total.shape[1], rows, m)
         total.addmm_(a, b.T)
 
 

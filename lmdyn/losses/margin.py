@@ -67,8 +67,8 @@ class Hinge(Relative, name="hinge"):
 class Robust(Relative, name="robust"):
     """[−(1−ε) log σ(βh) + ε log σ(−βh)] / (1 − 2ε): DPO debiased for flipped labels.
 
-    c+ = −β[(1−ε)σ(−βh) + εσ(βh)] / (1 − 2ε) = −c−: no margin stops it. Chowdhury, Kini and Natarajan
-    2024, arXiv 2403.00409. TRL's ``robust``, with the ε that it recommends.
+    c+ = −β[(1−ε)σ(−βh) + εσ(βh)] / (1 − 2ε) = −c−: no margin stops it. Chowdhury, Kini and
+    Natarajan 2024, arXiv 2403.00409. TRL's ``robust``, with the ε that it recommends.
     """
 
     label_smoothing: float = within(0, 0.5, "[)", default=0.1)  #: ε, the share of flipped labels

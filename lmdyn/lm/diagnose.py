@@ -71,7 +71,7 @@ class Diagnosis:
         return np.argsort(self.held_out, kind="stable")
 
     def rows(self) -> list[dict]:
-        """One dict a pair, in `order`: ``row`` is its number among those that were given."""
+        """One dict a pair, in `order`; ``row`` is its number in those that were given."""
         *names, _ = (f.name for f in fields(self))
         flags, found = self.flags, []
         for i in self.order:

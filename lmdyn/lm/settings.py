@@ -1,7 +1,7 @@
 """The settings of a run, and what follows for each update."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
@@ -69,6 +69,14 @@ class Plan(Settings):
     """What every update of a run on ``n_rows`` rows does, known before it starts."""
 
     n_rows: int
+
+    @classmethod
+    def of(cls, n_rows: int, **settings) -> "Plan":
+        """The plan for so many rows; ValueError for an unknown setting, with the nearest name."""
+        for name, value in settings.items():
+            check_known("setting", name, [field.name for field in fields(Settings)])
+            settings[name] = value.item() if isinstance(value, np.generic) else value
+        return cls(n_rows=n_rows, **settings)
 
     @property
     def per_epoch(self) -> int:

@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack, nullcontext
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
@@ -17,13 +17,13 @@ from torch.nn.utils import clip_grad_norm_
 from tqdm import tqdm
 
 from lmdyn import losses
-from lmdyn.checks import check_different, check_known, check_same_vocabulary, trainable
+from lmdyn.checks import check_different, check_same_vocabulary, trainable
 from lmdyn.lm.checkpoint import RunFolder, fingerprint, fingerprint_model
 from lmdyn.lm.data import ProbeSet, as_probes, with_all
 from lmdyn.lm.forward import LogProbs, evaluating, head
 from lmdyn.lm.processes import is_sharded, place, together, whole
 from lmdyn.lm.records import environment
-from lmdyn.lm.settings import OPTIMIZERS, Plan, Settings
+from lmdyn.lm.settings import OPTIMIZERS, Plan
 from lmdyn.lm.tokens import encode
 from lmdyn.lm.trajectory import Recorder, Trajectory
 
@@ -70,11 +70,7 @@ def finetune(
     """
     loss = losses.get(loss)
     rows, probes = as_probes(rows), None if probes is None else as_probes(probes)
-    settings |= {"epochs": epochs, "lr": lr, "batch_size": batch_size}
-    for name, value in settings.items():
-        check_known("setting", name, [field.name for field in fields(Settings)])
-        settings[name] = value.item() if isinstance(value, np.generic) else value
-    plan = Plan(n_rows=len(rows), **settings)
+    plan = Plan.of(len(rows), epochs=epochs, lr=lr, batch_size=batch_size, **settings)
     _check(model, loss, plan, probes, ref, out, resume)
     learner = _Learner(model, tokenizer, rows, loss, plan)
     recorder, meta, start = Recorder(probes), _meta(learner, probes, ref), 0

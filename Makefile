@@ -12,7 +12,7 @@ help:
 	@echo "make book        run every chapter afresh, cell by cell, and build the pages in _build/html"
 	@echo "make preview     build the pages alone, from the outputs that are committed"
 	@echo "make test        all tests and docstring examples"
-	@echo "make test-fast   those that take a minute together, for every save"
+	@echo "make test-fast   those of the library that take a minute together, for every save"
 	@echo "make notebooks   run the notebooks in place, as they are committed"
 	@echo "make lint        style and formatting, notebooks included"
 	@echo "make benchmark   timings, as ratios"
@@ -32,7 +32,7 @@ test: $(READY)
 	$(SIDE_BY_SIDE) $(BIN)/python -m pytest -n auto --dist loadscope tests lmdyn
 
 test-fast: $(READY)
-	$(SIDE_BY_SIDE) $(BIN)/python -m pytest -n auto --dist loadscope -m "not slow" tests lmdyn
+	$(SIDE_BY_SIDE) $(BIN)/python -m pytest -n auto --dist loadscope -m "not slow" --ignore=tests/book tests lmdyn
 
 notebooks: $(READY)
 	$(BIN)/python book/execute.py

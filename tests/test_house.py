@@ -86,6 +86,7 @@ def test_the_library_never_imports_the_book():
                 assert not {name.split(".")[0] for name in names[:1]} & ours, file
 
 
+@pytest.mark.slow
 def test_importing_lmdyn_needs_torch_and_numpy_alone():
     heavy = {"IPython", "accelerate", "datasets", "gguf", "ipywidgets", "matplotlib", "mlxtend"}
     heavy |= {"omegaconf", "openai", "pandas", "scipy", "transformers"}

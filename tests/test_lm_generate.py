@@ -32,6 +32,7 @@ RECURRENT = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", RECURRENT)
 def test_greedy_does_not_depend_on_the_batch_where_padding_is_read(family):
     with torch.random.fork_rng(), torch.no_grad():

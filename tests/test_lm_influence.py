@@ -261,6 +261,7 @@ class Largest(TorchDispatchMode):
         return out
 
 
+@pytest.mark.slow
 def test_no_gradient_over_all_parameters_is_held(monkeypatch):
     model, tokenizer = tiny("llama")
     monkeypatch.setattr(_gradients, "SLAB_BYTES", 10_000)

@@ -66,6 +66,7 @@ def test_rounds_are_runs_on_fresh_pairs_against_the_model_of_the_round():
     assert stays.log["loss"][3] != done.log["loss"][3]
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_with_the_pairs_that_it_had(tmp_path, monkeypatch):
     whole, model = run(out=tmp_path / "whole")
     out = tmp_path / "stopped"

@@ -221,6 +221,7 @@ def test_extended_rows_begin_alike():
     assert [(row["prompt"], row["chosen"]) for row in found] == said
 
 
+@pytest.mark.slow
 def test_rounds_are_those_of_finetune_on_policy(tmp_path):
     changes = ["stages.1.rounds=2", "stages.1.max_new_tokens=4", "stages.1.max_steps=1"]
     recipe, out = quick("tiny-on-policy", *changes, "stages.0.max_steps=1"), tmp_path / "run"

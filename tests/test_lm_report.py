@@ -98,6 +98,7 @@ def evil(tmp_path_factory):
     return folder, whole, page_of(folder, drawn=True, **options)
 
 
+@pytest.mark.slow
 def test_tables_are_those_of_the_trajectory(evil):
     _, whole, page = evil
     for split, end in ((None, ""), ("train", ", train"), ("test", ", held-out")):
@@ -120,6 +121,7 @@ def test_tables_are_those_of_the_trajectory(evil):
     assert page.table("Surroundings", "2-dpo") == around
 
 
+@pytest.mark.slow
 def test_a_squeeze_is_told_with_its_numbers_and_remedies(evil):
     _, whole, page = evil
     told = page.sections["2-dpo"]
@@ -218,6 +220,7 @@ def parts(mass):
     return [*(f"{mean:.3f}" for mean in means), f"{(mass.squeeze[of] > 0).mean():.0%}"]
 
 
+@pytest.mark.slow
 def test_models_before_and_after(evil):
     folder, _, page = evil
     assert "tiny, the model that the run began with" in page.words
@@ -230,6 +233,7 @@ def test_models_before_and_after(evil):
     assert "by the model before the run" in page.words
 
 
+@pytest.mark.slow
 def test_one_model_is_called_what_it_is(evil, tmp_path):
     run = evil[0] / "1-<b>sft"
     options = {"rows": evil[0] / "pairs.jsonl", "out": tmp_path / "page.html", "device": "cpu"}
@@ -243,6 +247,7 @@ def test_one_model_is_called_what_it_is(evil, tmp_path):
     assert "some of the rows have no rejected response" in other.words
 
 
+@pytest.mark.slow
 def test_models_need_rows_and_rows_a_model(tmp_path, evil):
     trajectory().save(tmp_path / "trajectory")
     with pytest.raises(ValueError, match="a model without rows: pass --rows"):
@@ -279,6 +284,7 @@ def test_the_folder_of_a_trainer_with_an_adapter(evil, tmp_path):
     assert "an adapter merged into tiny" in inner.words
 
 
+@pytest.mark.slow
 def test_page_is_self_contained_and_nothing_in_a_run_becomes_part_of_it(evil):
     _, _, page = evil
     assert not page(["script", "img", "b", "iframe"])

@@ -55,12 +55,14 @@ def test_frozen_parameters_do_not_count(kept):
     check(model)
 
 
+@pytest.mark.slow
 def test_a_bias_of_the_output_layer():
     model = small("llama", num_hidden_layers=1)
     model.lm_head.bias = nn.Parameter(torch.randn(24, dtype=torch.float64))
     check(model)
 
 
+@pytest.mark.slow
 def test_steps_one_by_one_give_the_same(monkeypatch):
     model, at = small("llama", num_hidden_layers=1), {"positions_o": AT_O, "positions_u": [3]}
     both = token_kernel, token_influence
@@ -83,6 +85,7 @@ class Odd(nn.Module):
         return plain + (x @ self.table.weight.T).sum(-1, keepdim=True)
 
 
+@pytest.mark.slow
 def test_unusual_uses():
     model = small("llama")
     first, second = model.model.layers

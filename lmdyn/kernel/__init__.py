@@ -91,6 +91,8 @@ def _jvp(model: nn.Module, params: dict, step: dict, x: Tensor) -> Tensor:
     primals = {name: p.detach() for name, p in params.items()}
     try:
         z, dz = torch.func.jvp(lambda p: functional_call(model, p, (x,)), (primals,), (step,))
+    except torch.cuda.OutOfMemoryError:
+        raise
     except (NotImplementedError, RuntimeError):
         # Some operations have no forward mode: differentiate the backward pass instead.
         z = model(x)

@@ -256,7 +256,7 @@ def _collect(model, tokenizer, probes, passes, change, vocab, tokens, progress) 
             for target, *parts in zip(*chunks, strict=True):
                 moved = change(*map(logits_of.at, passes, parts))
                 labels.append(moved.gather(1, target.unsqueeze(1)).squeeze(1))
-                full += [moved.cpu()] * vocab
+                full += [moved.cpu()] if vocab else []
             terms = torch.cat(labels).double()
             _check_finite(terms, batch, "the step is too large")
             for (row, name), term in batch.split(terms.cpu()).items():

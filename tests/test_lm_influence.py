@@ -18,7 +18,7 @@ from lmdyn.lm.tokens import Format, encode
 # float64 on both sides: what is left is the order of summation
 EXACT = {"rtol": 1e-10, "atol": 1e-10}
 ROWS = tiny_rows()
-REF = {"chosen": [-9.0, -20.0, -7.0], "rejected": [-3.0, -18.0, -30.0]}
+REF = {"chosen": [-9.0, -20.0], "rejected": [-3.0, -18.0]}
 
 
 def truth(model, tokenizer, updates, probes, loss="sft", ref=None):
@@ -47,7 +47,7 @@ def truth(model, tokenizer, updates, probes, loss="sft", ref=None):
     return found
 
 
-def check(model, tokenizer, updates=ROWS[:3], probes=ROWS):
+def check(model, tokenizer, updates=ROWS[:2], probes=ROWS):
     expected = truth(model, tokenizer, updates, probes).sum(1)
     np.testing.assert_allclose(influence(model, tokenizer, updates, probes), expected, **EXACT)
     return expected
@@ -69,19 +69,19 @@ def watch_generic(model, monkeypatch):
         yield seen
 
 
-@pytest.mark.parametrize("elementwise", [-1e9, 1e9])  # what makes one of the two ways cheap
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_equals_brute_force(family, tied, elementwise, monkeypatch):
+def test_equals_brute_force(family, tied, monkeypatch):
     model, tokenizer = tiny(family, tie_word_embeddings=tied)
-    monkeypatch.setattr(_gradients, "ELEMENTWISE", elementwise)
     monkeypatch.setattr(_gradients, "SLAB_BYTES", 20_000)  # a few rows of the weights
     expected = truth(model, tokenizer, ROWS[:2], ROWS).sum(1)
-    with watch_generic(model, monkeypatch) as generic:
-        found = influence(model, tokenizer, ROWS[:2], ROWS)
-    np.testing.assert_allclose(found, expected, **EXACT)
-    assert not generic
-    assert np.argwhere(np.isnan(found[0])).tolist() == [[1, 3], [3, 2]]  # what the rows lack
+    assert np.argwhere(np.isnan(expected[0])).tolist() == [[1, 3], [3, 2]]  # what the rows lack
+    for elementwise in (-1e9, 1e9):  # makes one of the two ways cheap
+        monkeypatch.setattr(_gradients, "ELEMENTWISE", elementwise)
+        with watch_generic(model, monkeypatch) as generic:
+            found = influence(model, tokenizer, ROWS[:2], ROWS)
+        np.testing.assert_allclose(found, expected, **EXACT)
+        assert not generic
 
 
 @pytest.mark.parametrize(("tokens", "memory"), [(1, 1), (30, 1), (512, 1e6), (1, 1e9)])
@@ -98,18 +98,19 @@ def test_frozen_parameters_do_not_count(kept):
     model, tokenizer = tiny("qwen2", tie_word_embeddings=False)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(kept in name)
-    expected = check(model, tokenizer, ROWS[:2], ROWS[3:])
+    expected = check(model, tokenizer, ROWS[:1], ROWS[3:])
     model.requires_grad_(True)
-    assert not np.allclose(influence(model, tokenizer, ROWS[:2], ROWS[3:]), expected)
+    assert not np.allclose(influence(model, tokenizer, ROWS[:1], ROWS[3:]), expected)
 
 
 @pytest.mark.parametrize("name, ref", [("dpo", None), ("dpo", REF), ("simpo", None)])
 def test_pull_and_push(name, ref):
     model, tokenizer = tiny("llama")
     loss = losses.get(name, beta=0.05)
-    expected = truth(model, tokenizer, ROWS[:3], ROWS, loss, ref)
-    whole = influence(model, tokenizer, ROWS[:3], ROWS, loss, ref=ref)
-    parts = influence(model, tokenizer, ROWS[:3], ROWS, loss, ref=ref, by_response=True)
+    updates, probes = ROWS[:2], ROWS[1:4]
+    expected = truth(model, tokenizer, updates, probes, loss, ref)
+    whole = influence(model, tokenizer, updates, probes, loss, ref=ref)
+    parts = influence(model, tokenizer, updates, probes, loss, ref=ref, by_response=True)
     np.testing.assert_allclose(parts, expected, **EXACT)
     np.testing.assert_allclose(whole, expected.sum(1), **EXACT)
 
@@ -161,7 +162,7 @@ def test_unusual_uses_take_the_generic_path(function, monkeypatch):
     with watch_generic(model, monkeypatch) as generic:
         influence(model, tokenizer, ROWS[:1], ROWS[:1])
     assert generic == {"model.layers.1.mlp.up_proj.layer.weight", "model.norm.weight"}
-    check(model, tokenizer)
+    check(model, tokenizer, ROWS[:1], ROWS[1:4])
 
 
 def test_layers_used_twice_and_norms_of_heads(monkeypatch):
@@ -222,7 +223,7 @@ def test_what_turns_out_late_is_exact_too(monkeypatch):
     with watch_generic(model, monkeypatch) as generic:
         influence(model, tokenizer, ROWS[:2], ROWS)
     assert generic == {"model.layers.1.mlp.up_proj.layer.weight"}
-    check(model, tokenizer, ROWS[:2], ROWS)
+    check(model, tokenizer)
 
 
 def test_scaled_logits(monkeypatch):
@@ -235,7 +236,7 @@ def test_scaled_logits(monkeypatch):
         return out
 
     monkeypatch.setattr(model, "forward", scaled)
-    check(model, tokenizer, ROWS[:2])
+    check(model, tokenizer)
 
 
 def test_agrees_with_the_prediction_of_a_step():
@@ -267,7 +268,7 @@ def test_no_gradient_over_all_parameters_is_held(monkeypatch):
     monkeypatch.setattr(_gradients, "SLAB_BYTES", 10_000)
     monkeypatch.setattr(_gradients, "PASS_TOKENS", 30)
     with Largest() as largest:
-        influence(model, tokenizer, ROWS[:2], ROWS[2:])
+        influence(model, tokenizer, ROWS[:1], ROWS[3:])
     assert largest.size < sum(p.numel() for p in model.parameters()) / 2
 
 

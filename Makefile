@@ -5,6 +5,8 @@ READY := .venv/.ready
 
 # Tests run side by side, each on one core.
 SIDE_BY_SIDE := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1
+# Besides those marked slow: the book's tests, and those that import all of TRL.
+NOT_FAST := --ignore=tests/book --ignore=tests/test_losses_trl.py
 
 .PHONY: help book preview test test-fast notebooks lint benchmark clean
 
@@ -32,7 +34,7 @@ test: $(READY)
 	$(SIDE_BY_SIDE) $(BIN)/python -m pytest -n auto --dist loadscope tests lmdyn
 
 test-fast: $(READY)
-	$(SIDE_BY_SIDE) $(BIN)/python -m pytest -n auto --dist loadscope -m "not slow" --ignore=tests/book tests lmdyn
+	$(SIDE_BY_SIDE) $(BIN)/python -m pytest -n auto --dist loadscope -m "not slow" $(NOT_FAST) tests lmdyn
 
 notebooks: $(READY)
 	$(BIN)/python book/execute.py

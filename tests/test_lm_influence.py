@@ -144,6 +144,7 @@ class GemmaNorm(nn.Module):
         return self.norm(x) * (1 + self.weight)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "function",
     [
@@ -197,6 +198,7 @@ class Experts(nn.Module):
         return out
 
 
+@pytest.mark.slow
 def test_a_way_that_depends_on_the_data():
     model, tokenizer = tiny("llama")
     torch.manual_seed(0)

@@ -157,6 +157,7 @@ def test_a_direction_may_name_some_parameters(family):
     np.testing.assert_allclose(total, whole.logp, rtol=1e-9)  # it is linear
 
 
+@pytest.mark.slow
 def test_prediction_is_equation_5():
     """−η Σ_l A_m K_ml G_l from the Jacobians of two sequences, with respect to every weight."""
     model, tokenizer = tiny("llama", num_hidden_layers=1, hidden_size=16)

@@ -193,6 +193,7 @@ def test_stages_go_on_from_each_other_as_calls_of_finetune_do(extended):
     assert read(out / "recipe.yaml") == recipe
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_at_the_right_stage_and_only_itself(extended, tmp_path):
     recipe, out, whole, _ = extended
     shutil.copytree(out, tmp_path / "run")
@@ -234,6 +235,7 @@ def test_rounds_are_those_of_finetune_on_policy(tmp_path):
     same_runs(Trajectory.load(out / "1-on-policy" / "trajectory"), found)
 
 
+@pytest.mark.slow
 def test_what_a_later_stage_would_refuse_stops_the_first(tmp_path):
     file, out = tmp_path / "rows.jsonl", tmp_path / "run"
 
@@ -260,6 +262,7 @@ def test_a_blank_response_in_the_papers_files_costs_its_row_alone(monkeypatch):
     assert [row["rejected"] for row in recipe.load(recipe.data)] == ["no"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_checkpointed_activations_give_the_same_run(family, tmp_path):
     """Also with the prompt shared by a mask, and with dropout."""

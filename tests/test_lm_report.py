@@ -5,7 +5,6 @@ import re
 import warnings
 
 import numpy as np
-import peft
 import pytest
 from bs4 import BeautifulSoup
 from transformers import Trainer, TrainingArguments
@@ -264,6 +263,8 @@ def test_the_folder_of_a_trainer_with_an_adapter(evil, tmp_path):
     options = {"max_steps": 2, "logging_steps": 1, "report_to": [], "use_cpu": True}
     args = TrainingArguments(str(tmp_path), **options, disable_tqdm=True, label_names=["labels"])
     options = {"r": 4, "target_modules": ["q_proj", "v_proj"], "init_lora_weights": False}
+    import peft  # takes seconds
+
     with warnings.catch_warnings(action="ignore"):  # peft's own
         model = peft.get_peft_model(model, peft.LoraConfig(**options, task_type="CAUSAL_LM"))
         made = Trainer(model, args=args, train_dataset=data, processing_class=tokenizer)

@@ -47,6 +47,7 @@ def test_equals_brute_force(family, tied):
     check(small(family, tie_word_embeddings=tied, num_hidden_layers=1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kept", ["norm", "embed", "bias", "lm_head", "o_proj"])
 def test_frozen_parameters_do_not_count(kept):
     model = small("qwen2", tie_word_embeddings=False, num_hidden_layers=1)
@@ -94,6 +95,7 @@ def test_unusual_uses():
     check(model)
 
 
+@pytest.mark.slow
 def test_of_a_sequence_with_itself():
     model = small("gpt2", num_hidden_layers=1)
     k = token_kernel(model, IDS_O)

@@ -37,6 +37,7 @@ def test_equals_brute_force(name):
     same(entk_vp(model, x[:2], x, g), torch.einsum("ouij,uj->oi", expected[:2], g))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["batch_norm", "tied", "attention"])
 @pytest.mark.parametrize("bytes_each", [1, 20_000])
 def test_small_chunks_give_the_same(name, bytes_each, monkeypatch):

@@ -84,6 +84,7 @@ def test_equals_brute_force(family, tied, monkeypatch):
         assert not generic
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("tokens", "memory"), [(1, 1), (30, 1), (512, 1e6), (1, 1e9)])
 def test_blocks_give_the_same(tokens, memory, monkeypatch):
     model, tokenizer = tiny("gpt2")
@@ -218,6 +219,7 @@ class SometimesFlipped(nn.Module):
         return self.layer(x) if len(x) < 3 else self.layer(x.transpose(0, 1)).transpose(0, 1)
 
 
+@pytest.mark.slow
 def test_what_turns_out_late_is_exact_too(monkeypatch):
     model, tokenizer = tiny("llama")
     mlp = model.model.layers[1].mlp

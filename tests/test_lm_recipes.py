@@ -359,6 +359,7 @@ def test_operations_are_those_of_the_matrices():
     assert operations(model, stage, size, [], checkpointing=True) == once + 2 * body * fed
 
 
+@pytest.mark.slow
 def test_a_dry_run_tells_updates_memory_and_time(tmp_path):
     """Of a model of which the configuration is there, on rows as long as can be."""
     shape = {"vocab_size": 50304, "num_hidden_layers": 24, "num_attention_heads": 16}

@@ -67,7 +67,7 @@ class Hinge(Relative, name="hinge"):
 class Robust(Relative, name="robust"):
     """[−(1−ε) log σ(βh) + ε log σ(−βh)] / (1 − 2ε): DPO debiased for flipped labels.
 
-        c+ = −β[(1−ε)σ(−βh) + εσ(βh)] / (1 − 2ε) = −c−: no margin stops it. Chowdhury, Kini and
+    c+ = −β[(1−ε)σ(−βh) + εσ(βh)] / (1 − 2ε) = −c−: no margin stops it. Chowdhury, Kini and
     Natarajan 2024, arXiv 2403.00409. TRL's ``robust``, with the ε that it recommends.
     """
 

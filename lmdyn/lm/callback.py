@@ -4,7 +4,6 @@ import time
 import warnings
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,7 @@ import transformers
 from accelerate.utils import gather_object
 
 from lmdyn.checks import check_count
-from lmdyn.lm.checkpoint import fingerprint
+from lmdyn.lm.checkpoint import fingerprint_probes
 from lmdyn.lm.data import ProbeSet, as_probes
 from lmdyn.lm.records import environment
 from lmdyn.lm.squeeze import Alert, squeeze
@@ -79,7 +78,7 @@ class ProbeCallback(transformers.TrainerCallback):
             reporters = ", ".join(args.report_to)
             self._warn(f"pass trainer=trainer for {reporters} to get the logs of ProbeCallback")
         self._file = Path(self.out or Path(args.output_dir) / "lmdyn") / "trajectory"
-        probes = fingerprint([list(self.probes), self.probes.types, asdict(self.probes.format)])
+        probes = fingerprint_probes(self.probes)
         self._meta = {"trainer": type(args).__name__, "every": self.every, "probes": probes}
         self._meta |= environment(args.device)
         if state.global_step:  # a resumed training goes on with the trajectory that it left

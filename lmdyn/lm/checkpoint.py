@@ -12,6 +12,7 @@ Each is written under another name, then renamed; the old checkpoint goes last.
 import hashlib
 import json
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -19,6 +20,7 @@ from accelerate import PartialState
 from torch.distributed.checkpoint import state_dict as states
 
 from lmdyn.checks import check_resumed, differences
+from lmdyn.lm.data import ProbeSet
 from lmdyn.lm.models import no_progress_bar
 from lmdyn.lm.processes import whole
 from lmdyn.lm.records import replacing, write_json
@@ -94,6 +96,11 @@ class RunFolder:
 def fingerprint(things) -> str:
     """A short name for anything JSON can hold: other things, another name."""
     return hashlib.sha256(json.dumps(things, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def fingerprint_probes(probes: ProbeSet | None) -> str | None:
+    """A short name for the rows, the types and the format of a probe set; None for none."""
+    return probes and fingerprint([list(probes), probes.types, asdict(probes.format)])
 
 
 @torch.no_grad()

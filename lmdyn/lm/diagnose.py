@@ -33,9 +33,8 @@ class Diagnosis:
     are of log π, in nats per unit learning rate.
     """
 
-    squeeze: (
-        np.ndarray
-    )  #: (N,) mean ‖π‖² − π_y over the tokens of ``rejected``; above 0 in a valley
+    #: (N,) mean ‖π‖² − π_y over the tokens of ``rejected``; above 0 in a valley
+    squeeze: np.ndarray
     valley: np.ndarray  #: (N,) the share of those tokens that lie in a valley
     own_pull: np.ndarray  #: (N,) what the pull does to the pair's own ``chosen``
     own_push: np.ndarray  #: (N,) and the push
@@ -156,7 +155,7 @@ def diagnose(
 
 def _gradients(logps: Mapping[str, Tensor], weights: Sequence[Tensor]) -> dict[str, Sequence]:
     """Response name → the gradient of its log-prob, weight by weight; a text may miss some."""
-    given = {"allow_unused": True, "materialize_grads": True, "retain_graph": True}
+    given = {"materialize_grads": True, "retain_graph": True}
     return {name: torch.autograd.grad(logp, weights, **given) for name, logp in logps.items()}
 
 

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from lmdyn import losses
 from lmdyn.checks import check_different, check_same_vocabulary, trainable
-from lmdyn.lm.checkpoint import RunFolder, fingerprint, fingerprint_model
+from lmdyn.lm.checkpoint import RunFolder, fingerprint, fingerprint_model, fingerprint_probes
 from lmdyn.lm.data import ProbeSet, as_probes, with_all
 from lmdyn.lm.forward import LogProbs, evaluating, head
 from lmdyn.lm.processes import is_sharded, place, together, whole
@@ -223,7 +223,7 @@ def _meta(learner: _Learner, probes: ProbeSet | None, ref: nn.Module | None) -> 
         "loss": repr(learner.loss),
         **asdict(learner.plan),
         "rows": fingerprint([[row.prompt, row.responses] for row in rows]),
-        "probes": probes and fingerprint([list(probes), probes.types, asdict(probes.format)]),
+        "probes": fingerprint_probes(probes),
         "model": fingerprint_model(model),
         "ref": ref and fingerprint_model(ref),
     }

@@ -219,12 +219,11 @@ class Recorder:
         found = together(model, rows, work, len(self.probes), share)
         new = found | {"steps": step, "examples_seen": examples}
         old = {name: getattr(self._done, name) for name in _OVER_TIME}
+        n_tokens = self._done.n_tokens if len(old["steps"]) else np.float32(found["n_tokens"])
         self._done = replace(
             self._done,
             vocab_size=int(np.nanmax(found["V"])),
-            n_tokens=self._done.n_tokens
-            if len(self._done.steps)
-            else np.float32(found["n_tokens"]),
+            n_tokens=n_tokens,
             **{name: np.append(x, [new[name]], 0).astype(x.dtype) for name, x in old.items()},
         )
         return found

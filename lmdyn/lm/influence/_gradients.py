@@ -107,9 +107,7 @@ class Gradients:
                 _keep(block, call, grad, whose[call], first)
         params = [p for p in self.params if p in self.generic]
         for number, logp in enumerate(logps if params else (), first):
-            grads = torch.autograd.grad(
-                logp, params, retain_graph=True, allow_unused=True, materialize_grads=True
-            )
+            grads = torch.autograd.grad(logp, params, retain_graph=True, materialize_grads=True)
             for param, grad in zip(params, grads, strict=True):
                 grad = widen(grad).reshape(_as_matrix(param))
                 rows = torch.arange(len(grad), device=grad.device)
@@ -147,9 +145,7 @@ class Gradients:
         with torch.enable_grad():
             alone = (self._logps(b) for row in sample for b in self._pack([row]))
             total = sum(factor * logp for factor, logp in zip(factors, alone, strict=True))
-            grads = torch.autograd.grad(
-                total, self.params, allow_unused=True, materialize_grads=True
-            )
+            grads = torch.autograd.grad(total, self.params, materialize_grads=True)
         # A gradient that is zero in exact arithmetic is all rounding: hence the floor.
         floor = 1e-4 * max(float(grad.norm()) for grad in grads)
         for param, grad in zip(self.params, grads, strict=True):

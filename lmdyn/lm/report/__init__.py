@@ -137,9 +137,9 @@ def _judge(trajectory: Trajectory) -> dict:
     pairs = trajectory.values("chosen") + trajectory.values("rejected")
     if (~np.isnan(pairs)).all(0).sum() < 2:
         return verdict
-    stats = (("chosen", "logp"), ("rejected", "logp"), ("chosen", "argmax_logp"))
     for split in list(moved)[::2]:  # all prompts, or else the held-out ones
-        curves = [trajectory.steps, *(trajectory.values(*stat, split) for stat in stats)]
+        read = ("chosen", "rejected", "argmax")
+        curves = [trajectory.steps, *(trajectory.values(name, split=split) for name in read)]
         alerts = [squeeze(*(y[:s] for y in curves)) for s in range(1, n + 1)]
         if any(alerts):
             lasting = [*takewhile(bool, reversed(alerts))][::-1]

@@ -80,13 +80,18 @@ def hh_rows(path):
     ][: N_TRAIN + N_TEST]
     for i, row in enumerate(rows):
         row["split"] = "test" if i % 3 == 2 else "train"
+    answer_others(rows)
+    return as_probes(rows, format=probes.format)
+
+
+def answer_others(rows: list[dict]) -> None:
+    """Draw the answers to other prompts anew, irr_train of those trained on, irr_test held out."""
     for key, split in (("irr_train", "train"), ("irr_test", "test")):
         pool = [row for row in rows if row["split"] == split]
         draw = np.random.default_rng(0)
         for row in rows:
             others = [other for other in pool if other is not row]
             row[key] = others[draw.integers(len(others))]["chosen"]
-    return as_probes(rows, format=probes.format)
 
 
 SFT = {"loss": "sft", "epochs": 6, "lr": 1e-5, "batch_size": 4, "optimizer": "adamw", "clip": 10.0}
@@ -138,9 +143,7 @@ def record(name: str, args) -> Path:
         ref = deepcopy(model)
         run = finetune_on_policy(model, tokenizer, train, rounds=what.rounds, ref=ref, **settings)
     else:
-        rows = train
-        if what.both:  # each rejected response right after its chosen one
-            rows = extend(train)[[k for i in range(len(train)) for k in (i, len(train) + i)]]
+        rows = both(train) if what.both else train
         run = lm.finetune(model, tokenizer, rows, **settings)
     if what.quiet:
         (out / "done").touch()
@@ -158,6 +161,11 @@ def record(name: str, args) -> Path:
         after["mass"].save(HERE / "recorded" / f"{full}-after.npz")
     print(run.summary())
     return _model(out)
+
+
+def both(train):
+    """The paper's extend, each rejected response right after its chosen one."""
+    return extend(train)[[k for i in range(len(train)) for k in (i, len(train) + i)]]
 
 
 def _look(model, tokenizer, probes, what: Record, before=None) -> dict:

@@ -25,6 +25,7 @@ import transformers
 from datasets import Dataset, disable_progress_bars
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
+import kept
 import record
 import world
 from lmdyn import lm
@@ -94,15 +95,7 @@ def main():
         meta["command"] += f" --arms {' '.join(args.arms)}"
     meta["versions"] |= {name: version(name) for name in ("trl", "accelerate", "datasets")}
     meta["settings"] = settings
-    for ending, write in (
-        ("npz", lambda file: np.savez_compressed(file, **arrays)),
-        ("json", lambda file: file.write(json.dumps(meta, indent=1).encode())),
-    ):
-        with (
-            replacing(HERE / "recorded" / f"{args.name}.{ending}") as temporary,
-            temporary.open("wb") as file,
-        ):
-            write(file)
+    kept.write(HERE / "recorded" / args.name, arrays, meta)
 
 
 def trained(model, tokenizer, rows, probe=None, **settings) -> tuple[float, list]:

@@ -9,7 +9,6 @@ it is finished, so that the same command goes on after an interruption.
 
 import argparse
 import copy
-import json
 import sys
 import time
 from dataclasses import dataclass
@@ -18,10 +17,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
+import kept
 import world
 from lmdyn import lm, losses
 from lmdyn.lm.generate import generate
-from lmdyn.lm.records import environment, replacing
+from lmdyn.lm.records import environment
 
 HERE = Path(__file__).parent
 PARTS = HERE.parent / "_runs" / "helps-world"
@@ -210,17 +210,12 @@ def _file(name: str, seed: int) -> Path:
 
 
 def _keep(name: str, seed: int, arrays: dict) -> None:
-    with replacing(_file(name, seed)) as temporary, temporary.open("wb") as file:
-        np.savez_compressed(file, recipe=json.dumps(_recipe(name)), **arrays)
+    kept.keep(_file(name, seed), _recipe(name), arrays)
 
 
 def _kept(name: str, seed: int) -> dict | None:
     """What a finished run recorded, if it was made with these settings."""
-    if not _file(name, seed).is_file():
-        return None
-    with np.load(_file(name, seed), allow_pickle=False) as file:
-        arrays = dict(file)
-    return arrays if str(arrays.pop("recipe")) == json.dumps(_recipe(name)) else None
+    return kept.kept(_file(name, seed), _recipe(name))
 
 
 def _write() -> None:
@@ -247,11 +242,7 @@ def _write() -> None:
         "rows": {"n_train": N_TRAIN, "n_test": N_TEST},
         "arms": {name: _recipe(name) for name in ARMS},
     }
-    out = HERE / "recorded" / "helps-world"
-    with replacing(out.with_suffix(".npz")) as temporary, temporary.open("wb") as file:
-        np.savez_compressed(file, **whole)
-    with replacing(out.with_suffix(".json")) as temporary:
-        temporary.write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
+    kept.write(HERE / "recorded" / "helps-world", whole, meta)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ versions, hardware, date). All are offline.
 
 import argparse
 import copy
-import json
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -18,9 +17,10 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+import kept
 import world
 from lmdyn import lm
-from lmdyn.lm.records import environment, replacing
+from lmdyn.lm.records import environment
 
 HERE = Path(__file__).parent
 COMMON = {"batch_size": 4, "optimizer": "adamw", "clip": 10.0}
@@ -58,15 +58,7 @@ def main():
     arrays, settings = makers[name]()
     meta = environment(torch.device("cpu"))
     meta |= {"command": f"python book/record_squeeze.py {name}", "settings": settings}
-    for ending, write in (
-        ("npz", lambda file: np.savez_compressed(file, **arrays)),
-        ("json", lambda file: file.write(json.dumps(meta, indent=1).encode())),
-    ):
-        with (
-            replacing(HERE / "recorded" / f"{name}.{ending}") as temporary,
-            temporary.open("wb") as file,
-        ):
-            write(file)
+    kept.write(HERE / "recorded" / name, arrays, meta)
 
 
 class _World(NamedTuple):

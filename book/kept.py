@@ -1,0 +1,33 @@
+"""Records made of many runs: each run kept once it is finished, and all of them in two files."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from lmdyn.lm.records import replacing, write_json
+
+
+def keep(part: Path, recipe, arrays: dict[str, np.ndarray]) -> None:
+    """Keep what a finished run found, with the recipe it was made by, as JSON can hold it."""
+    _save(part, arrays | {"recipe": np.array(json.dumps(recipe))})
+
+
+def kept(part: Path, recipe) -> dict[str, np.ndarray] | None:
+    """What a finished run found; None if there is none that was made by this recipe."""
+    if not part.is_file():
+        return None
+    with np.load(part, allow_pickle=False) as file:
+        arrays = dict(file)
+    return arrays if str(arrays.pop("recipe")) == json.dumps(recipe) else None
+
+
+def write(out: Path, arrays: dict[str, np.ndarray], meta: dict) -> None:
+    """The record: ``out.npz``, the numbers, and ``out.json``, how they were made."""
+    _save(out.with_name(f"{out.name}.npz"), arrays)
+    write_json(out.with_name(f"{out.name}.json"), meta)
+
+
+def _save(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        np.savez_compressed(file, **arrays)

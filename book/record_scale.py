@@ -1,0 +1,255 @@
+"""Make the record at scale: SmolLM2 on 300 rows of HH, eight ways to tune, at the paper's lengths.
+
+    python book/record_scale.py --rows FILE --workers 7 --deadline 400    # a GPU: some minutes
+    python book/record_scale.py --rows FILE --bf16                        # a CPU: a day on a thread
+    python book/record_scale.py --rows FILE --small                       # all of it in small
+
+Leaves ``scale-smollm2.npz`` (the numbers) and ``scale-smollm2.json`` (settings, command, versions,
+hardware, seconds and seed of each run) in ``--out``, written anew whenever a run is finished: what
+is there when time is up is a record, of the most telling runs first. Finished runs, and the models
+that others begin with, stay in ``_runs``, so that the same command goes on after an interruption.
+No text is kept, neither of HH nor of the model. FILE is the paper's probing file of HH; without it,
+that is fetched.
+
+300 rows are trained on, 100 are held out, and 99 more choose the learning rate and when to stop. On
+a GPU, products of float32 matrices are rounded to TF32 while a run trains and is probed. The last
+runs repeat DPO without that, and in bfloat16, to tell whether it matters.
+"""
+
+import argparse
+import hashlib
+import math
+import multiprocessing
+import sys
+import time
+import traceback
+import warnings
+from concurrent.futures import FIRST_COMPLETED, Executor, ProcessPoolExecutor, wait
+from copy import deepcopy
+from dataclasses import asdict, replace
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import transformers
+
+import kept
+import record
+from lmdyn import lm
+from lmdyn.lm import forward
+from lmdyn.lm.data import ProbeSet, as_probes
+from lmdyn.lm.generate import generate, repeated
+from lmdyn.lm.models import locate, pick_device
+from lmdyn.lm.on_policy import finetune_on_policy
+from lmdyn.lm.records import environment, replacing
+from scale_runs import FULL, ON_CPU, PAIR, SMALL, Run, Size, plan
+
+SAMPLED = {"max_new_tokens": 96, "sample_batch_size": 100}  # of on-policy answers
+
+# --- one run, in a process of its own -----------------------------------------------------------
+
+
+class Setup(NamedTuple):
+    """What all runs share: the model and rows to begin with, where to compute and what to keep."""
+
+    model: str
+    source: str
+    size: Size
+    device: str
+    parts: Path
+
+    def recipe(self, run: Run) -> dict:
+        size, rows = asdict(self.size), read(self.source, self.size).sha256
+        return {"run": asdict(run), "model": self.model, "size": size, "rows": rows}
+
+    def part_of(self, run: Run) -> Path:
+        return self.parts / f"{run.name.replace(', ', '-').replace(' ', '-')}.npz"
+
+    def model_of(self, run: Run | None) -> str | Path:
+        """What a run leaves for others to begin with; without a run, what all begin with."""
+        return self.model if run is None else self.part_of(run).with_suffix(".model")
+
+
+class Data(NamedTuple):
+    """Rows to learn, probes and their groups, and the hash of all."""
+
+    train: ProbeSet
+    probes: ProbeSet
+    group: np.ndarray
+    sha256: str
+
+
+@cache
+def read(source: str, size: Size) -> Data:
+    """Train, test and tune rows of the file's first 500, in an order that never changes."""
+    every = lm.load_probes(source, drop_empty=True)
+    rows = [dict(row) for row in every[:500] if "rejected" in row]
+    digest = hashlib.sha256("".join(row["prompt"] + row["chosen"] for row in rows).encode())
+    groups = {"train": size.train, "test": size.test, "tune": size.tune}
+    group = np.repeat(list(groups), list(groups.values()))
+    if len(rows) < len(group):
+        raise ValueError(f"{source} has {len(rows)} rows with a pair, and {len(group)} are needed")
+    rows = [rows[i] for i in np.random.default_rng(0).permutation(len(rows))[: len(group)]]
+    for row, name in zip(rows, group, strict=True):
+        row["split"] = "train" if name == "train" else "test"
+    known, rest = rows[: size.train + size.test], rows[size.train + size.test :]
+    record.answer_others(known)
+    train, test = known[: size.train], known[size.train :]
+    whole = train[: size.watched[0]] + test[: size.watched[1]]
+    bare = ("prompt", "split", *PAIR)
+    watched = whole + [{k: row[k] for k in bare} for row in test[size.watched[1] :] + rest]
+    form = replace(size.format, prompt_keeps=every.format.prompt_keeps)
+    learn = as_probes([{k: row[k] for k in bare} for row in train], format=form)
+    group = np.concatenate([group[: size.watched[0]], group[size.train :]])
+    return Data(learn, as_probes(watched, every.types, form), group, digest.hexdigest())
+
+
+def work(run: Run, setup: Setup) -> None:
+    """Make a run and keep what it found; a run that others begin with leaves its model too."""
+    began = time.perf_counter()
+    torch.set_num_threads(1)
+    transformers.logging.disable_progress_bar()
+    warnings.simplefilter("ignore")  # responses that were cut
+    if setup.device.startswith("cuda"):
+        forward.SLACK = math.inf  # there, padding costs less than another pass
+    size, data = setup.size, read(setup.source, setup.size)
+    model, tokenizer = lm.load(setup.model_of(run.start), setup.device)
+    forward.head_is_last(model)  # compares two ways to compute, before products are rounded
+    torch.set_float32_matmul_precision("high" if run.precision == "tf32" else "highest")
+    done = train(model, tokenizer, data, run, size)
+    torch.set_float32_matmul_precision("highest")
+    held_out = np.flatnonzero(data.group == "test")[: size.spoken].tolist()
+    prompts = [row["prompt"] for row in data.probes[held_out]]
+    said, ended = generate(
+        model, tokenizer, prompts, size.new_tokens, batch_size=len(prompts), return_ended=True
+    )
+    told = [
+        (repeated([text]), len(text.split()), end) for text, end in zip(said, ended, strict=True)
+    ]
+    if run.start is None:
+        with replacing(setup.model_of(run)) as folder:
+            model.save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
+    arrays = {
+        "steps": done.steps,
+        "logp": np.round(done.logp * 16) / np.float32(16),  # which packs well
+        "argmax": np.round(done.values("argmax") * 16) / np.float32(16),
+        "said": np.array(told, np.float32),
+        "types": np.array(done.types),
+        "group": data.group,
+        "n_tokens": done.n_tokens,
+        "seconds": np.array([done.meta["seconds"], time.perf_counter() - began]),
+    }
+    kept.keep(setup.part_of(run), setup.recipe(run), arrays)
+
+
+def train(model, tokenizer, data: Data, run: Run, size: Size) -> lm.Trajectory:
+    settings = run.settings | {"probes": data.probes, "probe_every": size.probe_every}
+    settings |= {"progress": False, "mixed_precision": "bf16" if run.precision == "bf16" else "no"}
+    if run.arm == "on-policy":
+        settings |= {"rounds": settings.pop("epochs"), "epochs": 1, "ref": deepcopy(model)}
+        return finetune_on_policy(model, tokenizer, data.train, **settings, **SAMPLED)
+    rows = record.both(data.train) if run.both else data.train
+    return lm.finetune(model, tokenizer, rows, **settings)
+
+
+# --- all runs ------------------------------------------------------------------------------------
+
+
+class Progress:
+    """What has been found so far, by the names of runs, and the record of it."""
+
+    def __init__(self, setup: Setup, out: Path, meta: dict):
+        self.setup, self.out, self.meta = setup, out, meta
+        self.found, self.runs, self.began = {}, {}, time.perf_counter()
+
+    def kept(self, run: Run) -> dict | None:
+        return kept.kept(self.setup.part_of(run), self.setup.recipe(run))
+
+    def take(self, run: Run, error: BaseException | None = None) -> None:
+        """Add a run that is finished, or has failed, and write the record."""
+        one = self.found[run.name] = None if error else self.kept(run)
+        told = {"failed": f"{type(error).__name__}: {error}"}
+        if one is not None:
+            told = {"seconds": dict(zip(("finetune", "all"), one["seconds"].tolist(), strict=True))}
+        start = {"start": run.start.name} if run.start else {}
+        self.runs[run.name] = {"arm": run.arm, **start, **run.settings, "both": run.both}
+        self.runs[run.name] |= {"precision": run.precision, **told}
+        print(f"{self.seconds:6.0f} s  {run.name}: {told}", flush=True)
+        if error:
+            traceback.print_exception(error)
+        self.write()
+
+    @property
+    def seconds(self) -> float:
+        return time.perf_counter() - self.began
+
+    def write(self) -> None:
+        ones = {name: one for name, one in self.found.items() if one is not None}
+        if not ones:
+            return
+        first = next(iter(ones.values()))
+        arrays = {key: first[key] for key in ("types", "group", "n_tokens")}
+        for name, one in ones.items():
+            arrays |= {f"{name}|{key}": one[key] for key in ("steps", "logp", "argmax", "said")}
+        meta = self.meta | {"seconds": self.seconds, "runs": self.runs}
+        kept.write(self.out, arrays, meta)
+
+
+def make(progress: Progress, pool: Executor, precision: str, workers: int, deadline: float):
+    """Run all that `plan` tells, so many at a time; after the deadline start none."""
+    setup, going = progress.setup, {}
+
+    def ready(run: Run) -> bool:
+        started = run.start is None or progress.found.get(run.start.name) is not None
+        return started and run.name not in progress.found and run not in going.values()
+
+    while True:
+        more = [run for run in plan(progress.found, setup.size, precision) if ready(run)]
+        if resumed := [run for run in more if progress.kept(run) is not None]:
+            for run in resumed:
+                progress.take(run)
+            continue
+        free = workers - len(going) if progress.seconds < deadline else 0
+        for run in more[:free]:
+            going[pool.submit(work, run, setup)] = run
+        if not going:
+            break
+        for future in wait(going, return_when=FIRST_COMPLETED).done:
+            progress.take(going.pop(future), future.exception())
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--rows", default="hh", help="the paper's HH probing file, if at hand")
+    parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "recorded")
+    parser.add_argument("--workers", type=int, default=1, help="runs at a time, a thread each")
+    parser.add_argument(
+        "--deadline", type=float, default=math.inf, help="start none after, seconds"
+    )
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--bf16", action="store_true", help="compute in bfloat16")
+    parser.add_argument("--small", action="store_true", help="a few rows, to see that it runs")
+    args = parser.parse_args()
+    device = pick_device(args.device)
+    on_gpu, name = device.type == "cuda", f"scale-{Path(args.model).name.removesuffix('-135m')}"
+    size = SMALL if args.small else FULL if on_gpu else ON_CPU
+    precision = "bf16" if args.bf16 else "tf32" if on_gpu else "fp32"
+    parts = record.RUNS / f"{name}{'-small' * args.small}"
+    setup = Setup(args.model, args.rows, size, str(device), parts)
+    locate(args.model)  # converts SmolLM2, unless that is done
+    options = " --bf16" * args.bf16 + " --small" * args.small  # the others are of this machine
+    meta = environment(device) | {"command": f"python book/record_scale.py{options}"}
+    meta |= {"model": args.model, "workers": args.workers, "size": asdict(size)}
+    meta["rows"] = read(args.rows, size).sha256
+    progress = Progress(setup, args.out / name, meta)
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(args.workers, mp_context=spawn) as pool:
+        make(progress, pool, precision, args.workers, args.deadline)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,125 @@
+"""The runs of the record at scale, the most telling first: `record_scale.py` makes them."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from audit.scale import best_stop
+from lmdyn import lm
+
+PAIR = ("chosen", "rejected")
+COMMON = {"batch_size": 4, "optimizer": "adamw", "clip": 10.0}
+SFT = COMMON | {"loss": "sft", "lr": 1e-5}
+TUNE = COMMON | {"loss": "dpo"}
+RATES = (3e-6, 1e-6, 1e-5)  # the likeliest first
+
+# What tuning begins with: epochs, as a share, and whether y− is learned like y+, which is twice the
+# rows. Half SFT learns y+ as often as extend does.
+STARTS = {"sft": (1, False), "extend": (0.5, True), "half": (0.5, False)}
+# arm → what it begins with, and what differs from DPO.
+ARMS = {
+    "dpo": ("sft", {}),
+    "extend": ("extend", {}),
+    "half sft": ("half", {}),
+    "rpo": ("sft", {"loss": "rpo"}),
+    "dpop": ("sft", {"loss": "dpop"}),
+    "ipo": ("sft", {"loss": "ipo"}),
+    "spare valleys": ("sft", {"spare_valleys": True}),
+    "on-policy": ("sft", {}),
+}
+SWEPT_FIRST = ("dpo", "extend", "half sft")  # before the others have more than one learning rate
+
+
+@dataclass(frozen=True)
+class Size:
+    """Of all runs: rows of each group, prompts that are probed with every type, epochs, ….
+
+    Attributes:
+        watched: trained and held-out prompts with every type. Chosen and rejected are probed of all
+            that are not trained on.
+        spoken: held-out prompts that the model answers, greedily, in up to ``new_tokens``.
+    """
+
+    train: int = 300
+    test: int = 100
+    tune: int = 99
+    watched: tuple[int, int] = (96, 64)
+    epochs: int = 4
+    probe_every: int = 25  # a third of an epoch
+    spoken: int = 64
+    new_tokens: int = 64
+    format: lm.Format = lm.Format()  # noqa: RUF009 (frozen)
+
+
+FULL = Size()
+ON_CPU = replace(FULL, watched=(48, 32), probe_every=37)
+SMALL = Size(8, 4, 4, (2, 2), 1, 1, 2, 6, lm.Format(max_length=48, max_prompt=24))
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run of `lm.finetune`: ``settings``, from SmolLM2 itself or from where another has ended.
+
+    Attributes:
+        both: SFT learns (x, y+) and (x, y−), the paper's extend.
+        precision: "tf32", "fp32" or "bf16", of products of matrices.
+    """
+
+    arm: str
+    settings: dict
+    precision: str
+    start: "Run | None" = None
+    both: bool = False
+
+    @property
+    def name(self) -> str:
+        stop, of = self.settings.get("max_steps"), self.settings
+        long = f"{stop} updates" if stop else f"{of['epochs']} epochs"
+        return f"{self.arm}, lr {of['lr']:g}, {long}, seed {of['seed']}, {self.precision}"
+
+
+def plan(found: dict, size: Size, precision: str) -> Iterator[Run]:
+    """All runs that can be told from what has been found, the most telling first."""
+
+    def start(name, seed):
+        share, both = STARTS[name]
+        settings = SFT | {"epochs": max(1, round(share * size.epochs)), "seed": seed}
+        return Run(f"start {name}", settings, precision, both=both)
+
+    def tune(arm, lr, seed=0, precision=precision, **more):
+        begin, change = ARMS[arm]
+        settings = TUNE | {"lr": lr, "epochs": size.epochs, "seed": seed} | change | more
+        # What is sampled should not depend on the batch: TF32 may make it.
+        exact = "fp32" if arm == "on-policy" and precision == "tf32" else precision
+        return Run(arm, settings, exact, start(begin, seed))
+
+    sweeps = {arm: [tune(arm, lr) for lr in RATES] for arm in ARMS}
+    others = [runs for arm, runs in sweeps.items() if arm not in SWEPT_FIRST]
+    for arm in SWEPT_FIRST:
+        yield from (sweeps[arm][0].start, *sweeps[arm])
+    yield from (runs[0] for runs in others)
+    yield from (run for runs in others for run in runs[1:])
+    yield from (start(name, seed=1) for name in ("sft", "extend"))
+    best = {}
+    for arm, runs in sweeps.items():
+        if done := [run for run in runs if found.get(run.name) is not None]:
+            which, at = best_stop([pairs(found[run.name], "tune") for run in done])
+            steps = found[done[which].name]["steps"].tolist()
+            best[arm] = done[which].settings["lr"], steps[at], steps[-1]
+        if any(run.name not in found for run in runs):
+            best.pop(arm, None)
+    yield from (tune(arm, best[arm][0], seed=1) for arm in ("dpo", "extend") if arm in best)
+    for arm, (lr, update, last) in best.items():  # once more, for what the model says there
+        if arm == "on-policy":
+            yield tune(arm, lr, epochs=max(1, round(size.epochs * update / last)))
+        elif update < last:
+            yield tune(arm, lr, max_steps=update)
+    if "dpo" in best:
+        yield from (tune("dpo", best["dpo"][0], precision=other) for other in ("fp32", "bf16"))
+
+
+def pairs(one: dict, group: str) -> np.ndarray:
+    """(S, n, 2), log π of chosen and rejected of a group of prompts at each probing of a run."""
+    columns = [one["types"].tolist().index(name) for name in PAIR]
+    return one["logp"][:, one["group"] == group][..., columns]

@@ -176,7 +176,7 @@ class Progress:
             told = {"seconds": dict(zip(("finetune", "all"), one["seconds"].tolist(), strict=True))}
         start = {"start": run.start.name} if run.start else {}
         self.runs[run.name] = {"arm": run.arm, **start, **run.settings, "both": run.both}
-        self.runs[run.name] |= {"precision": run.precision, **told}
+        self.runs[run.name] |= {"precision": run.precision, "role": run.role, **told}
         print(f"{self.seconds:6.0f} s  {run.name}: {told}", flush=True)
         if error:
             traceback.print_exception(error)

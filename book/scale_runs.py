@@ -64,11 +64,14 @@ class Run:
     Attributes:
         both: SFT learns (x, y+) and (x, y−), the paper's extend.
         precision: "tf32", "fp32" or "bf16", of products of matrices.
+        role: "start"; "whole", to the end of its epochs; "stop", a whole one again, up to where it
+            does best; "precision", a whole one again in another.
     """
 
     arm: str
     settings: dict
     precision: str
+    role: str
     start: "Run | None" = None
     both: bool = False
 
@@ -85,14 +88,14 @@ def plan(found: dict, size: Size, precision: str) -> Iterator[Run]:
     def start(name, seed):
         share, both = STARTS[name]
         settings = SFT | {"epochs": max(1, round(share * size.epochs)), "seed": seed}
-        return Run(f"start {name}", settings, precision, both=both)
+        return Run(f"start {name}", settings, precision, "start", both=both)
 
-    def tune(arm, lr, seed=0, precision=precision, **more):
+    def tune(arm, lr, seed=0, precision=precision, role="whole", **more):
         begin, change = ARMS[arm]
         settings = TUNE | {"lr": lr, "epochs": size.epochs, "seed": seed} | change | more
         # What is sampled should not depend on the batch: TF32 may make it.
         exact = "fp32" if arm == "on-policy" and precision == "tf32" else precision
-        return Run(arm, settings, exact, start(begin, seed))
+        return Run(arm, settings, exact, role, start(begin, seed))
 
     sweeps = {arm: [tune(arm, lr) for lr in RATES] for arm in ARMS}
     others = [runs for arm, runs in sweeps.items() if arm not in SWEPT_FIRST]
@@ -112,11 +115,12 @@ def plan(found: dict, size: Size, precision: str) -> Iterator[Run]:
     yield from (tune(arm, best[arm][0], seed=1) for arm in ("dpo", "extend") if arm in best)
     for arm, (lr, update, last) in best.items():  # once more, for what the model says there
         if arm == "on-policy":
-            yield tune(arm, lr, epochs=max(1, round(size.epochs * update / last)))
+            epochs = max(1, round(size.epochs * update / last))
+            yield tune(arm, lr, role="stop", epochs=epochs)
         elif update < last:
-            yield tune(arm, lr, max_steps=update)
-    if "dpo" in best:
-        yield from (tune("dpo", best["dpo"][0], precision=other) for other in ("fp32", "bf16"))
+            yield tune(arm, lr, role="stop", max_steps=update)
+    for other in ("fp32", "bf16") if "dpo" in best else ():
+        yield tune("dpo", best["dpo"][0], precision=other, role="precision")
 
 
 def pairs(one: dict, group: str) -> np.ndarray:

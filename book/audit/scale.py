@@ -1,18 +1,16 @@
-"""What the record at scale says: which arm stops where, and what has moved by how much.
-
-Changes are means over the same prompts before and after, with the standard error of the mean.
-"""
+"""What the record at scale says: which arm stops where, and what has moved by how much."""
 
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 BETA = 0.1  # of DPO, per nat
-ERRORS = 2.0  # standard errors that a change needs to count
+ERRORS = 2  # standard errors that a change needs to count
 
 
 def margins(pair: np.ndarray) -> np.ndarray:
@@ -37,21 +35,17 @@ def best_stop(of_runs: Sequence[np.ndarray]) -> tuple[int, int]:
 
 
 class Moved(NamedTuple):
-    """A mean change over prompts, nats, its standard error, and the share of prompts that rose."""
+    """A change, nats: its mean over the same prompts, and the standard error of that."""
 
     mean: float
     error: float
-    rose: float
 
     @classmethod
     def of(cls, changes: np.ndarray) -> "Moved":
-        known = np.float64(changes[~np.isnan(changes)])
-        error = known.std(ddof=1) / np.sqrt(len(known))
-        return cls(float(known.mean()), float(error), float((known > 0).mean()))
+        return cls(float(changes.mean()), float(changes.std(ddof=1) / np.sqrt(len(changes))))
 
     @property
     def verdict(self) -> str:
-        """ "rises" or "falls", by `ERRORS` standard errors, else "neither"."""
         sure = abs(self.mean) > ERRORS * self.error
         return "neither" if not sure else "rises" if self.mean > 0 else "falls"
 
@@ -64,9 +58,9 @@ class Scale:
     """The record: log-probs of N prompts with R types at the S probings of each run.
 
     Attributes:
-        group: (N,) "train", "test" (held out) or "tune" (held out, to choose what to stop at).
-        runs: name → "steps" (S,), "logp" (S, N, R), "argmax" (S, N), and "said", one line for each
-            greedy answer at the end: repeated 3-grams, words, whether it ended.
+        group: (N,) "train", "test" (held out) or "tune" (held out, to choose where to stop).
+        runs: name → "steps" (S,), "logp" (S, N, R), "argmax" (S, N), and "said", a line for each
+            greedy answer at the end: its share of repeated 3-grams, words, whether it ended.
         meta: of the JSON file.
     """
 
@@ -76,75 +70,81 @@ class Scale:
     meta: dict
 
     @classmethod
-    def load(cls, path: str | Path) -> "Scale":
+    def load(cls, name: str | Path) -> "Scale":
         """Read NAME.npz and NAME.json."""
         runs, plain = {}, {}
-        with np.load(Path(path).with_suffix(".npz"), allow_pickle=False) as file:
+        with np.load(f"{name}.npz", allow_pickle=False) as file:
             for key, values in file.items():
-                name, _, what = key.rpartition("|")
-                (runs.setdefault(name, {}) if name else plain)[what] = values
-        meta = json.loads(Path(path).with_suffix(".json").read_text(encoding="utf-8"))
+                run, _, what = key.rpartition("|")
+                (runs.setdefault(run, {}) if run else plain)[what] = values
+        meta = json.loads(Path(f"{name}.json").read_text(encoding="utf-8"))
         return cls(plain["types"].tolist(), plain["group"], runs, meta)
 
     def sweep(self, arm: str, seed: int = 0) -> list[str]:
-        """The whole runs of an arm, one for each learning rate; a ValueError if there is none."""
-        told, epochs = self.meta["runs"], self.meta["size"]["epochs"]
-        usual = {told[name]["precision"] for name in self.runs if told[name]["arm"] == "start sft"}
-        found = [
-            name
-            for name in self.runs
-            if (told[name]["arm"], told[name]["seed"]) == (arm, seed)
-            and told[name]["epochs"] == epochs
-            and "max_steps" not in told[name]
-            and (arm == "on-policy" or told[name]["precision"] in usual)
-        ]
-        if not found:
-            known = sorted({told[name]["arm"] for name in self.runs})
-            raise ValueError(f"no whole run of {arm!r} with seed {seed}; the arms are {known}")
-        return found
+        """The runs of an arm to the end of its epochs, one for each learning rate."""
+        told, keys = self.meta["runs"], ("arm", "seed", "role")
+        return [r for r in self.runs if [told[r][k] for k in keys] == [arm, seed, "whole"]]
+
+    def stop(self, arm: str, seed: int = 0) -> tuple[str, int]:
+        """The run of an arm and the probing where the pairs held out for that say to stop."""
+        runs = self.sweep(arm, seed)
+        which, at = best_stop([self.pair(run, "tune") for run in runs])
+        return runs[which], at
 
     def values(self, run: str, name: str, group: str) -> np.ndarray:
-        """(S, n), log π of a type, or of "argmax", of the prompts of a group that were probed."""
+        """(S, n), log π of a type, or of "argmax", of the prompts of a group that have it."""
         of, mine = self.runs[run], self.group == group
         found = of["argmax"] if name == "argmax" else of["logp"][..., self.types.index(name)]
-        return found[:, mine & ~np.isnan(found[0])]
+        return np.float64(found[:, mine & ~np.isnan(found[0])])
 
     def pair(self, run: str, group: str) -> np.ndarray:
         """(S, n, 2), log π of y+ and y−."""
         return np.stack([self.values(run, name, group) for name in ("chosen", "rejected")], -1)
 
-    def stop(self, arm: str, seed: int = 0) -> tuple[str, int]:
-        """The run of an arm and the probing at which the held-out pairs for tuning say to stop."""
-        names = self.sweep(arm, seed)
-        which, at = best_stop([self.pair(name, "tune") for name in names])
-        return names[which], at
-
-    def moved(self, run: str, name: str, group: str, at: float, since: int = 0) -> Moved:
-        """How a type has moved between two probings; ``at`` may lie between two."""
+    def changes(self, run: str, name: str, group: str, at: float, since: int = 0) -> np.ndarray:
+        """(n,), of a type between two probings; ``at`` may lie between two."""
         curve = self.values(run, name, group)
-        return Moved.of(_at(curve, at) - curve[since])
-
-    def fall(self, run: str, group: str = "train", name: str = "chosen") -> tuple[Moved, Moved]:
-        """From the first probing to the last, and from the highest mean on the way to the last."""
-        curve = self.values(run, name, group)
-        peak = int(curve.mean(1).argmax())
-        return tuple(self.moved(run, name, group, len(curve) - 1, since) for since in (0, peak))
+        i = min(int(at), len(curve) - 2)
+        return curve[i] + (at - i) * (curve[i + 1] - curve[i]) - curve[since]
 
     def reaches(self, run: str, margin: float, group: str = "test") -> float | None:
-        """The probing, between two if need be, at which the mean margin is first reached."""
+        """The probing, between two if need be, where the mean margin is there; None if nowhere."""
         means = margins(self.pair(run, group)).mean(1)
-        later = np.flatnonzero(means >= margin)
-        if not len(later):
+        if (i := int((means >= margin).argmax())) == 0:
             return None
-        i = int(later[0])
-        return float(i and i - (means[i] - margin) / (means[i] - means[i - 1]))
-
-    def accuracy(self, run: str, at: int, group: str = "test") -> float:
-        """The share of pairs whose margin has grown since the first probing."""
-        return float((margins(self.pair(run, group))[at] > 0).mean())
+        return i - (means[i] - margin) / (means[i] - means[i - 1])
 
 
-def _at(curve: np.ndarray, at: float) -> np.ndarray:
-    i = min(int(at), len(curve) - 1)
-    later = curve[min(i + 1, len(curve) - 1)]
-    return curve[i] + (at - i) * (later - curve[i])
+def falls(record: Scale, arm: str = "dpo", seed: int = 0, name: str = "chosen") -> list[tuple]:
+    """Does it fall? Rows (run, group, mean at first, moved by the end, moved since its peak)."""
+    rows = []
+    for run, group in product(record.sweep(arm, seed), ("train", "test")):
+        means = record.values(run, name, group).mean(1)
+        last, peak = len(means) - 1, int(means.argmax())
+        moved = [Moved.of(record.changes(run, name, group, last, since)) for since in (0, peak)]
+        rows.append((run, group, float(means[0]), *moved))
+    return rows
+
+
+def at_margin(record: Scale, arms: Sequence[str], margin: float, name="chosen") -> list[tuple]:
+    """Arms that reach a held-out margin, there: (arm, run, moved on train, test, test − first)."""
+    rows, first = [], None
+    for arm in arms:
+        run, _ = record.stop(arm)
+        if (at := record.reaches(run, margin)) is not None:
+            train, test = (record.changes(run, name, group, at) for group in ("train", "test"))
+            first = test if first is None else first
+            rows.append((arm, run, *map(Moved.of, (train, test, test - first))))
+    return rows
+
+
+def at_stop(record: Scale, arms: Sequence[str], seed: int = 0, name="chosen") -> list[tuple]:
+    """Arms where each does best: (arm, run, updates, loss, margin, moved on train, test)."""
+    rows = []
+    for arm in arms:
+        run, at = record.stop(arm, seed)
+        pair, steps = record.pair(run, "test"), record.runs[run]["steps"]
+        found = float(preference_loss(pair)[at]), Moved.of(margins(pair)[at])
+        moved = [Moved.of(record.changes(run, name, group, at)) for group in ("train", "test")]
+        rows.append((arm, run, int(steps[at]), *found, *moved))
+    return rows

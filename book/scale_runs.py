@@ -29,6 +29,7 @@ ARMS = {
     "on-policy": ("sft", {}),
 }
 SWEPT_FIRST = ("dpo", "extend", "half sft")  # before the others have more than one learning rate
+AGAIN = {"dpo": "sft", "extend": "extend"}  # arm → what it begins with, of those with a second seed
 
 
 @dataclass(frozen=True)
@@ -97,22 +98,20 @@ def plan(found: dict, size: Size, precision: str) -> Iterator[Run]:
         exact = "fp32" if arm == "on-policy" and precision == "tf32" else precision
         return Run(arm, settings, exact, role, start(begin, seed))
 
-    sweeps = {arm: [tune(arm, lr) for lr in RATES] for arm in ARMS}
+    sweeps, best = {arm: [tune(arm, lr) for lr in RATES] for arm in ARMS}, {}
+    for arm, runs in sweeps.items():
+        done = [run for run in runs if found.get(run.name) is not None]
+        if done and all(run.name in found for run in runs):
+            which, at = best_stop([pairs(found[run.name], "tune") for run in done])
+            steps = found[done[which].name]["steps"].tolist()
+            best[arm] = done[which].settings["lr"], steps[at], steps[-1]
     others = [runs for arm, runs in sweeps.items() if arm not in SWEPT_FIRST]
     for arm in SWEPT_FIRST:
         yield from (sweeps[arm][0].start, *sweeps[arm])
     yield from (runs[0] for runs in others)
+    yield from (start(name, seed=1) for name in AGAIN.values())
+    yield from (tune(arm, best[arm][0], seed=1) for arm in AGAIN if arm in best)
     yield from (run for runs in others for run in runs[1:])
-    yield from (start(name, seed=1) for name in ("sft", "extend"))
-    best = {}
-    for arm, runs in sweeps.items():
-        if done := [run for run in runs if found.get(run.name) is not None]:
-            which, at = best_stop([pairs(found[run.name], "tune") for run in done])
-            steps = found[done[which].name]["steps"].tolist()
-            best[arm] = done[which].settings["lr"], steps[at], steps[-1]
-        if any(run.name not in found for run in runs):
-            best.pop(arm, None)
-    yield from (tune(arm, best[arm][0], seed=1) for arm in ("dpo", "extend") if arm in best)
     for arm, (lr, update, last) in best.items():  # once more, for what the model says there
         if arm == "on-policy":
             epochs = max(1, round(size.epochs * update / last))

@@ -31,3 +31,16 @@ def write(out: Path, arrays: dict[str, np.ndarray], meta: dict) -> None:
 def _save(path: Path, arrays: dict[str, np.ndarray]) -> None:
     with replacing(path) as temporary, temporary.open("wb") as file:
         np.savez_compressed(file, **arrays)
+
+
+def packed(curves: np.ndarray) -> np.ndarray:
+    """Curves (S, …), nats, in eighths of a nat, as differences along S, which pack well.
+
+    NaN is 0: what is missing must be told elsewhere.
+    """
+    steps = np.diff(np.round(np.nan_to_num(curves) * 8).astype(int), axis=0, prepend=0)
+    return steps.astype(np.int16 if abs(steps).max() < 2**15 else np.int32)
+
+
+def unpacked(steps: np.ndarray) -> np.ndarray:
+    return steps.cumsum(0) / np.float32(8)

@@ -134,8 +134,8 @@ def work(run: Run, setup: Setup) -> None:
             tokenizer.save_pretrained(folder)
     arrays = {
         "steps": done.steps,
-        "logp": np.round(done.logp * 16) / np.float32(16),  # which packs well
-        "argmax": np.round(done.values("argmax") * 16) / np.float32(16),
+        "logp": done.logp,
+        "argmax": done.values("argmax"),
         "said": np.array(told, np.float32),
         "types": np.array(done.types),
         "group": data.group,
@@ -146,7 +146,8 @@ def work(run: Run, setup: Setup) -> None:
 
 
 def train(model, tokenizer, data: Data, run: Run, size: Size) -> lm.Trajectory:
-    settings = run.settings | {"probes": data.probes, "probe_every": size.probe_every}
+    every = None if run.role == "stop" else size.probe_every  # the whole run has the others
+    settings = run.settings | {"probes": data.probes, "probe_every": every}
     settings |= {"progress": False, "mixed_precision": "bf16" if run.precision == "bf16" else "no"}
     if run.arm == "on-policy":
         settings |= {"rounds": settings.pop("epochs"), "epochs": 1, "ref": deepcopy(model)}
@@ -193,7 +194,8 @@ class Progress:
         first = next(iter(ones.values()))
         arrays = {key: first[key] for key in ("types", "group", "n_tokens")}
         for name, one in ones.items():
-            arrays |= {f"{name}|{key}": one[key] for key in ("steps", "logp", "argmax", "said")}
+            arrays |= {f"{name}|{key}": one[key] for key in ("steps", "said")}
+            arrays |= {f"{name}|{key}": kept.packed(one[key]) for key in ("logp", "argmax")}
         meta = self.meta | {"seconds": self.seconds, "runs": self.runs}
         kept.write(self.out, arrays, meta)
 

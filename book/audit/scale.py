@@ -9,8 +9,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from kept import unpacked
+
 BETA = 0.1  # of DPO, per nat
-ERRORS = 2  # standard errors that a change needs to count
 
 
 def margins(pair: np.ndarray) -> np.ndarray:
@@ -20,10 +21,7 @@ def margins(pair: np.ndarray) -> np.ndarray:
 
 
 def preference_loss(pair: np.ndarray) -> np.ndarray:
-    """(S,), the mean of −log σ(βh): what DPO lowers, here on pairs that it has not seen.
-
-    Unlike the mean margin it does not grow without limit with pairs that were right already.
-    """
+    """(S,), the mean of −log σ(βh), which pairs that are right already cannot lower much."""
     return np.logaddexp(0, -BETA * margins(np.float64(pair))).mean(1)
 
 
@@ -46,7 +44,7 @@ class Moved(NamedTuple):
 
     @property
     def verdict(self) -> str:
-        sure = abs(self.mean) > ERRORS * self.error
+        sure = abs(self.mean) > 2 * self.error
         return "neither" if not sure else "rises" if self.mean > 0 else "falls"
 
     def __str__(self) -> str:
@@ -61,7 +59,6 @@ class Scale:
         group: (N,) "train", "test" (held out) or "tune" (held out, to choose where to stop).
         runs: name → "steps" (S,), "logp" (S, N, R), "argmax" (S, N), and "said", a line for each
             greedy answer at the end: its share of repeated 3-grams, words, whether it ended.
-        meta: of the JSON file.
     """
 
     types: list[str]
@@ -77,8 +74,11 @@ class Scale:
             for key, values in file.items():
                 run, _, what = key.rpartition("|")
                 (runs.setdefault(run, {}) if run else plain)[what] = values
-        meta = json.loads(Path(f"{name}.json").read_text(encoding="utf-8"))
-        return cls(plain["types"].tolist(), plain["group"], runs, meta)
+        missing = np.where(np.isnan(plain["n_tokens"]), np.nan, 0)
+        for run in runs.values():
+            run |= {"logp": unpacked(run["logp"]) + missing, "argmax": unpacked(run["argmax"])}
+        told = json.loads(Path(f"{name}.json").read_text(encoding="utf-8"))
+        return cls(plain["types"].tolist(), plain["group"], runs, told)
 
     def sweep(self, arm: str, seed: int = 0) -> list[str]:
         """The runs of an arm to the end of its epochs, one for each learning rate."""

@@ -131,6 +131,6 @@ def test_runs_make_a_record_that_an_interruption_does_not_undo(tmp_path, monkeyp
     assert found.pair(dpo.name, "tune").shape == (3, 4, 2)
     assert found.runs[dpo.name]["said"].shape == (1, 3)
     start, end = found.runs[dpo.name], found.runs[sft.name]
-    np.testing.assert_allclose(start["logp"][0], end["logp"][-1], atol=0.07)  # kept to 1/16
+    np.testing.assert_allclose(start["logp"][0], end["logp"][-1], atol=0.13)  # kept to 1/8
     again = record(deadline=0)  # starts none, and takes what is there
     assert set(again.runs) == set(found.runs)

@@ -93,7 +93,7 @@ METHODS = {"trl": trl, "finetune": ours}
 
 def batches(tokenizer, options: argparse.Namespace) -> list[ProbeSet]:
     """Pairs whose tokens are the same for TRL, which tokenises prompt and response together."""
-    probes = load_probes(options.rows, types=["chosen", "rejected"], drop_empty=True)
+    probes = load_probes(options.rows, types=["chosen", "rejected"])
     whole = [i for i, row in enumerate(probes) if "rejected" in row]
     kept = []
     for i, e in zip(whole, encode(tokenizer, probes[whole]), strict=True):

@@ -62,7 +62,7 @@ def main(options: argparse.Namespace) -> None:
     model, tokenizer = load(options.model, device=options.device)
     size, updates = options.batch_size, options.updates
     # A probe has every type, a training row is one of them.
-    probes = load_probes(options.rows, limit=options.batches * size, drop_empty=True)
+    probes = load_probes(options.rows, limit=options.batches * size)
     start = copy.deepcopy(model.state_dict())
     rate = matrix_rate(model.device)
     print(

@@ -26,11 +26,11 @@ from random_models import SHAPES, random_model, rows, words
 from score import operations
 
 from lmdyn.lm import finetune, load, load_probes, predict_change, score, sgd_direction
-from lmdyn.lm.forward import batches
 from lmdyn.lm.recipes import Stage
 from lmdyn.lm.recipes.running import lengths, memory
 from lmdyn.lm.records import environment, replacing
 from lmdyn.lm.tokens import encode
+from lmdyn.lm.ways import ways
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 CLOSE = 1e-3  # nats: by how much the device may differ from the CPU in float64
@@ -140,7 +140,8 @@ class Bench:
 
     def work(self, model) -> tuple[int, float]:
         """(tokens fed, operations) of one pass over the probes."""
-        fed = list(batches(model, encode(self.tokenizer, self.probes)))
+        encoded = encode(self.tokenizer, self.probes)
+        fed = list(ways(model, encoded).batches(model, encoded))
         tokens = sum(batch.input_ids.numel() for batch in fed)
         return tokens, operations(model, tokens, sum(len(batch.target) for batch in fed))
 

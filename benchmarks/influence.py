@@ -92,7 +92,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def rows(options: argparse.Namespace) -> tuple[ProbeSet, ProbeSet]:
-    every = load_probes(options.rows, types=["chosen"], drop_empty=True)
+    every = load_probes(options.rows, types=["chosen"])
     n = options.updates + options.probes
     if len(every) < n:
         raise SystemExit(f"{options.rows} has {len(every)} rows, {n} are needed")

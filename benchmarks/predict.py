@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from lmdyn.lm import load, load_probes
+from lmdyn.lm.batches import pack
 from lmdyn.lm.data import ProbeSet
-from lmdyn.lm.forward import batches, head, hidden
+from lmdyn.lm.forward import hidden
 from lmdyn.lm.predict import CHUNK, Change, measure_change, predict_change, sgd_direction
 from lmdyn.lm.tokens import encode
 
@@ -26,8 +27,8 @@ from lmdyn.lm.tokens import encode
 @torch.no_grad()
 def forward(model, tokenizer, probes: ProbeSet, tokens: int) -> float:
     """Σ log π over all response tokens."""
-    total, layer = 0.0, head(model)
-    for batch in batches(model, encode(tokenizer, probes), tokens):
+    total, layer = 0.0, model.get_output_embeddings()
+    for batch in pack(encode(tokenizer, probes), tokens=tokens, device=model.device):
         chunks = zip(hidden(model, batch).split(CHUNK), batch.target.split(CHUNK), strict=True)
         for states, target in chunks:
             logp = layer(states).log_softmax(-1).gather(1, target[:, None])
@@ -62,9 +63,9 @@ def flat(change: Change) -> Tensor:
 
 def main(options: argparse.Namespace) -> None:
     model, tokenizer = load(options.model, device=options.device)
-    probes = load_probes(options.rows, limit=options.limit, drop_empty=True)
+    probes = load_probes(options.rows, limit=options.limit)
     encoded = encode(tokenizer, probes)
-    work = list(batches(model, encoded, options.tokens))
+    work = list(pack(encoded, tokens=options.tokens, device=model.device))
     fed = sum(batch.input_ids.numel() for batch in work)
     positions = sum(len(batch.target) for batch in work)
     print(

@@ -8,6 +8,7 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import AutoModelForCausalLM, GPTNeoXConfig, PreTrainedTokenizerFast, Qwen2Config
 
 from lmdyn.lm.data import ProbeSet, as_probes
+from lmdyn.lm.tokens import Format
 
 SHAPES = {
     "pythia-410m": lambda: _pythia(1024, layers=24, heads=16),
@@ -72,4 +73,4 @@ def rows(n: int, prompt: int, answer: int) -> ProbeSet:
         return " ".join(f"w{i}" for i in random.integers(WORDS, size=length))
 
     made = [{"prompt": text(prompt)} | {name: text(answer) for name in TYPES} for _ in range(n)]
-    return as_probes(made)
+    return as_probes(made, format=Format("paper"))

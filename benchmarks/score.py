@@ -18,10 +18,10 @@ import torch
 
 from lmdyn.lm import load_probes
 from lmdyn.lm.data import ProbeSet
-from lmdyn.lm.forward import batches
 from lmdyn.lm.models import load
 from lmdyn.lm.score import score
 from lmdyn.lm.tokens import encode
+from lmdyn.lm.ways import ways
 
 
 @torch.no_grad()
@@ -67,12 +67,13 @@ def operations(model, tokens: int, positions: int) -> float:
 
 def main(options: argparse.Namespace) -> None:
     model, tokenizer = load(options.model, device=options.device)
-    probes = load_probes(options.rows, limit=options.limit, drop_empty=True)
+    probes = load_probes(options.rows, limit=options.limit)
     encoded = encode(tokenizer, probes)
     lengths = [(len(r.prompt), len(ids)) for r in encoded for ids in r.responses.values()]
     sequences = sum(p + n for p, n in lengths)
     targets = sum(n for _, n in lengths)
-    shape = [b.input_ids.shape for b in batches(model, encoded, options.tokens)]
+    found = ways(model, encoded, options.tokens)
+    shape = [b.input_ids.shape for b in found.batches(model, encoded)]
     fed = sum(b * length for b, length in shape)
     print(
         f"{options.model}, {model.dtype}, {model.device}, torch {torch.__version__}, "

@@ -70,7 +70,7 @@ def hh_rows(path):
     The file's irr_train answers prompts that are not among these, so nobody would have trained on
     them. Here irr_train is the chosen answer to another of the 48, irr_test to one held out.
     """
-    probes = lm.load_probes(path or "hh", drop_empty=True)
+    probes = lm.load_probes(path or "hh", format=lm.Format("paper"))
     limits = {name: 350 for name in probes.types} | {"prompt": 400, "chosen_selfr": 10**6}
     limits |= {"irr_train": 10**6, "irr_test": 10**6}  # drawn anew below
     rows = [

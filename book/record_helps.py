@@ -108,7 +108,8 @@ def first_stage(base, tokenizer, rows, start: str, seed: int):
     """The model that preference tuning begins with."""
     train, model = rows[:N_TRAIN], copy.deepcopy(base)
     if start == "extend":
-        train = [{"prompt": r["prompt"], "chosen": r[key]} for r in train for key in MASSES]
+        learned = ({"prompt": r["prompt"], "chosen": r[key]} for r in train for key in MASSES)
+        train = world.probe_set(learned)
     lm.finetune(model, tokenizer, train, **COMMON, **STARTS[start], seed=seed)
     return model
 
@@ -116,9 +117,9 @@ def first_stage(base, tokenizer, rows, start: str, seed: int):
 def tune(start, tokenizer, rows, arm: Arm, seed: int) -> dict[str, np.ndarray]:
     """What a run records: log-probs on the way, where probability went, and the answers."""
     train, test = rows[:N_TRAIN], rows[N_TRAIN:]
-    watched = train[: PROBED["train"]] + test[: PROBED["test"]]
+    watched = [*range(PROBED["train"]), *range(N_TRAIN, N_TRAIN + PROBED["test"])]
     settings = COMMON | TUNE | arm.change | {"seed": seed, "ref": start}
-    settings["probes"] = [{key: r[key] for key in ("prompt", "split", *TYPES)} for r in watched]
+    settings["probes"] = rows[watched].only(*TYPES)
     pairs = {"train": train, "test": test[:N_TRAIN]}
     model = copy.deepcopy(start)
     own = np.nan
@@ -157,7 +158,7 @@ def tune_judged(model, tokenizer, train, *, epochs: int, seed: int, **settings):
             if not left:
                 break
         sampled += len(train) - len(left)
-        rows = list(pairs.values())
+        rows = world.probe_set(pairs.values())
         parts.append(lm.finetune(model, tokenizer, rows, epochs=1, seed=draw, **settings))
     return lm.Trajectory.join(parts), sampled / (epochs * len(train))
 
@@ -187,7 +188,7 @@ def _masses(start, model, tokenizer, pairs) -> dict[str, np.ndarray]:
 def _speak(model, tokenizer, rows) -> dict[str, np.ndarray]:
     """The greedy answer to every question, trained and held out."""
     prompts = [row["prompt"] for row in rows]
-    answers, ended = generate(model, tokenizer, prompts, 32, batch_size=96, return_ended=True)
+    answers, _, ended = generate(model, tokenizer, prompts, 32, batch_size=96, return_ids=True)
     return {"answers": np.array(answers), "ended": np.array(ended)}
 
 

@@ -38,7 +38,7 @@ import transformers
 import kept
 import record
 from lmdyn import lm
-from lmdyn.lm import forward
+from lmdyn.lm import ways
 from lmdyn.lm.data import ProbeSet, as_probes
 from lmdyn.lm.generate import generate, repeated
 from lmdyn.lm.models import locate, pick_device
@@ -84,7 +84,7 @@ class Data(NamedTuple):
 @cache
 def read(source: str, size: Size) -> Data:
     """Train, test and tune rows of the file's first 500, in an order that never changes."""
-    every = lm.load_probes(source, drop_empty=True)
+    every = lm.load_probes(source)
     rows = [dict(row) for row in every[:500] if "rejected" in row]
     digest = hashlib.sha256("".join(row["prompt"] + row["chosen"] for row in rows).encode())
     groups = {"train": size.train, "test": size.test, "tune": size.tune}
@@ -113,10 +113,9 @@ def work(run: Run, setup: Setup) -> None:
     transformers.logging.disable_progress_bar()
     warnings.simplefilter("ignore")  # responses that were cut
     if setup.device.startswith("cuda"):
-        forward.SLACK = math.inf  # there, padding costs less than another pass
+        ways.SLACK = math.inf  # there, padding costs less than another pass
     size, data = setup.size, read(setup.source, setup.size)
     model, tokenizer = lm.load(setup.model_of(run.start), setup.device)
-    forward.head_is_last(model)  # compares two ways to compute, before products are rounded
     torch.set_float32_matmul_precision("high" if run.precision == "tf32" else "highest")
     done = train(model, tokenizer, data, run, size)
     torch.set_float32_matmul_precision("highest")

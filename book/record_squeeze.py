@@ -64,13 +64,13 @@ def main():
 class _World(NamedTuple):
     """A world's pairs, training ones first, where DPO starts, and its log-probs there, nats."""
 
-    pairs: list
+    pairs: lm.ProbeSet
     start: torch.nn.Module
     ref: dict
 
     def tuned(self, tokenizer, kept, order, **limit):
         """The model after DPO on some of the pairs."""
-        model, some = copy.deepcopy(self.start), [self.pairs[i] for i in kept]
+        model, some = copy.deepcopy(self.start), self.pairs[kept]
         lm.finetune(model, tokenizer, some, **DPO, seed=order, **limit)
         return model
 
@@ -85,7 +85,7 @@ class _World(NamedTuple):
 
 def _world(base, tokenizer, seed) -> _World:
     rows = world.probes(n_train=N_TRAIN, n_test=N_TEST, seed=seed)
-    pairs = [{key: row[key] for key in ("prompt", "chosen", "rejected")} for row in rows]
+    pairs = rows.only("chosen", "rejected")
     start = copy.deepcopy(base)
     for epochs in (2, 4):
         lm.finetune(start, tokenizer, pairs[:N_TRAIN], epochs=epochs, **SFT, seed=seed)
@@ -99,7 +99,7 @@ def forces_world():
     found = []
     for seed in MORE_SEEDS:
         here = _world(base, tokenizer, seed)
-        probes = [{"prompt": pair["prompt"], "chosen": pair["chosen"]} for pair in here.pairs]
+        probes = here.pairs.only("chosen")
         models = here.moments(tokenizer, seed)
         parts = [
             lm.influence(
@@ -195,11 +195,11 @@ def drop_world():
 def squeeze_smollm2():
     """One DPO step on one pair of the sample at a time: predicted, by proxies, and measured."""
     model, tokenizer = lm.load("smollm2-135m", device="cpu")
-    rows = lm.load_probes("sample", split="train", limit=N_PAIRS)
-    pairs = [{key: row[key] for key in ("prompt", "chosen", "rejected")} for row in rows]
+    types = ("chosen", "rejected")
+    pairs = lm.load_probes("sample", types, N_PAIRS, split="train")
     found = []
-    for number, pair in enumerate(pairs):
-        found.append(_of_pair(model, tokenizer, pair))
+    for number in range(len(pairs)):
+        found.append(_of_pair(model, tokenizer, pairs[[number]]))
         print(f"{number + 1} of {len(pairs)} pairs", flush=True)
     arrays = {key: np.array([of_pair[key] for of_pair in found]) for key in found[0]}
     before = lm.token_mass(model, tokenizer, pairs)
@@ -209,10 +209,10 @@ def squeeze_smollm2():
     return arrays, settings | {"model": "SmolLM2-135M-Instruct as shipped", "loss": "dpo, β = 0.1"}
 
 
-def _of_pair(model, tokenizer, pair) -> dict[str, float]:
+def _of_pair(model, tokenizer, pair: lm.ProbeSet) -> dict[str, float]:
     """The same numbers as the chapter's `one_pair`, for a vocabulary that is 100 times larger."""
     (h_plus, p_plus, y_plus), (h_minus, p_minus, y_minus) = (
-        _forward(model, tokenizer, pair, name) for name in ("chosen", "rejected")
+        _forward(model, tokenizer, pair[0], name) for name in ("chosen", "rejected")
     )
     at = torch.arange(len(y_minus))
     rival_of = p_minus.clone()
@@ -221,14 +221,14 @@ def _of_pair(model, tokenizer, pair) -> dict[str, float]:
     p_rival, p_label = p_minus[at, rival], p_minus[at, y_minus]
     line = p_minus.square().sum(1) - p_label
 
-    step = lm.sgd_direction(model, tokenizer, [pair], "dpo", lr=LR)
-    predicted = lm.predict_change(model, tokenizer, [pair], step, vocab=True, progress=False)
+    step = lm.sgd_direction(model, tokenizer, pair, "dpo", lr=LR)
+    predicted = lm.predict_change(model, tokenizer, pair, step, vocab=True, progress=False)
     moved = predicted.vocab[0]["rejected"].double()[at, rival]
     found = {
         "fall, first order": -predicted.logp[0, 0],
         "handed, first order": float((p_rival * moved).sum()),
     }
-    change = lm.measure_change(model, tokenizer, [pair], step, vocab=True, progress=False)
+    change = lm.measure_change(model, tokenizer, pair, step, vocab=True, progress=False)
     vocab = change.vocab[0]["rejected"].double()
     found |= {
         "fall": -change.logp[0, 0],

@@ -50,12 +50,12 @@ class Size:
     probe_every: int = 25  # a third of an epoch
     spoken: int = 64
     new_tokens: int = 64
-    format: lm.Format = lm.Format()  # noqa: RUF009 (frozen)
+    format: lm.Format = lm.Format("paper")  # noqa: RUF009 (frozen)
 
 
 FULL = Size()
 ON_CPU = replace(FULL, watched=(48, 32), probe_every=37)
-SMALL = Size(8, 4, 4, (2, 2), 1, 1, 2, 6, lm.Format(max_length=48, max_prompt=24))
+SMALL = Size(8, 4, 4, (2, 2), 1, 1, 2, 6, lm.Format("paper", 48, 24))
 
 
 @dataclass(frozen=True)

@@ -11,17 +11,21 @@ import json
 import random
 import re
 import tomllib
+from collections.abc import Iterable, Mapping
 from functools import cache
 from itertools import chain, product
 from pathlib import Path
 from typing import NamedTuple
 
 import lmdyn
+from lmdyn.lm import TYPES, Format, ProbeSet
+from lmdyn.lm.data import as_probes
 
 TINY = Path(lmdyn.__file__).parent / "lm" / "tiny"
 # prompt → the shipped model's greedy answer and its wording of the truth
 OWN_WORDS = json.loads((TINY / "own_words.json").read_text(encoding="utf-8"))
 WORDS = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
+PAPER = Format("paper")
 PROMPT = "question : {q} answer :"
 N_QUESTIONS, N_CLAUSES = 3, 4  # ways to ask for an attribute, and to state it
 Subject = tuple[str, str]  # (entity, attribute)
@@ -144,7 +148,12 @@ def is_true(prompt: str, answer: str) -> bool:
     return read_answer(answer) == truth(*read_question(prompt))
 
 
-def probes(n_train: int = 48, n_test: int = 24, seed: int = 0) -> list[dict[str, str]]:
+def probe_set(rows: Iterable[Mapping], *types: str) -> ProbeSet:
+    """Rows of the world in the format that the shipped model learned them in, the paper's."""
+    return as_probes(rows, types or None, PAPER)
+
+
+def probes(n_train: int = 48, n_test: int = 24, seed: int = 0) -> ProbeSet:
     """Questions about different facts, as rows with every response type of the paper.
 
     ``chosen`` states the true fact, in a wording drawn evenly; ``rejected`` is evasive or gives
@@ -178,7 +187,7 @@ def probes(n_train: int = 48, n_test: int = 24, seed: int = 0) -> list[dict[str,
             row["split"] = split
             row["irr_train"] = train[(i + 1) % n_train]["chosen"]
             row["irr_test"] = test[(i + 1) % n_test]["chosen"]
-    return rows
+    return ProbeSet(tuple(rows), tuple(TYPES), PAPER)
 
 
 def _row(rng: random.Random, subject: Subject, asked: set) -> dict[str, str]:

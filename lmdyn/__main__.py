@@ -4,6 +4,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -28,8 +29,10 @@ def _parser() -> argparse.ArgumentParser:
         return command.add_argument
 
     option = add(_diagnose, "rank preference pairs by what a step on each does to good answers")
-    option("rows", metavar="FILE", help="JSONL with prompt, chosen, rejected")
-    option("--model", required=True, help="a hub id, a folder, or 'tiny'")
+    option("rows", metavar="FILE", help="JSONL, or a JSON array, of pairs in any of TRL's formats")
+    option("--model", required=True, help="a hub id, a folder, also of an adapter, or 'tiny'")
+    option("--base", metavar="NAME", help="the model of an adapter, if it names none or another")
+    option("--max-length", type=int, help="tokens of prompt and response, which loses its end")
     option("--loss", default="dpo", help="of pairs, such as dpo, ipo, rpo")
     option("--held-out", metavar="FILE", help="rows whose chosen should not fall")
     option("--limit", type=int, help="the first so many pairs")
@@ -57,11 +60,17 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _diagnose(rows, model, device, limit, held_out, show, out, **options) -> None:
+def _diagnose(rows, model, base, device, limit, max_length, held_out, show, out, **options) -> None:
     from lmdyn import lm
 
-    rows, held_out = lm.load_probes(rows, limit=limit), held_out and lm.load_probes(held_out)
-    found = lm.diagnose(*lm.load(model, device), rows, held_out=held_out, **options)
+    def read(source: str, limit: int | None = None) -> lm.ProbeSet:
+        found = lm.load_probes(source, limit=limit)
+        longest = found.format.max_length if max_length is None else max_length
+        return replace(found, format=replace(found.format, max_length=longest))
+
+    rows, held_out = read(rows, limit), held_out and read(held_out)
+    loaded = lm.load(model, device, base=base)
+    found = lm.diagnose(*loaded, rows, held_out=held_out, **options)
     print(f"{found.table(show)}\n{found!r}; nats per unit learning rate")
     if out:
         found.save(out)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from lmdyn.checks import check_logits, trainable
-from lmdyn.kernel import entk
+from lmdyn.kernel import entk, keeping_buffers
 from lmdyn.softmax import log_softmax_jacobian, logit_step
 
 
@@ -45,12 +45,12 @@ def one_step(model: nn.Module, x_o: Tensor, x_u: Tensor, y_u: int | Tensor, lr: 
         raise ValueError(f"lr must be finite, got {lr}")
     k = entk(model, x_o, x_u)  # which checks the model and its inputs
     params = trainable(model)
-    with torch.enable_grad():
+    with torch.enable_grad(), keeping_buffers(model):
         z_u = model(x_u)
         *_, g = logit_step(z_u.softmax(-1).detach(), y_u, coefficient=-1.0)
         # ∂L/∂z is G, so the backward pass starts there.
         grads = torch.autograd.grad(z_u, [*params.values()], g, materialize_grads=True)
-    with torch.no_grad():
+    with torch.no_grad(), keeping_buffers(model):
         moved = {name: p - lr * of for (name, p), of in zip(params.items(), grads, strict=True)}
         before, after = model(x_o), functional_call(model, moved, (x_o,))
         check_logits(after, f"the logits after a step of lr = {lr}")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-LINES = 7000  # docstrings included
+LINES = 8000  # docstrings included
 FILES = sorted((ROOT / "lmdyn").rglob("*.py"))
 TREES = {file: ast.parse(file.read_text(encoding="utf-8")) for file in FILES}
 MODULES = {

@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import build, sequence
 from torch import nn
+from torch.nn import functional as F
 
-from lmdyn import entk, entk_vp, kernel
+from lmdyn import entk, entk_vp, kernel, one_step
 from lmdyn.kernel import factors
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
@@ -129,6 +130,28 @@ def test_the_model_is_left_alone():
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 
 
+class Counting(nn.Module):
+    """Buffers that a forward pass writes into, or replaces, without an effect on the output."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(6, 3)
+        self.register_buffer("seen", torch.zeros(()))
+        self.register_buffer("last", torch.zeros(2, 6))
+
+    def forward(self, x):
+        self.seen += len(x)
+        self.last = x.detach()
+        return self.layer(x)
+
+
+def test_buffers_that_a_forward_pass_changes_are_restored():
+    model, x = Counting(), torch.randn(5, 6)
+    last = model.last
+    entk(model, x), entk_vp(model, x, x, torch.ones(5, 3)), one_step(model, x, x[:1], 0, lr=0.1)
+    assert model.last is last and not model.seen and not last.any()
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("name", ALL)
 def test_cuda_equals_cpu(name):
@@ -139,14 +162,30 @@ def test_cuda_equals_cpu(name):
     torch.testing.assert_close(found.cpu(), expected, rtol=1e-8, atol=1e-10)
 
 
+class DropPath(nn.Module):
+    """Drops whole examples now and then, as timm's does, whatever its mode."""
+
+    def forward(self, z):
+        return z * (torch.rand(len(z), 1) > 0.05)
+
+
+def functional_dropout(z):
+    return F.dropout(z, 0.02)
+
+
 def bad_cases():
     mlp, x = models.STRUCTURED["mlp"]()
-    yield "0 \\(BatchNorm1d\\).*call model.eval", sequence(nn.BatchNorm1d(6)).train(), x
+    norm = sequence(nn.BatchNorm1d(6)).train()
+    yield "not take one example alone .*Expected more than 1 value.*call model.eval", norm, x
     stateless = sequence(nn.BatchNorm1d(6, track_running_stats=False)).eval()
-    yield "track_running_stats", stateless, x
-    yield "1 \\(Dropout\\) drops at random", sequence(mlp, nn.Dropout(0.1)), x
-    attention = nn.MultiheadAttention(4, 2, dropout=0.1)
-    yield "MultiheadAttention\\) drops at random", attention, x
+    yield "not take one example alone", stateless, x
+    images = sequence(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(8, 3)).train()
+    beside = "another answer beside others, so that none has its own kernel: call model.eval"
+    yield beside, images, torch.randn(5, 1, 4, 4)
+    yield beside, sequence(mlp, lambda z: z - z.mean(0)), x
+    yield "another answer each time, at random", sequence(mlp, nn.Dropout(0.1)), x
+    for odd in (DropPath(), lambda z: z + 1e-2 * torch.randn_like(z), functional_dropout):
+        yield "another answer each time, at random: call model.eval", sequence(mlp, odd), x
     deep = sequence(nn.Linear(6, 6), lambda h: h[..., None])
     yield r"logits \(N, V\) with N = 1, got torch.float32 \(1, 6, 1\)", deep, x
     yield "must return logits .* got tuple", sequence(mlp, lambda z: (z,)), x

@@ -8,7 +8,7 @@ from lmdyn.lm.batches import pack
 from lmdyn.lm.data import as_probes
 from lmdyn.lm.tokens import Encoded, encode
 
-ROWS = [{"prompt": "what is it", "chosen": "the water", "rejected": "no"}]
+ROWS = [{"prompt": "what is it", "chosen": " the water", "rejected": " no"}]
 
 
 def encoded(rows):

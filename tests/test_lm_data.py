@@ -4,11 +4,17 @@ import json
 import re
 
 import datasets
+import numpy as np
+import pandas
 import pytest
 from tiny import tiny_rows
 
 from lmdyn.lm import TYPES, load_probes
-from lmdyn.lm.data import as_probes
+from lmdyn.lm.data import as_probes, with_all
+
+
+def say(role, text):
+    return {"role": role, "content": text}
 
 
 def test_types_are_the_paper_s_in_order():
@@ -41,22 +47,35 @@ def test_sources_are_limited_and_split(source, n):
 def test_a_type_of_one_s_own_is_read_where_it_is_named():
     rows = [{"prompt": "p", "chosen": "c", "poem": "d", "score": 3}]
     assert as_probes(rows, ["chosen", "poem"])[0]["poem"] == "d"
-    with pytest.raises(ValueError, match="unknown response type 'poem'"):
-        as_probes(rows)
+    assert as_probes(rows).types == ("chosen",)  # other columns are passed over
 
 
 @pytest.mark.parametrize(
     ("line", "message"),
     [
         ('{"prompt": "p", "chosen": ', "rows.jsonl, line 2 is not JSON"),
-        ('{"chosen": "c"}', "rows.jsonl, line 2 has no 'prompt'"),
-        ('{"prompt": "p", "rejected": "c"}', "rows.jsonl, line 2 has no 'chosen'"),
-        ('{"prompt": "p", "chosen": " "}', "rows.jsonl, line 2: 'chosen' is empty"),
-        ('{"prompt": "p", "chosen": "c", "rejected": ""}', "line 2: 'rejected' is empty"),
-        ('{"prompt": "p", "chosen": ["c"]}', "line 2: 'chosen' must be text, got list"),
+        ('{"chosen": "c"}', "rows.jsonl, line 2: no prompt: it has chosen, and needs prompt,"),
+        ('{"prompt": " ", "rejected": "c"}', "rows.jsonl, line 2: no prompt: it has rejected"),
+        ('{"prompt": "p"}', "rows.jsonl, line 2: it has a prompt and no response, such as '"),
+        ('{"prompt": "p", "chosen": " "}', "rows.jsonl, line 2: it has a prompt and no response"),
+        ('{"prompt": "p", "chosen": ["c"]}', "line 2: 'chosen' must be a text, or turns with role"),
+        (
+            '{"prompt": "p", "chosen": []}',
+            "'chosen' must be a text, or turns with role and content, got []",
+        ),
+        (
+            '{"prompt": "p", "chosen": 3}',
+            "'chosen' must be a text, or turns with role and content, got 3",
+        ),
+        ('{"prompt": "p", "chosen": [{"content": "c"}]}', "a turn of 'chosen' has no role"),
         ('{"prompt": "p", "chosen": "c", "choosen": "c"}', "did you mean 'chosen'?"),
+        ('{"prompt": "p", "completion": "c", "label": "bad"}', "label must be true or false"),
+        ('{"chosen": "ab", "rejected": "cd"}', "line 2: no prompt, and chosen and rejected do not"),
+        ('{"chosen": "ab", "rejected": "abc"}', "chosen and rejected do not part after one"),
+        ('{"chosen": "ab", "rejected": [{"role": "user"}]}', "both be texts or both conversations"),
+        ('{"prompt": "p", "chosen": "\\ud800"}', "'chosen' holds half a surrogate pair"),
         ('{"prompt": "p", "chosen": "c", "split": "dev"}', "split must be 'train' or 'test'"),
-        ('["p", "c"]', "line 2 must be a dict"),
+        ("3", "line 2: it must be a dict such as {'prompt': …}, got 3"),
     ],
 )
 def test_bad_lines_are_named(tmp_path, line, message):
@@ -73,11 +92,70 @@ def test_jsonl_loads_with_blank_lines_and_any_unicode(tmp_path):
     assert load_probes(path).rows == ({"prompt": row["prompt"], "chosen": "ja"},)
 
 
-def test_empty_responses_can_be_dropped_but_never_chosen():
-    row = {"prompt": "p", "chosen": "c", "rejected": ""}
-    assert "rejected" not in as_probes([row], drop_empty=True)[0]
-    with pytest.raises(ValueError, match="'chosen' is empty"):
-        as_probes([row | {"chosen": ""}], drop_empty=True)
+def test_what_is_blank_is_missing_and_stops_only_who_reads_it():
+    probes = as_probes([{"prompt": "p", "chosen": "c", "rejected": " "}])
+    assert probes.types == ("chosen",) and "rejected" not in probes[0]
+    with pytest.raises(ValueError, match=r"rows\[0\] has no 'rejected', which dpo reads"):
+        with_all(probes, ["chosen", "rejected"], "dpo")
+
+
+PAIR = {"prompt": "p", "chosen": "c", "rejected": "r"}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\ufeff" + json.dumps(PAIR) + "\n",
+        json.dumps([PAIR]),
+        "\ufeff[\n  " + json.dumps(PAIR) + "\n]",
+        json.dumps({"chosen": "p c", "rejected": "p r"}),
+    ],
+)
+def test_files_come_as_lines_or_an_array_with_or_without_a_mark(tmp_path, text):
+    path = tmp_path / "rows.json"
+    path.write_text(text, encoding="utf-8")
+    (row,) = load_probes(path)
+    assert {name: value.strip() for name, value in row.items()} == PAIR
+
+
+@pytest.mark.parametrize("text", ["[1, 2", '[{"prompt": "p"}]', "[3]"])
+def test_an_array_that_cannot_be_read_is_named(tmp_path, text):
+    (tmp_path / "rows.json").write_text(text, encoding="utf-8")
+    with pytest.raises(
+        ValueError, match=r"rows\.json(, row 0)?( is not JSON|: it has a|: |: it must be)"
+    ):
+        load_probes(tmp_path / "rows.json")
+
+
+def test_rows_come_from_whatever_holds_some():
+    rows = [PAIR, {"prompt": "q", "chosen": "c"}]
+    table = pandas.DataFrame(rows)  # what lacks is NaN there
+    for held in (rows, iter(rows), table, datasets.Dataset.from_list(rows)):
+        assert as_probes(held).rows == tuple(rows)
+    parts = {"train_prefs": datasets.Dataset.from_list(rows), "test": rows[:1]}
+    splits = as_probes(datasets.DatasetDict({"train_prefs": parts["train_prefs"]}) | parts)
+    assert [row["split"] for row in splits] == ["train", "train", "test"]
+    table["chosen"] = [np.array([say("assistant", "c")])] * 2
+    table["prompt"] = [np.array([say("user", "p")])] * 2
+    table["rejected"] = None
+    assert as_probes(table)[0] == {"prompt": [say("user", "p")], "chosen": [say("assistant", "c")]}
+
+
+def test_probe_sets_are_indexed_as_arrays_are():
+    probes = as_probes([{"prompt": str(i), "chosen": "a"} for i in range(4)])
+
+    def prompts(which):
+        return [int(row["prompt"]) for row in probes[which]]
+
+    for mask in ([False, False, True, True], np.array([0, 0, 1, 1], dtype=bool)):
+        assert prompts(mask) == [2, 3]
+    assert prompts(np.array([3, 0])) == prompts((3, 0)) == [3, 0] and prompts([]) == []
+    assert probes[np.int64(1)]["prompt"] == "1" and probes[-1]["prompt"] == "3"
+    with pytest.raises(ValueError, match="a mask must be 4 booleans"):
+        probes[[True, False]]
+    for wrong in ("chosen", 1.5, [0.5]):
+        with pytest.raises((TypeError, ValueError)):
+            probes[wrong]
 
 
 @pytest.mark.parametrize(
@@ -88,10 +166,12 @@ def test_empty_responses_can_be_dropped_but_never_chosen():
         (lambda: load_probes("sample", "chosen"), "a list of one or more different names, got 'ch"),
         (lambda: load_probes("sample", []), "a list of one or more different names, got []"),
         (lambda: load_probes("sample", ["chosen", "chosen"]), "different names, got ['chosen', "),
-        (lambda: load_probes("sample", split="dev"), "split must be"),
+        (lambda: load_probes("sample", split="dev"), "unknown split 'dev': There is train, test"),
         (lambda: load_probes("sample", limit=0), "sample has no row"),
         (lambda: as_probes([]), "there is no row"),
-        (lambda: as_probes({"prompt": "p", "chosen": "c"}), "rows[0] must be a dict"),
+        (lambda: as_probes({"prompt": "p", "chosen": "c"}), "must be a list of rows, or splits of"),
+        (lambda: as_probes("rows.jsonl"), "the data must be a list of rows, got str"),
+        (lambda: as_probes(3), "the data must be a list of rows, got int"),
     ],
 )
 def test_bad_calls_are_named(call, message):

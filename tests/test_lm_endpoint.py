@@ -274,6 +274,19 @@ def test_only_the_types_that_are_wanted_are_made():
         rephrase(ROWS, reworded, ["gptsemantic"])
 
 
+def test_words_of_a_turn_are_rephrased_and_token_ids_are_not():
+    turns = [{"role": "assistant", "content": "it is there"}]
+    rows = [
+        {"prompt": [{"role": "user", "content": "where?"}], "chosen": turns, "rejected": [3, 4]},
+        {"prompt": [{"role": "user", "content": "who?"}], "chosen": turns * 2},
+    ]
+    probes = rephrase(rows, reworded)
+    said = probes[0]["chosen_gptsemantic"]
+    assert said == [{"role": "assistant", "content": "meaning of it is there"}]
+    assert probes.types == ("chosen", "chosen_gptsemantic", "chosen_gptformat", "rejected")
+    assert probes[1] == rows[1]
+
+
 def test_before_a_probe_set_is_made_of_a_dataset_and_after():
     before = ProbeSet.from_dataset(rephrase(ROWS, reworded))
     after = rephrase(ProbeSet.from_dataset(ROWS), reworded)

@@ -1,7 +1,5 @@
 """Hidden states, logits and log-probs of batches, against the model's own of single sequences."""
 
-import weakref
-
 import numpy as np
 import pytest
 import torch
@@ -9,20 +7,10 @@ from tiny import FAMILIES, tiny, tiny_rows
 
 from lmdyn.lm.batches import pack
 from lmdyn.lm.data import as_probes
-from lmdyn.lm.forward import (
-    LogProbs,
-    batches,
-    body,
-    can_share,
-    full_logits,
-    head,
-    head_is_last,
-    hidden,
-    token_logps,
-    token_values,
-)
+from lmdyn.lm.forward import body, full_logits, hidden, token_logps
 from lmdyn.lm.score import score
 from lmdyn.lm.tokens import encode
+from lmdyn.lm.ways import LogProbs, token_values, ways
 
 
 def encoded(tokenizer, rows=None):
@@ -50,17 +38,18 @@ def test_all_forms_of_batches_give_what_the_model_gives_each_sequence(family):
         for name, ids in row.responses.items():
             logits = model(torch.tensor([row.prompt + ids])).logits[0, len(row.prompt) - 1 : -1]
             expected[i, name] = logits
-    assert can_share(model, 20) and head_is_last(model)
+    found = ways(model, rows)
+    assert found.shared and found.told and found.head is model.get_output_embeddings()
     readers = (
-        lambda batch: head(model)(hidden(model, batch)),
-        lambda batch: head(model)(hidden(model, batch, tell_positions=True)),
+        lambda batch: found.head(hidden(model, batch)),
+        lambda batch: found.head(hidden(model, batch, tell_positions=True)),
         lambda batch: full_logits(model, batch),
     )
     for options in ({"shared": True}, {"shared": True, "tokens": 40}, {"shared": False}):
         for read in readers:
             close(by_response(rows, read, **options), expected, 1e-12)
     model.set_attn_implementation("eager")  # its softmax is in float32
-    assert can_share(model, 20)
+    assert ways(model, rows).shared
     close(by_response(rows, lambda b: full_logits(model, b)), expected, 2e-5)
 
 
@@ -70,7 +59,7 @@ def test_gradients_pass_through_shared_batches(family):
 
     def gradients(shared):
         (batch,) = pack(encoded(tokenizer)[:3], shared=shared)
-        logps = token_logps(head(model)(hidden(model, batch)), batch)
+        logps = token_logps(model.get_output_embeddings()(hidden(model, batch)), batch)
         return torch.autograd.grad(logps.sum(), list(model.parameters()))
 
     for x, y in zip(gradients(True), gradients(False), strict=True):
@@ -79,7 +68,7 @@ def test_gradients_pass_through_shared_batches(family):
 
 def test_half_precision_logits_give_log_probs_in_float32():
     model, tokenizer = tiny("llama", torch.bfloat16)
-    (batch,) = batches(model, encoded(tokenizer))
+    (batch,) = pack(encoded(tokenizer))
     logits = full_logits(model, batch)
     found, exact = token_logps(logits, batch), token_logps(logits.double(), batch)
     assert logits.dtype == torch.bfloat16 and found.dtype == torch.float32
@@ -110,20 +99,8 @@ def test_a_model_with_an_adapter_is_the_one_that_it_adapts():
     base = model.model
     adapted = get_peft_model(model, LoraConfig(target_modules=["q_proj"], r=2))
     assert body(adapted) is base
-    (batch,) = batches(adapted, encoded(tokenizer))
-    torch.testing.assert_close(head(adapted)(hidden(adapted, batch)), full_logits(adapted, batch))
-
-
-def test_a_model_is_checked_once_and_forgotten():
-    model, _ = tiny("llama")
-    calls = []
-    model.model.register_forward_hook(lambda *_: calls.append(1))
-    can_share(model, 9), head(model)
-    can_share(model, 9), head(model)
-    assert len(calls) == 3
-    known = weakref.ref(model)
-    del model
-    assert known() is None
+    found, (batch,) = ways(adapted, encoded(tokenizer)), pack(encoded(tokenizer))
+    torch.testing.assert_close(found.head(hidden(adapted, batch)), full_logits(adapted, batch))
 
 
 @pytest.mark.parametrize(
@@ -140,12 +117,13 @@ def test_a_model_that_refuses_the_mask_takes_plain_batches(kind):
 
     model.model.forward = refuse
     if kind is not torch.OutOfMemoryError:
-        assert not any(batch.shared for batch in batches(model, encoded(tokenizer)))
+        with pytest.warns(UserWarning, match="prompts are not shared"):
+            assert not ways(model, encoded(tokenizer)).shared
         return
     with pytest.raises(kind):
-        can_share(model, 20)
+        ways(model, encoded(tokenizer))
     model.model.forward = forward  # there is room again: that says nothing about the model
-    assert can_share(model, 20)
+    assert ways(model, encoded(tokenizer)).shared
 
 
 @pytest.mark.parametrize("family", FAMILIES)

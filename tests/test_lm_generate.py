@@ -95,7 +95,11 @@ def test_a_model_may_end_with_other_tokens_than_the_tokenizers_eos():
     whole = generate(model, tokenizer, PROMPTS, 6)
     end = whole[0].split()[2]
     model.generation_config.eos_token_id = tokenizer.convert_tokens_to_ids(end)
-    texts, ended = generate(model, tokenizer, PROMPTS, 6, return_ended=True)
+    texts, ids, ended = generate(model, tokenizer, PROMPTS, 6, return_ids=True)
+    said = [f"{text} {end}" if ends else text for text, ends in zip(texts, ended, strict=True)]
+    assert tokenizer.batch_decode(ids, skip_special_tokens=True) == [*map(str.strip, said)]
+    given = tokenizer(PROMPTS)["input_ids"]
+    assert generate(model, tokenizer, given, 6) == texts
     assert texts == [text.partition(end)[0].strip() for text in whole]
     assert ended == [end in text for text in whole] and {*ended} == {True, False}
 

@@ -118,7 +118,7 @@ def test_pull_and_push(name, ref):
 
 def test_types_and_format():
     model, tokenizer = tiny("llama")
-    form, types = Format(max_length=9, max_prompt=4), ["rejected", "chosen"]
+    form, types = Format("paper", max_length=9, max_prompt=4), ["rejected", "chosen"]
     with pytest.warns(UserWarning, match="were cut"):
         found = influence(model, tokenizer, ROWS[:2], ROWS, types=types, format=form)
         cut = as_probes(ROWS[:2], ["chosen"], form), as_probes(ROWS, types, form)
@@ -332,7 +332,7 @@ def test_weights_that_are_not_finite():
     model, tokenizer = tiny("qwen2", tie_word_embeddings=False)
     people = tokenizer.convert_tokens_to_ids("people")
     model.model.embed_tokens.weight.data[people] = float("nan")
-    bad = [{"prompt": "how", "chosen": "so"}, {"prompt": "people", "chosen": "now"}]
+    bad = [{"prompt": "how", "chosen": " so"}, {"prompt": "people", "chosen": " now"}]
     with pytest.raises(ValueError, match=r"probes\[1\]: log π of 'chosen' is nan"):
         influence(model, tokenizer, ROWS[:2], bad)
     with pytest.raises(ValueError, match=r"updates\[1\]: log π of 'chosen' is nan"):

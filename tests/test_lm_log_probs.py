@@ -5,8 +5,8 @@ import torch
 from tiny import FAMILIES, tiny, tiny_rows
 
 from lmdyn.lm.data import as_probes
-from lmdyn.lm.forward import LogProbs
 from lmdyn.lm.tokens import encode
+from lmdyn.lm.ways import LogProbs
 
 ROWS = tiny_rows()
 

@@ -160,13 +160,19 @@ def test_an_adapter_is_merged_into_the_model_that_it_names(adapter, tmp_path):
             torch.testing.assert_close(found(ids).logits, adapted(ids).logits)
             assert (found(ids).logits - before(ids).logits).abs().max() > 1e-3
         assert tokenizer.eos_token == "<eos>"
+    tokenizer.chat_template = "as it was trained with"
+    tokenizer.save_pretrained(folder)
+    assert load(folder, "cpu")[1].chat_template == "as it was trained with"
 
 
 def test_an_adapter_without_its_model_is_named(adapter, tmp_path, monkeypatch):
     folder, _ = adapter
     config = folder / "adapter_config.json"
     named = json.loads(config.read_text())
-    for base, reason in ((None, "names no model: pass --model"), ("gone", "does not fit 'gone'")):
+    for base, reason in (
+        (None, "names no model: pass base=NAME \\(diagnose --base NAME"),
+        ("gone", "does not fit 'gone'"),
+    ):
         config.write_text(json.dumps(named | {"base_model_name_or_path": base}))
         with pytest.raises(ValueError, match=f"lora is an adapter .*{reason}"):
             load(folder, "cpu")

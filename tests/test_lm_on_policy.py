@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 from runs import same_runs, same_weights, stopped
-from tiny import tiny, tiny_rows
+from tiny import tiny, tiny_rows, tiny_tokenizer
 
 from lmdyn.lm.generate import generate
 from lmdyn.lm.on_policy import finetune_on_policy, sample_rejected
+from lmdyn.lm.tokens import encode
 from lmdyn.lm.train import finetune
 from lmdyn.lm.trajectory import Trajectory
 
@@ -23,10 +24,12 @@ def test_rejected_is_what_the_model_says():
     model, tokenizer = tiny("llama")
     pairs = sample_rejected(model, tokenizer, ROWS, max_new_tokens=6, seed=3)
     prompts = [row["prompt"] for row in ROWS]
-    said = generate(model, tokenizer, prompts, 6, sample=True, seed=3)
+    said, ids, ended = generate(model, tokenizer, prompts, 6, sample=True, seed=3, return_ids=True)
     assert len(set(said)) > 1
-    for row, pair, answer in zip(ROWS, pairs, said, strict=True):
-        assert pair == row | {"rejected": answer or row["rejected"]}
+    for row, pair, answer, tokens in zip(ROWS, pairs, said, ids, strict=True):
+        assert pair == row | {"rejected": tokens if answer else row["rejected"]}
+    learned = [row.responses["rejected"] for row in encode(tokenizer, pairs)]
+    assert [tokenizer.eos_token_id in tokens for tokens in learned] == ended
     again = sample_rejected(model, tokenizer, ROWS, max_new_tokens=6, seed=4)
     assert again.rows != pairs.rows
 
@@ -35,18 +38,22 @@ def test_at_temperature_zero_it_is_the_greedy_answer():
     model, tokenizer = tiny("llama")
     pairs = sample_rejected(model, tokenizer, ROWS, max_new_tokens=6, temperature=0)
     said = generate(model, tokenizer, [row["prompt"] for row in ROWS], 6)
-    assert [row["rejected"] for row in pairs] == said
+    assert tokenizer.batch_decode([row["rejected"] for row in pairs], True) == said
 
 
 def test_an_answer_that_makes_no_pair_keeps_the_row_as_it_was_or_drops_it(monkeypatch):
-    answers = ["down there", "words", " "]
+    answers = ["down there", "words", " "], [[3, 1], [4, 1], [1]], [True] * 3
     monkeypatch.setattr("lmdyn.lm.on_policy.generate", lambda *a, **k: answers)
-    rows = [ROWS[3], {"prompt": "a", "chosen": "words"}, ROWS[0]]
-    pairs = sample_rejected(None, None, rows)
+    rows = [ROWS[3], {"prompt": "a", "chosen": " words"}, ROWS[0]]
+    pairs = sample_rejected(None, tiny_tokenizer(), rows)
     assert [row["rejected"] for row in pairs] == [ROWS[3]["rejected"], ROWS[0]["rejected"]]
     with pytest.raises(ValueError, match="no row has a rejected one to keep"):
-        monkeypatch.setattr("lmdyn.lm.on_policy.generate", lambda *a, **k: ["words"])
-        sample_rejected(None, None, rows[1:2])
+        monkeypatch.setattr(
+            "lmdyn.lm.on_policy.generate", lambda *a, **k: [x[1:2] for x in answers]
+        )
+        sample_rejected(None, tiny_tokenizer(), rows[1:2])
+    with pytest.raises(ValueError, match=r"rows\[0\] has no 'chosen', which sample_rejected reads"):
+        sample_rejected(None, tiny_tokenizer(), [{"prompt": "a", "rejected": " b"}])
 
 
 def test_rounds_are_runs_on_fresh_pairs_against_the_model_of_the_round():

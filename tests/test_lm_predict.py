@@ -2,6 +2,7 @@
 
 import copy
 import importlib.util
+from functools import partial
 
 import brute
 import numpy as np
@@ -12,11 +13,12 @@ from torch.autograd import forward_ad
 from torch.nn.functional import one_hot, scaled_dot_product_attention
 
 from lmdyn import log_softmax_jacobian, losses
-from lmdyn.lm import forward, predict
+from lmdyn.lm import predict
 from lmdyn.lm.data import as_probes
 from lmdyn.lm.models import load
 from lmdyn.lm.predict import _dual, measure_change, predict_change, sgd_direction, update_direction
 from lmdyn.lm.tokens import encode
+from lmdyn.lm.ways import ways
 
 ROWS = tiny_rows()
 BOTH = predict_change, measure_change
@@ -101,7 +103,7 @@ def test_prediction_is_the_derivative_by_every_way(family, monkeypatch):
     # Eager attention takes its softmax in float32, whatever comes.
     assert_equal(predict_change(model, tokenizer, ROWS, direction), change, 1e-5)
     model.set_attn_implementation("sdpa")
-    monkeypatch.setattr(forward, "can_share", lambda *_: False)
+    monkeypatch.setattr(predict, "ways", partial(ways, shared=False))
     for tokens in (1, 4096):
         plain = predict_change(model, tokenizer, ROWS, direction, tokens=tokens)
         assert_equal(plain, change, 1e-9)

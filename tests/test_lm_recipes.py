@@ -16,9 +16,10 @@ from torch.nn.modules.module import register_module_forward_hook
 from transformers import GPTNeoXConfig, PreTrainedTokenizerFast
 
 from lmdyn import losses
-from lmdyn.lm import Trajectory, finetune, finetune_on_policy, load, load_probes
+from lmdyn.lm import Format, Trajectory, finetune, finetune_on_policy, load, load_probes
+from lmdyn.lm.batches import pack
 from lmdyn.lm.data import as_probes
-from lmdyn.lm.forward import hidden, pack
+from lmdyn.lm.forward import hidden
 from lmdyn.lm.recipes import catalogue, dry_run, extend, read, run
 from lmdyn.lm.recipes.running import lengths, memory, operations
 from lmdyn.lm.tokens import encode
@@ -166,7 +167,9 @@ def test_what_is_wrong_in_a_file_is_named(tmp_path, text):
 
 def probed():
     world = load_probes("world", ["chosen", "rejected"])
-    return as_probes([*world.split("train")[:2], *world.split("test")[:2]], world.types)
+    return as_probes(
+        [*world.split("train")[:2], *world.split("test")[:2]], world.types, world.format
+    )
 
 
 @pytest.fixture(scope="module")
@@ -181,6 +184,7 @@ def test_stages_go_on_from_each_other_as_calls_of_finetune_do(extended):
     model, tokenizer = load("tiny", "cpu", "float64")
     rows = load_probes("world", split="train", limit=6)
     both = [{"prompt": r["prompt"], "chosen": r[k]} for k in ("chosen", "rejected") for r in rows]
+    both = as_probes(both, format=rows.format)
     shared = {"probes": probed(), "probe_every": 1, "max_steps": 2, "batch_size": 4, "clip": 10}
     for number, (stage, learn) in enumerate(zip(recipe.stages, (both, rows), strict=True)):
         settings = {**shared, "epochs": stage.epochs, "lr": stage.lr}
@@ -215,11 +219,17 @@ def test_a_run_goes_on_at_the_right_stage_and_only_itself(extended, tmp_path):
         run(other, out, resume=True)
 
 
-def test_extended_rows_begin_alike():
-    row = {"prompt": "a", "chosen": " b", "rejected": "c"}
-    found = extend(as_probes([row, {**row, "prompt": "d"}]))
-    said = [("a", " b"), ("d", " b"), ("a", " c"), ("d", " c")]
-    assert [(row["prompt"], row["chosen"]) for row in found] == said
+def test_extended_rows_begin_alike_where_the_paper_s_do():
+    row = {"prompt": "a", "chosen": " b", "rejected": "c", "split": "test"}
+    for form, third in ((Format("paper"), " c"), (Format("paper", as_written=True), "c")):
+        found = extend(as_probes([row, {**row, "prompt": "d"}], format=form))
+        said = [("a", " b"), ("d", " b"), ("a", third), ("d", third)]
+        assert [(row["prompt"], row["chosen"]) for row in found] == said
+        assert {row["split"] for row in found} == {"test"} and found.format == form
+    turns = [{"role": "assistant", "content": "c"}]
+    tools = {"prompt": [{"role": "user", "content": "a"}], "tools": "[]"}
+    (_, other) = extend(as_probes([tools | {"chosen": turns, "rejected": turns}]))
+    assert other == tools | {"chosen": turns}
 
 
 @pytest.mark.slow
@@ -240,19 +250,36 @@ def test_what_a_later_stage_would_refuse_stops_the_first(tmp_path):
     file, out = tmp_path / "rows.jsonl", tmp_path / "run"
 
     def stops(row, message, name="tiny-dpo"):
-        written(file, [{"prompt": "question :", "chosen": "yes", "rejected": "no"}, row])
+        written(file, [{"prompt": "question :", "chosen": " yes", "rejected": " no"}, row])
         with pytest.raises(ValueError, match=message):
             run(quick(name, f"data.source={file}"), out)
         assert not list(out.iterdir())
 
-    row = {"prompt": "question :", "chosen": "yes"}
+    row = {"prompt": "question :", "chosen": " yes"}
     stops(row, r"stages\.1 \(dpo\): rows\[1\] has no 'rejected'")
-    stops({**row, "rejected": "yes"}, r"stages\.1 \(dpo\): rows\[1\]: chosen and rejected are")
-    row["chosen"] = "yes " * 200
+    stops({**row, "rejected": " yes"}, r"stages\.1 \(dpo\): rows\[1\]: chosen and rejected are")
+    row["chosen"] = " yes" * 200
     stops(row, r"stages\.0 \(sft\): rows\[1\].* max_length=128", "tiny-sft")
-    short = quick("tiny-sft", f"data.source={file}", "data.max_length=20", "data.max_prompt=4")
+    short = quick("tiny-sft", f"data.source={file}", "data.max_length=20")
     with pytest.warns(UserWarning, match="responses were cut"):
         run(short, out)
+
+
+def test_a_file_has_the_format_that_it_is_given(tmp_path):
+    file = written(tmp_path / "rows.jsonl", [{"prompt": "a", "chosen": " b", "rejected": " c"}])
+    for changes, form in (
+        ([], Format()),
+        (["data.max_length=9"], Format(max_length=9)),
+        (["data.format=paper"], Format("paper")),
+        (["data.format=paper", "data.max_prompt=9"], Format("paper", max_prompt=9)),
+    ):
+        recipe = read("tiny-dpo", [f"data.source={file}", f"probes.source={file}", *changes])
+        assert recipe.load(recipe.data).format == recipe.load(recipe.probes).format == form
+    world = read("tiny-dpo")
+    assert world.load(world.data).format == Format("paper")
+    with pytest.raises(ValueError, match=r"max_prompt, .* are settings of the paper's format"):
+        recipe = read("tiny-dpo", [f"data.source={file}", "data.max_prompt=9"])
+        recipe.load(recipe.data)
 
 
 def test_a_blank_response_in_the_papers_files_costs_its_row_alone(monkeypatch):
@@ -366,7 +393,8 @@ def test_a_dry_run_tells_updates_memory_and_time(tmp_path):
     GPTNeoXConfig(hidden_size=1024, intermediate_size=4096, **shape).save_pretrained(tmp_path)
     row = {"prompt": "word", "chosen": "word " * 500, "rejected": "other " * 500}
     rows = written(tmp_path / "rows.jsonl", [row] * 8)
-    changes = [f"model={tmp_path}", f"data.source={rows}", "probes.source=null"]
+    changes = [f"model={tmp_path}", f"data.source={rows}", "data.format=paper"]
+    changes.append("probes.source=null")
     pieces = Tokenizer(WordLevel({"?": 0, "": 1}, unk_token="?"))
     pieces.pre_tokenizer = pre_tokenizers.FixedLength(4)
     four = PreTrainedTokenizerFast(tokenizer_object=pieces, unk_token="?", eos_token="")

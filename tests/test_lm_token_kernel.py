@@ -109,10 +109,10 @@ def test_of_a_sequence_with_itself():
 def test_sums_to_the_influence_of_the_sequences(family):
     model, tokenizer = tiny(family)
     rows = [
-        {"prompt": "how long was it", "chosen": "it was a very long time"},
-        {"prompt": "where is she", "chosen": "down there"},
+        {"prompt": "how long was it", "chosen": " it was a very long time"},
+        {"prompt": "where is she", "chosen": " down there"},
     ]
-    texts = (f"{row['prompt']} {row['chosen']} {tokenizer.eos_token}" for row in rows)
+    texts = (f"{row['prompt']}{row['chosen']} {tokenizer.eos_token}" for row in rows)
     u, o = (tokenizer(text).input_ids for text in texts)
     at = {"positions_o": range(2, len(o) - 1), "positions_u": range(3, len(u) - 1)}
     found = token_influence(model, o, u, **at).sum()

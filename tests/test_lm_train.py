@@ -432,7 +432,7 @@ def test_weights_that_diverge_are_not_kept(tmp_path):
 
 
 def test_long_rows_are_cut_counted_and_end_without_eos():
-    rows = as_probes(ROWS, format=Format(max_length=12, max_prompt=8))
+    rows = as_probes(ROWS, format=Format("paper", max_length=12, max_prompt=8))
     with pytest.warns(UserWarning, match="of 5 responses were cut"):
         trajectory, _ = run(rows=rows, epochs=1)
     _, tokenizer = tiny("llama")

@@ -4,16 +4,20 @@ import json
 import runpy
 import sys
 from inspect import signature
+from pathlib import Path
 
 import pytest
+import torch
+from tiny import tiny
+from traits import tokenizer_with
 
 from lmdyn import lm
 from lmdyn.__main__ import main
-from lmdyn.lm import recipes, report
+from lmdyn.lm import load, recipes, report
 
 PAIRS = [
-    {"prompt": "question : where is the spoon ?", "chosen": "it is here", "rejected": "no"},
-    {"prompt": "question : where is the fox ?", "chosen": "the fox is here", "rejected": "away"},
+    {"prompt": "question : where is the spoon ?", "chosen": " it is here", "rejected": " no"},
+    {"prompt": "question : where is it ?", "chosen": " the fox is here", "rejected": " away"},
 ]
 
 
@@ -32,6 +36,46 @@ def test_diagnose_prints_a_table_and_writes_a_file(pairs, tmp_path, capsys):
     assert printed[-1].startswith("Diagnosis(2 pairs") and len(printed) == 3
     rows = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
     assert {row["prompt"] for row in rows} == {row["prompt"] for row in PAIRS}
+
+
+@pytest.fixture(scope="module")
+def chat(tmp_path_factory):
+    """The folder of an adapter, of a model that reads conversations, which it names."""
+    folder, tokenizer = tmp_path_factory.mktemp("chat"), tokenizer_with("bos")
+    model, _ = tiny("llama", torch.float32, vocab_size=400)
+    for thing in (model, tokenizer):
+        thing.save_pretrained(folder / "base")
+    model = load(folder / "base", "cpu")[0]
+    import peft  # takes seconds
+
+    config = peft.LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"])
+    peft.get_peft_model(model, config).save_pretrained(folder / "lora")
+    return str(folder / "lora")
+
+
+def turns(*texts):
+    roles = ["user", "assistant"]
+    return [{"role": role, "content": text} for role, text in zip(roles, texts, strict=True)]
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # of peft
+@pytest.mark.parametrize("how", ["turns", "implicit", "array", "text and turns"])
+def test_diagnose_reads_what_trainers_do_and_adapters(how, chat, tmp_path, capsys):
+    file, asked = tmp_path / "pairs.json", ["where is it? ", "who is it? "]
+    rows = [{"chosen": turns(q, "it is there"), "rejected": turns(q, "no.")} for q in asked]
+    if how == "implicit":
+        rows = [{"chosen": q + "it is there", "rejected": q + "no."} for q in asked]
+    if how == "text and turns":  # as UltraFeedback has it
+        rows = [{"prompt": q, **row} for q, row in zip(asked, rows, strict=True)]
+    text = json.dumps(rows) if how == "array" else "\n".join(map(json.dumps, rows))
+    file.write_text("\ufeff" + text, encoding="utf-8")
+    assert main(["diagnose", str(file), "--model", chat, "--device", "cpu"]) == 0
+    table, base = capsys.readouterr().out, str(Path(chat).parent / "base")
+    assert ("user: where is it?" if how != "implicit" else "· where is it?") in table
+    short = ["--max-length", "5", "--base", base]
+    assert main(["diagnose", str(file), "--model", chat, "--device", "cpu", *short]) == 1
+    error = capsys.readouterr().err
+    assert "pairs.json" not in error and "rows[0]: 'chosen': max_length=5 leaves nothing" in error
 
 
 def test_report_tells_where_the_page_is(capsys, monkeypatch):

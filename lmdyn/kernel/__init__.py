@@ -4,14 +4,14 @@ Weights used by Linear, Conv2d, Embedding and the usual norms take a structured 
 holds a Jacobian over all parameters; whatever else reaches the logits takes a generic one.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import pairwise, product
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.dropout import _DropoutNd
 
 from lmdyn.checks import check_finite, check_logits, described, trainable
 from lmdyn.kernel.factors import PASS_EXAMPLES, Factor, Plan, add_gram
@@ -33,9 +33,9 @@ def entk(model: nn.Module, x_o: Tensor, x_u: Tensor | None = None) -> Tensor:
         (N_o, N_u, V, V), in the dtype of the logits: entry [o, u, i, j] is ⟨∇z_i(x_o), ∇z_j(x_u)⟩.
 
     Raises:
-        ValueError: a batch norm or dropout in training mode, as examples would not stand alone;
-            weights in half precision, or none trainable; inputs or logits that are not finite, an
-            output that is not (N, V), an empty batch.
+        ValueError: a model that is random, or whose examples depend on each other, as tried on a
+            few; weights in half precision, or none trainable; inputs or logits that are not finite,
+            an output that is not (N, V), an empty batch.
 
     Example:
         >>> model = torch.nn.Linear(3, 2, bias=False)
@@ -45,7 +45,7 @@ def entk(model: nn.Module, x_o: Tensor, x_u: Tensor | None = None) -> Tensor:
     symmetric = x_u is None
     x_u = x_o if symmetric else x_u
     params = [*learned(model, x_o=x_o, x_u=x_u).values()]
-    with torch.enable_grad():
+    with torch.enable_grad(), keeping_buffers(model):
         return _assemble(model, params, set(), x_o, x_u, symmetric)
 
 
@@ -74,7 +74,7 @@ def entk_vp(model: nn.Module, x_o: Tensor, x_u: Tensor, g: Tensor) -> Tensor:
     check_finite(g, "g")
     step = {name: torch.zeros_like(p) for name, p in params.items()}
     # The other kernels of attention have no forward mode.
-    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), keeping_buffers(model):
         wanted = len(x_u), forward(model, x_u[:1]).shape[1]
         if g.shape != wanted:
             raise ValueError(f"g must be (N_u, V) = {wanted}, got {tuple(g.shape)}")
@@ -133,6 +133,23 @@ def _assemble(model, params: list, generic: set, x_o, x_u, symmetric: bool) -> T
     return k.view(len(x_o), v, len(x_u), v).transpose(1, 2)
 
 
+@contextmanager
+def keeping_buffers(model: nn.Module) -> Iterator[None]:
+    """Afterwards every buffer is what it was, whatever forward passes inside make of it."""
+    places = [
+        (module, name, buffer, buffer.clone())
+        for module in model.modules()
+        for name, buffer in module.named_buffers(recurse=False)
+    ]
+    try:
+        yield
+    finally:
+        for module, name, buffer, before in places:
+            setattr(module, name, buffer)
+            if not torch.equal(buffer, before):
+                buffer.copy_(before)
+
+
 def learned(model: nn.Module, **batches: Tensor) -> dict[str, Tensor]:
     """The parameters an update moves, after checking that examples stand alone."""
     for name, x in batches.items():
@@ -140,18 +157,37 @@ def learned(model: nn.Module, **batches: Tensor) -> dict[str, Tensor]:
             raise ValueError(f"{name} must be a batch (N, …) with N ≥ 1, got {described(x)}")
         if x.is_floating_point():
             check_finite(x, name)
-    for name, module in model.named_modules():
-        label = f"{name or 'the model'} ({type(module).__name__})"
-        if isinstance(module, _BatchNorm) and (module.training or module.running_mean is None):
-            raise ValueError(
-                f"{label} normalises by the statistics of the batch, so that no example has a "
-                "kernel of its own: call model.eval(), and keep track_running_stats on"
-            )
-        rate = getattr(module, "p" if isinstance(module, _DropoutNd) else "dropout", 0)
-        if module.training and isinstance(rate, float) and rate > 0:
-            raise ValueError(f"{label} drops at random: call model.eval()")
     params = trainable(model)
     half = {p.dtype for p in params.values()} - {torch.float32, torch.float64}
     if half:
         raise ValueError(f"the kernel needs float32 or float64 weights, got {half.pop()}")
+    with torch.enable_grad(), keeping_buffers(model):
+        for x in batches.values():
+            others = [y[[0, -1]] for y in batches.values() if y.shape[1:] == x.shape[1:]]
+            _check_alone(model, x[:1], torch.cat([x[:1], *others]))
     return params
+
+
+def _check_alone(model: nn.Module, x: Tensor, beside: Tensor) -> None:
+    """Refuse a model that is random, or gives an example something else beside others."""
+    remedy = "call model.eval(), or take out what does it"
+    try:
+        model(x)
+    except Exception as error:  # anyone's module may raise anything
+        why = f"{type(error).__name__}: {' '.join(str(error).split()):.120}"
+        raise ValueError(f"the model does not take one example alone ({why}): {remedy}") from error
+    state = (torch.cuda if x.is_cuda else torch).get_rng_state
+    alone, before, first = forward(model, x), state(), forward(model, beside)
+    # A mask that is rarely drawn may come out the same twice.
+    for _ in range(1 if torch.equal(before, state()) else 32):
+        if not _same(forward(model, beside), first):
+            raise ValueError(f"the model gives another answer each time, at random: {remedy}")
+    if not _same(first[:1], alone):
+        told = "gives an example another answer beside others, so that none has its own kernel"
+        raise ValueError(f"the model {told}: {remedy}")
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    """Whether logits are equal up to rounding."""
+    a, b = (z.detach().nan_to_num(neginf=0.0) for z in (a, b))
+    return bool((a - b).norm() <= (1e-3 if a.dtype == torch.float32 else 1e-8) * b.norm())

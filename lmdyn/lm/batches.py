@@ -53,39 +53,46 @@ class Batch:
         return dict(zip(self.responses, sums, strict=True))
 
 
+Group = list[tuple[int, Encoded]]  # of a batch: parts of rows, with the numbers of the rows
+
+
 def pack(
-    encoded: Sequence[Encoded],
-    *,
-    tokens: int = TOKENS,
-    shared: bool = True,
-    device: torch.device | str | None = None,
-    slack: float = SLACK,
+    encoded: Sequence[Encoded], *, device: torch.device | str | None = None, **options
 ) -> Iterator[Batch]:
-    """Batches of sequences of similar length, within a budget of B·L tokens.
+    """The batches of `plan`, with its options."""
+    for group in plan(encoded, **options):
+        yield collate(group, device)
+
+
+def plan(
+    encoded: Sequence[Encoded], *, tokens: int = TOKENS, shared: bool = True, slack: float = SLACK
+) -> list[Group]:
+    """Which sequences, of similar length, make a batch, within a budget of B·L tokens.
 
     The shared form holds a prompt once and its responses after it, each of which sees the prompt
-    and itself; a long row is split. The plain form holds one response in each sequence. A row that
-    would pad a full batch to more than ``slack`` times its tokens begins another one.
+    and itself; a long row is split. The plain form, which a response without others has anyway,
+    holds one response in each sequence. A row that would pad a full batch to more than ``slack``
+    times its tokens begins another one.
     """
     check_count("tokens", tokens, 1)
     parts = [
-        (_fed(part), i, part)
+        (len(part.responses) > 1, fed(part), i, part)
         for i, row in enumerate(encoded)
         for part in _parts(row, min(tokens, _best_length(row)) if shared else 0)
     ]
-    some, held = [], 0
-    for length, *row in sorted(parts, key=itemgetter(0)):  # equal lengths in the order of rows
+    groups, some, held, form = [], [], 0, None
+    for shares, length, *row in sorted(parts, key=itemgetter(0, 1)):  # equal ones in their order
         size = (len(some) + 1) * length  # of the batch, padded, if it took this row too
-        if some and (size > tokens or (held >= FULL and size > slack * (held + length))):
-            yield _collate(some, shared, device)
+        full = size > tokens or (held >= FULL and size > slack * (held + length))
+        if some and (full or (shares != form and slack < math.inf)):
+            groups.append(some)
             some, held = [], 0
-        some.append(row)
-        held += length
-    if some:
-        yield _collate(some, shared, device)
+        some.append(tuple(row))
+        held, form = held + length, shares
+    return [*groups, some] if some else groups
 
 
-def _fed(row: Encoded) -> int:
+def fed(row: Encoded) -> int:
     """The tokens of a row that go through the model, its prompt once."""
     return len(row.prompt) + sum(len(ids) - 1 for ids in row.responses.values())
 
@@ -105,7 +112,10 @@ def _parts(row: Encoded, limit: int) -> Iterator[Encoded]:
     """The responses of a row, in parts of up to ``limit`` tokens, at least one response each."""
     part = Encoded(row.prompt, {})
     for name, ids in row.responses.items():
-        if part.responses and _fed(part) + len(ids) - 1 > limit:
+        if name in row.own:
+            yield Encoded(row.own[name], {name: ids})
+            continue
+        if part.responses and fed(part) + len(ids) - 1 > limit:
             yield part
             part = Encoded(row.prompt, {})
         part.responses[name] = ids
@@ -113,21 +123,23 @@ def _parts(row: Encoded, limit: int) -> Iterator[Encoded]:
         yield part
 
 
-def _collate(rows: Sequence[tuple[int, Encoded]], shared: bool, device) -> Batch:
-    length = max(_fed(row) for _, row in rows)
+def collate(rows: Group, device: torch.device | str | None = None) -> Batch:
+    """The batch of some rows, in the shared form if one of them has several responses."""
+    shared = any(len(row.responses) > 1 for _, row in rows)
+    length = max(fed(row) for _, row in rows)
     lines, source, target, segment, responses = [], [], [], [], []
     for b, (index, row) in enumerate(rows):
         prompt = len(row.prompt)
         ids, positions, blocks = list(row.prompt), list(range(prompt)), [0] * prompt
         for number, (name, tokens) in enumerate(row.responses.items(), 1):
-            start, fed = b * length + len(ids), len(tokens) - 1
-            source += [b * length + prompt - 1, *range(start, start + fed)]
+            start, inner = b * length + len(ids), len(tokens) - 1
+            source += [b * length + prompt - 1, *range(start, start + inner)]
             target += tokens
             segment += [len(responses)] * len(tokens)
             responses.append((index, name))
             ids += tokens[:-1]
-            positions += range(prompt, prompt + fed)
-            blocks += [number] * fed
+            positions += range(prompt, prompt + inner)
+            blocks += [number] * inner
         rest = length - len(ids)
         lines.append((ids + [0] * rest, positions + [0] * rest, blocks + [-1] * rest))
     ids, positions, block = (torch.tensor(line) for line in zip(*lines, strict=True))

@@ -1,13 +1,17 @@
 """Preference pairs and probe sets: load and validate."""
 
-from collections.abc import Iterable, Mapping, Sequence
+import operator
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 
-from lmdyn.checks import check_known, unknown
+import numpy as np
+
+from lmdyn.checks import check_count, check_known, unknown
 from lmdyn.lm.generate import OWN, with_own_samples
-from lmdyn.lm.rows import SPLITS, TYPES, checked, probe_rows, read_jsonl
-from lmdyn.lm.tokens import Format
+from lmdyn.lm.rows import SPLITS, TYPES, checked, listed, read_file, with_made_types
+from lmdyn.lm.tokens import KEYS, Format, each, encode
 
 _REFERENCE = (
     "https://raw.githubusercontent.com/Joshua-Ren/Learning_dynamics_LLM/"
@@ -15,22 +19,24 @@ _REFERENCE = (
 )
 # source → its folder in the reference's repository, and which side of a long prompt it keeps.
 PAPERS = {"hh": ("helpful-base", "end"), "ultrafeedback": ("ultrafeedback", "start")}
+NAMED = ("world", "sample", *PAPERS)
 
 
 @dataclass(frozen=True)
 class ProbeSet(Sequence):
     """Prompts, each with its responses of several types.
 
-    Slices, index lists and `split` give smaller probe sets; iterating gives the rows.
+    Slices, lists of numbers or booleans and `split` give smaller ones; iterating gives the rows.
 
     Attributes:
-        rows: one dict of texts a prompt: ``prompt``, ``chosen`` and other types; ``split`` ("train"
-            or "test") where the source tells.
+        rows: one dict a prompt: ``prompt``, ``chosen`` and other types, each a text, a conversation
+            (a list of turns) or token ids; ``split`` ("train" or "test") where the source tells;
+            ``tools`` and ``chat_template_kwargs`` for the chat template.
         types: the R response types to look at, in order.
         format: how the texts become tokens.
     """
 
-    rows: tuple[Mapping[str, str], ...]
+    rows: tuple[Mapping, ...]
     types: tuple[str, ...]
     format: Format = Format()  # noqa: RUF009 (frozen)
 
@@ -38,10 +44,15 @@ class ProbeSet(Sequence):
         return len(self.rows)
 
     def __getitem__(self, which):
-        if isinstance(which, int):
-            return self.rows[which]
-        rows = self.rows[which] if isinstance(which, slice) else [self.rows[i] for i in which]
-        return replace(self, rows=tuple(rows))
+        if isinstance(which, slice):
+            return replace(self, rows=self.rows[which])
+        numbers = np.asarray(which)
+        if numbers.dtype == bool and numbers.shape != (len(self),):
+            raise ValueError(f"a mask must be {len(self)} booleans, got shape {numbers.shape}")
+        if numbers.ndim == 0:
+            return self.rows[operator.index(which)]
+        numbers = numbers.nonzero()[0] if numbers.dtype == bool else numbers
+        return replace(self, rows=tuple(self.rows[operator.index(i)] for i in numbers))
 
     def __repr__(self) -> str:
         return f"ProbeSet({len(self)} prompts, {len(self.types)} types: {', '.join(self.types)})"
@@ -60,38 +71,54 @@ class ProbeSet(Sequence):
         max_new_tokens: int = 64,
         temperature: float = 1.0,
     ) -> "ProbeSet":
-        """Probes out of the data of one's own run, in the formats that TRL's trainers take.
+        """Probes out of the data of one's own run, as TRL's trainers read them.
 
-        A row may hold ``prompt`` with ``chosen`` and ``rejected`` or with ``completion``;
-        ``chosen`` and ``rejected`` that begin with the prompt; or ``messages``. Text passes as it
-        is, a conversation through the tokenizer's chat template. The types ``irr_train``,
-        ``random_permute`` and ``random_nonhum``, which cost nothing, are added, and with ``model``
-        its own answers (``chosen_initial``). `rephrase` adds rephrases.
+        A row may hold, as texts or as conversations, ``prompt`` with ``chosen`` and ``rejected`` or
+        with ``completion`` (whose ``label`` decides its type); ``chosen`` and ``rejected`` that
+        begin with the prompt; ``messages`` or ``text``; a prompt alone, which ``model`` answers.
+        The types ``irr_train``, ``random_permute`` and ``random_nonhum``, which cost nothing, are
+        added, and with ``model`` its own answers (``chosen_initial``). `rephrase` adds rephrases.
 
         Args:
-            dataset: rows, such as a `datasets.Dataset`; of a stream, the first ones are taken.
-            tokenizer: writes conversations as text, and tells EOS, which is cut off.
+            dataset: rows, such as a `datasets.Dataset`, a dict of splits, a pandas table; of a
+                stream, the first ones are taken.
+            tokenizer: that of the run; with it, what it cannot read is refused here already.
             limit: how many rows to take, evenly spread over the dataset.
-            types, format: as in `load_probes`.
+            types: as in `load_probes`.
+            format: how the rows become tokens, by default as in TRL's trainers, uncut.
             seed: of what is drawn.
             model: a causal language model that answers the prompts itself. Where it says nothing,
                 or does not end within ``max_new_tokens``, the row goes without, with a warning.
             temperature: of its answers; 1 draws from π itself, 0 takes the likeliest token.
 
         Raises:
-            ValueError: a row (which it names) in no known format, or with an empty prompt or
-                response; no chat template, where one is needed; no answer of the model's ended.
+            ValueError: a row (which it names) in no known format, without a response, or that the
+                tokenizer or its chat template refuses; no answer of the model's ended.
         """
-        rows = probe_rows(dataset, tokenizer, limit, seed)
-        if model is not None and (types is None or OWN in types):
+        _check(types, format)
+        check_count("limit", limit, 1)
+        check_count("seed", seed, 0)
+        if isinstance(dataset, Iterable) and not hasattr(dataset, "__len__"):
+            dataset = list(islice(dataset, limit))
+        elif not hasattr(dataset, "__getitem__") or hasattr(dataset, "keys"):  # splits, pandas
+            dataset = listed(dataset)
+        if not len(dataset):
+            raise ValueError("the dataset has no row to probe")
+        places = np.linspace(0, len(dataset) - 1, min(limit, len(dataset))).astype(int).tolist()
+        where, form = [f"dataset[{i}]" for i in places], format or Format()
+        asks = model is not None and (types is None or OWN in types)
+        rows = each([dataset[i] for i in places], where, lambda row: checked(row, types, not asks))
+        if asks:
             settings = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed}
-            rows = with_own_samples(model, tokenizer, rows, format or Format(), **settings)
-        return as_probes(rows, types, format, drop_empty=True)
+            rows = with_own_samples(model, tokenizer, rows, form, where, **settings)
+        probes = _probes(with_made_types(rows, tokenizer, seed), types, form)
+        if tokenizer is not None:
+            encode(tokenizer, probes, where)
+        return probes
 
     def split(self, name: str) -> "ProbeSet":
         """The rows of one split, "train" or "test"."""
-        if name not in SPLITS:
-            raise ValueError(f"split must be 'train' or 'test', got {name!r}")
+        check_known("split", name, SPLITS)
         rows = tuple(row for row in self.rows if row.get("split", "train") == name)
         return replace(self, rows=rows)
 
@@ -107,7 +134,6 @@ def load_probes(
     *,
     split: str | None = None,
     format: Format | None = None,
-    drop_empty: bool = False,
 ) -> ProbeSet:
     """Load prompts with their responses.
 
@@ -115,30 +141,32 @@ def load_probes(
         source: ``"world"``, the toy world, whose facts are known; ``"sample"``, 64 English
             prompts written for this book; ``"hh"`` or ``"ultrafeedback"``, the paper's own
             probing files, fetched once from the reference's repository; or the path of a JSONL
-            file whose lines are ``{"prompt": …, "chosen": …, "rejected": …, <type>: …}``.
+            file, or of a JSON array, whose rows are as in `ProbeSet.from_dataset`.
         types: the response types to keep, in this order; all of `TYPES` that occur, if not given.
         limit: keep the first so many prompts.
         split: "train" or "test" alone; both, if not given.
-        format: how the texts become tokens; the source's own, if not given.
-        drop_empty: take an empty response as missing. The paper's files hold a few.
+        format: how the rows become tokens; if not given, that of the paper for what comes by name,
+            that of training for a file.
 
     Raises:
         ValueError: an unknown source or type (with the nearest name), a line that is not JSON, a
-            row without ``prompt`` or ``chosen``, an empty response.
+            row without a prompt or a response.
         ConnectionError: the paper's files cannot be fetched.
     """
     source, where = str(source), None
+    check_count("limit", limit, 0, optional=True)
     if source in PAPERS:
-        rows, drop_empty = _fetch(source), True
-        format = format or Format(prompt_keeps=PAPERS[source][1])
+        rows = _fetch(source)
     else:
-        own = source in ("world", "sample")
-        path = Path(__file__).parent / f"{source}.jsonl" if own else Path(source)
+        path = Path(__file__).parent / f"{source}.jsonl" if source in NAMED else Path(source)
         if not path.is_file():
-            known = unknown("source", source, ["world", "sample", *PAPERS])
+            known = unknown("source", source, NAMED)
             raise ValueError(f"{known}, or the path of a JSONL file, and there is no such file")
-        rows, where = read_jsonl(path)
-    probes = as_probes(rows, types, format, drop_empty=drop_empty, where=where)
+        rows, where = read_file(path)
+    if source in NAMED:
+        keeps = PAPERS.get(source, (None, "end"))[1]
+        format = format or Format("paper", prompt_keeps=keeps)
+    probes = as_probes(rows, types, format, where=where)
     probes = (probes if split is None else probes.split(split))[:limit]
     if not len(probes):
         raise ValueError(f"{source} has no row" + (f" in split {split!r}" if split else ""))
@@ -146,33 +174,34 @@ def load_probes(
 
 
 def as_probes(
-    rows: ProbeSet | Iterable[Mapping[str, str]],
+    rows: ProbeSet | Iterable[Mapping],
     types: Sequence[str] | None = None,
     format: Format | None = None,
     *,
-    drop_empty: bool = False,
     where: Sequence[str] | None = None,
 ) -> ProbeSet:
-    """Dicts, validated, as a `ProbeSet`; a `ProbeSet` passes with its types narrowed.
+    """Rows, validated, as a `ProbeSet`; a `ProbeSet` passes with its types narrowed.
 
-    Arguments and errors are those of `load_probes`. A key that is no type of the paper is read
-    only if ``types`` names it; ``where`` names each row in errors, else it is ``rows[i]``.
+    Arguments and errors are those of `load_probes`, rows those of `ProbeSet.from_dataset`. A column
+    that is no type of the paper is read only if ``types`` names it; ``where`` names each row in
+    errors, else it is ``rows[i]``.
     """
+    _check(types, format)
     if isinstance(rows, ProbeSet):
-        types = rows.types if types is None else _known_types(types, rows.rows)
-        probes = ProbeSet(rows.rows, types, format or rows.format)
-    else:
-        rows = list(rows)
-        where = where or [f"rows[{i}]" for i in range(len(rows))]
-        if not rows:
-            raise ValueError("there is no row: pass at least one with 'prompt' and 'chosen'")
-        rows = [checked(row, types, drop_empty, at) for row, at in zip(rows, where, strict=True)]
-        if types is None:
-            types = [name for name in TYPES if any(name in row for row in rows)]
-        probes = ProbeSet(tuple(rows), _known_types(types, rows), format or Format())
-    if not any(name in row for row in probes for name in probes.types):
-        raise ValueError(f"no row has a response of type {' or '.join(probes.types)}")
-    return probes
+        return _probes(rows.rows, rows.types if types is None else types, format or rows.format)
+    if not (rows := listed(rows)):
+        raise ValueError("there is no row: pass at least one with a prompt and a response")
+    rows = each(rows, where, lambda row: checked(row, types))
+    return _probes(rows, types, format or Format())
+
+
+def _probes(rows: Sequence[Mapping], types, format: Format) -> ProbeSet:
+    if types is None:
+        types = [name for name in TYPES if any(name in row for row in rows)]
+    types = _known_types(types, rows)
+    if not any(name in row for row in rows for name in types):
+        raise ValueError(f"no row has a response of type {' or '.join(types)}")
+    return ProbeSet(tuple(rows), types, format)
 
 
 def with_all(probes: ProbeSet, types: Sequence[str], reader: str, what: str = "rows") -> ProbeSet:
@@ -189,10 +218,19 @@ def with_all(probes: ProbeSet, types: Sequence[str], reader: str, what: str = "r
     return probes
 
 
+def _check(types, format=None) -> None:
+    """Refuse what is no list of names, or no format; either may be None."""
+    names = types if isinstance(types, Collection) and not isinstance(types, str) else ()
+    names = {name for name in names if isinstance(name, str)}
+    if types is not None and (not names or len(names) < len(types)):
+        raise ValueError(f"types must be a list of one or more different names, got {types!r:.60}")
+    if not isinstance(format, Format | None):
+        raise ValueError(f"format must be a Format, such as Format('paper'), got {format!r:.60}")
+
+
 def _known_types(types: Sequence[str], rows: Sequence[Mapping]) -> tuple[str, ...]:
-    if isinstance(types, str) or not types or len(set(types)) < len(types):
-        raise ValueError(f"types must be a list of one or more different names, got {types!r}")
-    own = {key for row in rows for key in row} - {"prompt", "split"}
+    _check(types)
+    own = {key for row in rows for key in row} - {*KEYS}
     for name in types:
         check_known("response type", name, [*TYPES, *sorted(own - set(TYPES))])
     return tuple(types)

@@ -12,10 +12,12 @@ from torch import Tensor, nn
 from lmdyn import losses
 from lmdyn.checks import check_different, check_same_vocabulary, trainable
 from lmdyn.lm.data import ProbeSet, as_probes, with_all
-from lmdyn.lm.forward import LogProbs, bar, evaluating
+from lmdyn.lm.forward import bar, evaluating
 from lmdyn.lm.mass import token_mass
 from lmdyn.lm.records import write_jsonl
+from lmdyn.lm.rows import text_of
 from lmdyn.lm.tokens import encode
+from lmdyn.lm.ways import LogProbs, check_kind
 
 HELD_OUT = 16  # rows that stand for held-out ones where none are given
 FLAGS = {
@@ -120,6 +122,7 @@ def diagnose(
     loss = losses.get(loss)
     if not {"chosen", "rejected"} <= set(loss.responses):
         raise ValueError(f"{loss} does not read both chosen and rejected: diagnose a loss of pairs")
+    check_kind(model)
     weights, ref = [*trainable(model).values()], model if ref is None else ref
     check_same_vocabulary(model, ref)
     pairs = with_all(as_probes(rows), loss.responses, str(loss))
@@ -150,7 +153,7 @@ def diagnose(
     mass = token_mass(model, tokenizer, pairs, ["rejected"])
     tokens = np.bincount(mass.row)
     valley = [np.bincount(mass.row, x) / tokens for x in (mass.squeeze, mass.squeeze > 0)]
-    return Diagnosis(*valley, *effects.T, tuple(row["prompt"] for row in pairs))
+    return Diagnosis(*valley, *effects.T, tuple(text_of(row["prompt"], tokenizer) for row in pairs))
 
 
 def _gradients(logps: Mapping[str, Tensor], weights: Sequence[Tensor]) -> dict[str, Sequence]:

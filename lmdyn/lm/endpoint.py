@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from lmdyn.checks import check_known, check_texts
 from lmdyn.lm.data import TYPES, ProbeSet, as_probes
+from lmdyn.lm.rows import said, saying
 from lmdyn.lm.tokens import begin_alike
 
 REQUESTS = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
@@ -155,10 +156,9 @@ def rephrase(
     for i, row in enumerate(tqdm(rows, "rephrasing", unit="row", delay=10)):
         for name in types:
             source, how = MADE[name]
-            if source in row and name not in row:
-                place, text = f"rows[{i}], {name!r}", row[source].strip()
-                if answer := ask(place, REQUESTS[how], text):
-                    row[name] = begin_alike(row, answer)
+            if name not in row and (text := said(row.get(source, ()))):
+                if answer := ask(f"rows[{i}], {name!r}", REQUESTS[how], text.strip()):
+                    row[name] = saying(row[source], begin_alike(row, answer))
         there |= set(types) & set(row)
     return as_probes(rows, sorted(there, key=[*TYPES, *probes.types].index), probes.format)
 

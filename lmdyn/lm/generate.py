@@ -1,5 +1,6 @@
 """Text from a model: greedy or sampled, as a response of its own, and how it repeats itself."""
 
+import math
 import warnings
 from collections import Counter
 from collections.abc import Sequence
@@ -10,7 +11,7 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from lmdyn.checks import check_count, check_number, check_texts
 from lmdyn.lm.forward import evaluating
-from lmdyn.lm.tokens import Format
+from lmdyn.lm.tokens import Format, check_tokenizer, is_ids, prompts_of
 
 OWN = "chosen_initial"
 
@@ -18,43 +19,51 @@ OWN = "chosen_initial"
 def generate(
     model: PreTrainedModel,
     tokenizer,
-    prompts: Sequence[str],
+    prompts: Sequence[str | list[int]],
     max_new_tokens: int = 64,
     *,
     sample: bool = False,
     temperature: float = 1.0,
     seed: int = 0,
     batch_size: int = 16,
-    return_ended: bool = False,
-) -> list[str] | tuple[list[str], list[bool]]:
+    return_ids: bool = False,
+) -> list[str] | tuple[list[str], list[list[int]], list[bool]]:
     """Let the model answer each prompt, up to EOS or whatever its generation_config ends with.
 
-    The answers are without the prompt and without EOS.
+    The answers are without the prompt and without special tokens.
 
     Args:
         model: any causal language model; its mode and the global random state stay as they are, and
             nothing else in its generation_config counts.
         tokenizer: its tokenizer, with an EOS token.
-        prompts: texts, tokenised without special tokens.
+        prompts: texts, or token ids, such as those of `prompts_of`.
         max_new_tokens: where to stop at the latest.
         sample, temperature, seed: draw from π; else, or at temperature 0, take the likeliest token
             each time (greedy).
         batch_size: prompts at a time; one, where the model says other things in a batch, as
             recurrent layers may. Greedy answers do not depend on it, beyond ties.
-        return_ended: return as well, of each answer, whether it ended within ``max_new_tokens``.
+        return_ids: return as well, of each answer, its token ids with the one that ended it, and
+            whether there is one: it ended within ``max_new_tokens``.
     """
-    check_texts("prompts", prompts)
+    texts = prompts if isinstance(prompts, str) else ["" if is_ids(p) else p for p in prompts]
+    check_texts("prompts", texts)
+    check_count("max_new_tokens", max_new_tokens, 1)
     check_number("temperature", temperature, zero=True)
-    tokens = tokenizer(list(prompts), add_special_tokens=False)["input_ids"]
+    check_tokenizer(tokenizer)
+    tokens = [[*p] if is_ids(p) else tokenizer(p)["input_ids"] for p in prompts]
     if [] in tokens:
         raise ValueError(f"prompts[{tokens.index([])}] gives no token: write something there")
+    vocabulary = len(model.get_input_embeddings().weight)
+    if (most := max(map(max, tokens))) >= vocabulary:
+        told = f"token {most} of a prompt is not among the model's {vocabulary}"
+        raise ValueError(f"{told}: use the tokenizer that belongs to the model")
     owner = model.get_base_model() if hasattr(model, "get_base_model") else model  # of an adapter
     own, eos = owner.generation_config, tokenizer.eos_token_id
     ends = {eos, *np.atleast_1d(eos if own.eos_token_id is None else own.eos_token_id).tolist()}
     options = {"max_new_tokens": max_new_tokens, "eos_token_id": sorted(ends), "pad_token_id": eos}
     if sample and temperature > 0:
         options |= {"do_sample": True, "temperature": temperature, "top_k": 0}  # the whole of π
-    answers, ended = [], []
+    answers, ids, ended = [], [], []
     devices = [model.device] if model.device.type == "cuda" else []
     with evaluating(model), torch.no_grad(), torch.random.fork_rng(devices=devices):
         owner.generation_config = GenerationConfig()  # has what an argument leaves open
@@ -70,10 +79,11 @@ def generate(
                 for said in out[:, max(map(len, batch)) :].tolist():
                     end = next((i for i, token in enumerate(said) if token in ends), None)
                     answers.append(tokenizer.decode(said[:end], skip_special_tokens=True))
+                    ids.append(said if end is None else said[: end + 1])
                     ended.append(end is not None)
         finally:
             owner.generation_config = own
-    return (answers, ended) if return_ended else answers
+    return (answers, ids, ended) if return_ids else answers
 
 
 def _continue(model, prompts: Sequence[list[int]], pad_token_id: int, **options):
@@ -113,29 +123,30 @@ def repeated(texts: Sequence[str], n: int = 3) -> float:
 
 
 def with_own_samples(
-    model, tokenizer, rows, form: Format, *, max_new_tokens: int, temperature: float, seed: int
-) -> list[dict[str, str]]:
+    model, tokenizer, rows, form: Format, where, *, max_new_tokens: int, temperature, seed: int
+) -> list[dict]:
     """The rows with the model's own answer as ``chosen_initial``, where they have none yet.
 
-    An answer that is empty is left out, and so is one that the model did not end itself: scoring
-    appends EOS, a token that it never said. Some left out are a warning, all are a ValueError.
+    It is token ids, up to the one that ended it. An answer that is empty is left out, and so is one
+    that the model did not end itself. Some left out are a warning, all are a ValueError.
     """
     if tokenizer is None:
         raise ValueError("the model answers through its tokenizer: pass the tokenizer too")
+    check_count("max_new_tokens", max_new_tokens, 1)
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    room = min(form.max_length, context or form.max_length) - max_new_tokens - 1  # EOS
+    room = min((n for n in (form.max_length, context) if n), default=math.inf) - max_new_tokens
     rows = [dict(row) for row in rows]
-    asked = [row for row in rows if OWN not in row]
-    tokens = [tokenizer(row["prompt"], add_special_tokens=False)["input_ids"] for row in asked]
-    fits = [row for row, ids in zip(asked, tokens, strict=True) if len(ids) <= room]
-    prompts, said = [row["prompt"] for row in fits], ([], [])
+    asked = [(row, name) for row, name in zip(rows, where, strict=True) if OWN not in row]
+    tokens = prompts_of(tokenizer, [row for row, _ in asked], form, [name for _, name in asked])
+    fits = [i for i, ids in enumerate(tokens) if 0 < len(ids) <= room]
+    said = ([], [], [])
     if fits:
-        options = {"sample": True, "temperature": temperature, "seed": seed, "return_ended": True}
-        said = generate(model, tokenizer, prompts, max_new_tokens, **options)
-    why = [f"had a prompt that leaves no room for {max_new_tokens}"] * (len(asked) - len(fits))
-    for row, text, ended in zip(fits, *said, strict=True):
+        options = {"sample": True, "temperature": temperature, "seed": seed, "return_ids": True}
+        said = generate(model, tokenizer, [tokens[i] for i in fits], max_new_tokens, **options)
+    why = [f"had no prompt that leaves room for {max_new_tokens}"] * (len(asked) - len(fits))
+    for i, text, ids, ended in zip(fits, *said, strict=True):
         if ended and text.strip():
-            row[OWN] = text
+            asked[i][0][OWN] = ids
         else:
             why.append("said nothing" if ended else f"did not end within {max_new_tokens} tokens")
     if why:

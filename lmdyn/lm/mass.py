@@ -9,10 +9,12 @@ import torch
 from torch import Tensor
 
 from lmdyn.checks import check_known
+from lmdyn.lm.batches import Batch
 from lmdyn.lm.data import ProbeSet, as_probes
-from lmdyn.lm.forward import Batch, evaluating, token_values
+from lmdyn.lm.forward import evaluating
 from lmdyn.lm.records import replacing
 from lmdyn.lm.tokens import encode
+from lmdyn.lm.ways import check_kind, token_values
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,6 +100,7 @@ def token_mass(
         types: the response types to look at.
         follow: an earlier split of the same responses, whose rivals are kept.
     """
+    check_kind(model)
     probes = as_probes(probes, types)
     encoded = encode(tokenizer, probes)
     labels = {(i, name): y for i, row in enumerate(encoded) for name, y in row.responses.items()}
@@ -117,7 +120,8 @@ def token_mass(
     def read(logits: Tensor, batch: Batch, part: slice) -> Tensor:
         logits, label = logits.double(), batch.target[part].unsqueeze(-1)
         if follow is None:
-            rival = logits.scatter(-1, label, -torch.inf).argmax(-1)
+            low = logits.clamp(min=torch.finfo(logits.dtype).min)  # what is ruled out, above label
+            rival = low.scatter(-1, label, -torch.inf).argmax(-1)
         else:
             rival = torch.cat([rivals[key] for key in batch.responses])[part].to(label.device)
         rival, p = rival.unsqueeze(-1), logits.softmax(-1)

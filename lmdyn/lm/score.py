@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 
 from lmdyn.checks import check_known
+from lmdyn.lm.batches import TOKENS, Batch
 from lmdyn.lm.data import ProbeSet, as_probes
-from lmdyn.lm.forward import TOKENS, Batch, bar, evaluating, token_values
+from lmdyn.lm.forward import bar, evaluating
 from lmdyn.lm.tokens import encode
+from lmdyn.lm.ways import check_kind, token_values
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -125,6 +127,7 @@ def score(
         ValueError: rows that cannot be read (see `load_probes`), a response beyond the model's
             context, a tokenizer of another model, predictions that are not finite.
     """
+    check_kind(model)
     probes = as_probes(probes)
     encoded = encode(tokenizer, probes)
     known, vocab_size = STATS if stats else STATS[:2], 0
@@ -159,7 +162,7 @@ def _statistics(logits: Tensor, batch: Batch, part: slice, stats: bool) -> Tenso
     if not stats:
         return torch.stack([logp, -log_total], -1)
     # Sums add up pairwise; a matrix product would lose digits over a large vocabulary.
-    entropy = log_total - z.mul_(e).sum(-1) / total
+    entropy = log_total - z.mul_(e).nansum(-1) / total  # −∞ · 0 is 0
     prob_sq = e.square_().sum(-1) / total.square()
     found = torch.stack([logp, -log_total, prob_sq, logp.exp(), entropy]).double()
     prob_sq, label_prob = found[2:4]

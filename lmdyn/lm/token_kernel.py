@@ -10,9 +10,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import one_hot
 
 from lmdyn.kernel import learned
-from lmdyn.lm.forward import Reweighted, body, head, undisturbed
+from lmdyn.lm.forward import Reweighted, body, forward_mode, undisturbed
 from lmdyn.lm.influence import gradient_products
 from lmdyn.lm.tokens import Encoded
+from lmdyn.lm.ways import check_kind, ways
 from lmdyn.softmax import log_softmax_jvp
 
 HELD_BYTES = 2**29  # of the steps that are taken together
@@ -59,7 +60,7 @@ def token_kernel(
     """
     o = _Positions(model, ids_o, positions_o, "o")
     u = _Positions(model, ids_o if ids_u is None else ids_u, positions_u, "u")
-    layer = head(model)
+    layer = o.ways.required_head(model)
     if not isinstance(layer, nn.Linear):
         raise ValueError(
             f"the output layer is {type(layer).__name__}: the kernel of positions needs a Linear"
@@ -72,7 +73,7 @@ def token_kernel(
             f"memory={memory:,.0f} bytes: choose fewer positions, pass norms=True, or raise memory"
         )
     k = layer.weight.new_empty(m, n) if norms else layer.weight.new_empty(m, n, v, v)
-    with undisturbed(model), torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+    with undisturbed(model), forward_mode(model), torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
         for j, blocks in enumerate(_blocks(model, o, u)):
             k[:, j] = blocks.flatten(1).norm(dim=1) if norms else blocks
     return k
@@ -118,13 +119,14 @@ def token_influence(
         found = gradient_products(model, u.tokens(), o.tokens(), ["next"], ["next"])[1]
         return torch.from_numpy(found[:, 0, :, 0].T).to(o.ids.device, model.dtype)
     weights = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
-    with undisturbed(model), torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+    with undisturbed(model), forward_mode(model), torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
         z_o, (z_u, pull) = o.logits(weights), vjp(u.logits, weights)
         g = z_u.softmax(-1) - one_hot(u.ids[u.positions + 1], z_u.shape[-1])
         found = []
         for place in torch.eye(len(g)).to(g):
             (step,) = pull(place.unsqueeze(1) * g)
-            found.append(-log_softmax_jvp(z_o, jvp(o.logits, (weights,), (step,))[1]))
+            change = -log_softmax_jvp(z_o, jvp(o.logits, (weights,), (step,))[1])
+            found.append(change.masked_fill(z_o.isneginf(), 0))
         return torch.stack(found, 1)
 
 
@@ -132,6 +134,7 @@ class _Positions:
     """Some positions of one sequence: what the model makes there, as a function of its weights."""
 
     def __init__(self, model, ids, positions, side: str, labels: bool = False):
+        check_kind(model)
         with undisturbed(model):
             learned(model)
         ids = torch.as_tensor(ids, device=model.device)
@@ -149,12 +152,15 @@ class _Positions:
             some = f"0 … {len(known) - 1}" + ", as there is no token after the last" * labels
             raise ValueError(f"positions_{side} must be some of {some}; got {positions}")
         self.ids, self.positions = ids.long(), torch.tensor(positions, device=ids.device)
-        self.states = Reweighted(model, self._states).at  # weights → (P, d), the hidden states
-        self.logits = Reweighted(model, lambda m: head(m)(self._states(m))).at  # → (P, V)
+        first, *rest = self.ids.tolist()
+        self.ways = ways(model, [Encoded([first], {"": [*rest, 0]})], shared=False)
+        # Weights → hidden states (P, d), and logits (P, V); those of virtual tokens come before.
+        self.states = Reweighted(model, lambda m: self._read(body(m)).last_hidden_state[0, at]).at
+        self.logits = Reweighted(model, lambda m: self._read(m).logits[0, at - len(ids)]).at
+        at = self.positions
 
-    def _states(self, model) -> Tensor:
-        states = body(model)(input_ids=self.ids[None], use_cache=False).last_hidden_state
-        return states[0, self.positions]
+    def _read(self, part: nn.Module):
+        return part(input_ids=self.ids[None], use_cache=False)
 
     def tokens(self) -> list[Encoded]:
         """The token after each position, as the response to all up to there."""
@@ -171,12 +177,13 @@ def _blocks(model, o: _Positions, u: _Positions) -> Iterator[Tensor]:
     steps lead to every dh. If W is the table of embeddings as well, each of its rows has a step of
     its own besides.
     """
-    layer, below = head(model), set(body(model).parameters())
+    layer, below = o.ways.required_head(model), set(body(model).parameters())
     weights = {n: p.detach() for n, p in model.named_parameters() if p in below and p.requires_grad}
     table = next((n for n in weights if model.get_parameter(n) is layer.weight), None)
     w = layer.weight.detach()
     learns, shifts = (p is not None and p.requires_grad for p in (layer.weight, layer.bias))
     h_o, h_u = o.states(weights), u.states(weights)
+    out_o, out_u = (at.logits({}).isneginf() for at in (o, u))  # these stay
     pull = vjp(u.states, weights)[1] if weights else None
     # As many steps are taken together as fit.
     together = max(1, HELD_BYTES // (1 + sum(weight.nbytes for weight in weights.values())))
@@ -194,7 +201,7 @@ def _blocks(model, o: _Positions, u: _Positions) -> Iterator[Tensor]:
 
     rows = None if table is None else _rows_read(o, table, w)
     units = torch.eye(w.shape[1]).to(w)
-    for place, state in zip(torch.eye(len(h_u)).to(h_u), h_u, strict=True):
+    for place, state, out in zip(torch.eye(len(h_u)).to(h_u), h_u, out_u, strict=True):
         k = torch.diag_embed((learns * (h_o @ state) + shifts).unsqueeze(1).expand(-1, len(w)))
         if weights:
             moved = vmap(by_unit, (0, None), chunk_size=together)(units, place)
@@ -202,7 +209,7 @@ def _blocks(model, o: _Positions, u: _Positions) -> Iterator[Tensor]:
         if table is not None:
             moved = vmap(by_row, (0, None), chunk_size=together)(one_hot(rows, len(w)).to(w), state)
             k[:, :, rows] += moved.permute(1, 2, 0)
-        yield k
+        yield k.masked_fill(out_o.unsqueeze(2) | out, 0)
 
 
 def _rows_read(o: _Positions, table: str, w: Tensor) -> Tensor:

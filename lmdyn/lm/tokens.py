@@ -1,40 +1,57 @@
-"""From text to tokens, as the paper's probing data prescribes (its section on the experiments)."""
+"""From texts and conversations to token ids: those of the training, or those of the paper."""
 
+import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+
+from lmdyn.checks import check_count, check_known, described
+
+KEYS = ("prompt", "split", "tools", "chat_template_kwargs")  # of a row, besides its responses
 
 
 @dataclass(frozen=True)
 class Format:
-    """How a prompt and its responses become tokens.
+    """How a row becomes tokens.
 
-    Prompt and response are tokenised apart, without special tokens, and EOS is appended to the
-    response. Where the prompt and the longest response of its row do not fit into ``max_length``
-    together, the prompt is cut to ``max_prompt``; a response that still does not fit loses its end.
+    "training" gives the ids that TRL's trainers make of the row: prompt and response tokenised
+    together, texts with the tokenizer's special tokens and EOS, conversations by the chat template.
+    The response begins where this parts from the prompt alone; of a pair, where the first one does.
+
+    "paper" is the format of the paper's code: tokenised apart, without special tokens, with EOS.
+    Where the prompt and the longest response of its row do not fit into ``max_length`` together,
+    the prompt is cut to ``max_prompt``.
 
     Attributes:
-        max_length: tokens of prompt and response together.
-        max_prompt: tokens that a prompt is cut to.
+        name: "training" or "paper".
+        max_length: tokens of prompt and response together, beyond which the response loses its end,
+            as by TRL's setting of this name; None for no limit, of "paper" for 512.
+        max_prompt: tokens that a prompt is cut to, 256 if None; "paper" alone, as what follows.
         prompt_keeps: the side of a cut prompt that stays: "end" (HH) or "start" (UltraFeedback).
         as_written: take each response as it is. Off, all of a row begin with the white space of its
-            ``chosen``: in the reference's files only the original texts begin with a space, which
-            changes their first token and so their log-prob.
+            ``chosen``: in the reference's files only the original texts begin with a space.
     """
 
-    max_length: int = 512
-    max_prompt: int = 256
+    name: str = "training"
+    max_length: int | None = None
+    max_prompt: int | None = None
     prompt_keeps: str = "end"
     as_written: bool = False
 
     def __post_init__(self):
-        if self.prompt_keeps not in ("end", "start"):
-            raise ValueError(f"prompt_keeps must be 'end' or 'start', got {self.prompt_keeps!r}")
-        if not 0 < self.max_prompt < self.max_length:
-            raise ValueError(
-                f"max_prompt ({self.max_prompt}) must be positive and smaller than "
-                f"max_length ({self.max_length}): a response needs room"
-            )
+        check_known("format", self.name, ("training", "paper"))
+        check_known("side for prompt_keeps", self.prompt_keeps, ("end", "start"))
+        for name, least, of_paper in (("max_length", 2, 512), ("max_prompt", 1, 256)):
+            check_count(name, getattr(self, name), least, optional=True)
+            if self.name == "paper" and getattr(self, name) is None:
+                object.__setattr__(self, name, of_paper)
+        if self.name == "paper" and self.max_prompt >= self.max_length:
+            longest = f"smaller than max_length ({self.max_length}): a response needs room"
+            raise ValueError(f"max_prompt ({self.max_prompt}) must be {longest}")
+        settings = self.max_prompt, self.prompt_keeps, self.as_written
+        if self.name == "training" and settings != (None, "end", False):
+            paper = "max_prompt, prompt_keeps and as_written are settings of the paper's format"
+            raise ValueError(f"{paper}: pass Format('paper', …), or leave them out")
 
 
 @dataclass(frozen=True)
@@ -43,60 +60,172 @@ class Encoded:
 
     Attributes:
         prompt: token ids.
-        responses: type → token ids; the last is EOS, unless the response was cut.
+        responses: type → token ids, the one that ends the response included, unless it was cut.
         truncated: the types whose response was cut.
+        own: type → its prompt, where that is another one.
+        merged: whether the end of the prompt became one with a response, and counts to it.
     """
 
     prompt: list[int]
     responses: dict[str, list[int]] = field(repr=False)
     truncated: tuple[str, ...] = ()
+    own: dict[str, list[int]] = field(default_factory=dict)
+    merged: bool = False
 
 
-def begin_alike(row: Mapping[str, str], response: str) -> str:
-    """The response, beginning with the white space that the row's chosen begins with."""
-    chosen = row["chosen"]
+def begin_alike(row: Mapping, response):
+    """A response that is a text, with the white space that the row's chosen begins with."""
+    chosen = row.get("chosen")
+    if not isinstance(chosen, str) or not isinstance(response, str):
+        return response
     return chosen[: len(chosen) - len(chosen.lstrip())] + response.lstrip()
 
 
-def encode(tokenizer, probes) -> list[Encoded]:
-    """Tokenise every row of a `ProbeSet`, and warn if responses were cut.
+def encode(tokenizer, probes, where: Sequence[str] | None = None) -> list[Encoded]:
+    """Tokenise every row of a `ProbeSet`, and warn if responses were cut or merge with a prompt.
 
-    Raises:
-        ValueError: a tokenizer without EOS; a prompt or a response without a token; a response
-            that holds the EOS token, which would end it early.
+    ValueError for a tokenizer without EOS, and for a row, called as in ``where`` or "rows[i]", that
+    the chat template refuses, or of which the tokenizer or the cut leaves no token.
     """
-    if tokenizer.eos_token_id is None:
-        raise ValueError("the tokenizer has no EOS token: set tokenizer.eos_token")
-    encoded = [_encode_row(tokenizer, row, probes, i) for i, row in enumerate(probes.rows)]
+    check_tokenizer(tokenizer)
+    way = _paper if probes.format.name == "paper" else _training
+    encoded = each(probes.rows, where, lambda row: way(tokenizer, row, probes.types, probes.format))
+    total = sum(len(row.responses) for row in encoded)
     if cut := sum(len(row.truncated) for row in encoded):
-        total = sum(len(row.responses) for row in encoded)
-        warnings.warn(
-            f"{cut} of {total} responses were cut: with their prompts they are longer than "
-            f"max_length={probes.format.max_length} tokens",
-            stacklevel=3,
+        longer = f"with their prompts they are longer than max_length={probes.format.max_length}"
+        warnings.warn(f"{cut} of {total} responses were cut: {longer} tokens", stacklevel=3)
+    if merged := sum(row.merged for row in encoded):
+        told = (
+            f"in {merged} of {len(encoded)} rows a response changes the last tokens of its prompt"
         )
+        warnings.warn(f"{told}, which count to it then, as in TRL's trainers", stacklevel=3)
     return encoded
 
 
-def _encode_row(tokenizer, row: Mapping[str, str], probes, index: int) -> Encoded:
-    form, ids = probes.format, {}
-    for name in ("prompt", *(name for name in probes.types if name in row)):
-        as_is = name == "prompt" or form.as_written
-        text = row[name] if as_is else begin_alike(row, row[name])
-        ids[name] = list(tokenizer(text, add_special_tokens=False)["input_ids"])
-        if not ids[name]:
-            raise ValueError(f"rows[{index}]: {name!r} gives no token: write something there")
-        if name != "prompt" and tokenizer.eos_token_id in ids[name]:
-            raise ValueError(
-                f"rows[{index}]: {name!r} contains the EOS token {tokenizer.eos_token!r}: "
-                "remove it, one is appended"
-            )
+def check_tokenizer(tokenizer) -> None:
+    """Refuse what is no tokenizer of transformers, or one without EOS."""
+    if isinstance(tokenizer, type) or not hasattr(tokenizer, "convert_ids_to_tokens"):
+        raise ValueError(f"tokenizer must be one of transformers, got {described(tokenizer)}")
+    if tokenizer.eos_token_id is None:
+        raise ValueError("the tokenizer has no EOS token: set tokenizer.eos_token")
+
+
+def each(rows: Sequence, where: Sequence[str] | None, make: Callable) -> list:
+    """What ``make`` makes of each row; a ValueError names the row, "rows[i]" without ``where``."""
+    found = []
+    for i, row in enumerate(rows):
+        try:
+            found.append(make(row))
+        except ValueError as error:
+            raise ValueError(f"{where[i] if where else f'rows[{i}]'}: {error}") from None
+    return found
+
+
+def prompts_of(tokenizer, rows: Sequence[Mapping], form: Format, where=None) -> list[list[int]]:
+    """The prompts of rows as the model is asked them, without a cut; errors are as of `encode`."""
+    check_tokenizer(tokenizer)
+    return each(rows, where, lambda row: _asked(tokenizer, row, form))
+
+
+def _asked(tokenizer, row: Mapping, form: Format) -> list[int]:
+    if form.name == "paper":
+        return _ids(tokenizer, row["prompt"], special=False)
+    return _ids(tokenizer, row["prompt"], row, add_generation_prompt=True)
+
+
+def _training(tokenizer, row: Mapping, types: Sequence[str], form: Format) -> Encoded:
+    alone, limit = _asked(tokenizer, row, form), form.max_length
+    names = [name for name in types if name in row]
+    pair = [name for name in ("chosen", "rejected") if name in row and not is_ids(row[name])]
+    pair = pair if len(pair) == 2 else []
+    whole = {name: _whole(tokenizer, row, name, alone) for name in dict.fromkeys([*names, *pair])}
+    # The first token of all has nothing before it: no trainer learns it.
+    start = {name: max(1, common(alone, ids)) for name, ids in whole.items()}
+    start |= dict.fromkeys(pair, min((start[name] for name in pair), default=0))
+    prompts = {name: whole[name][: start[name]] for name in names}
+    responses = {name: whole[name][start[name] : limit] for name in names}
+    for name, ids in responses.items():
+        if not ids:
+            cut = f"max_length={limit} leaves nothing of it" if limit else "it gives no token"
+            raise ValueError(f"{name!r}: {cut}: mend the row, or leave it out")
+    prompt = max(prompts.values(), key=len, default=alone)
+    truncated = tuple(name for name in names if limit and len(whole[name]) > limit)
+    own = {name: ids for name, ids in prompts.items() if ids != prompt}
+    return Encoded(prompt, responses, truncated, own, any(start[x] < len(alone) for x in names))
+
+
+def _whole(tokenizer, row: Mapping, name: str, prompt: list[int]) -> list[int]:
+    """The tokens of the prompt followed by a response, as a trainer makes them."""
+    asked, said = row["prompt"], row[name]
+    if is_ids(said):
+        return [*prompt, *said]
+    if kind(asked) != kind(said):
+        told = f"the prompt is {kind(asked)}, {name!r} {kind(said)}"
+        raise ValueError(f"{told}: give both in one form")
+    if isinstance(said, str):
+        eos = tokenizer.eos_token
+        return _ids(tokenizer, asked + said + eos * (not said.endswith(eos)))
+    return _ids(tokenizer, [*asked, *said], row)
+
+
+def _ids(tokenizer, given, row: Mapping | None = None, special=True, **options) -> list[int]:
+    """A text, or a conversation with the ``tools`` and ``chat_template_kwargs`` of its row."""
+    if is_ids(given):
+        return list(given)
+    if isinstance(given, str):
+        return list(tokenizer(given, add_special_tokens=special)["input_ids"])
+    if not getattr(tokenizer, "chat_template", None):
+        raise ValueError("a conversation needs a tokenizer with a chat_template")
+    tools = row.get("tools")
+    tools = json.loads(tools) if isinstance(tools, str) else tools
+    if not isinstance(more := row.get("chat_template_kwargs", {}), Mapping):
+        raise ValueError(f"chat_template_kwargs must be a dict, got {more!r:.60}")
+    try:
+        options |= {"tools": tools, **more}
+        found = tokenizer.apply_chat_template([*given], tokenize=True, return_dict=True, **options)
+    except Exception as error:  # a template is anyone's program: it may raise anything
+        raise ValueError(f"the chat template refuses it ({error})") from None
+    return list(found["input_ids"])
+
+
+def common(a: Sequence, b: Sequence) -> int:
+    """How many things both begin with."""
+    pairs = enumerate(zip(a, b, strict=False))
+    return next((i for i, (x, y) in pairs if x != y), min(len(a), len(b)))
+
+
+def is_ids(value) -> bool:
+    """Whether a prompt or a response is given as token ids."""
+    return isinstance(value, list | tuple) and all(type(t) is int and t >= 0 for t in value)
+
+
+def kind(value) -> str:
+    """In which form a prompt or a response is given; None and [] are conversations without turn."""
+    if isinstance(value, str):
+        return "a text"
+    return "token ids" if is_ids(value) and value else "a conversation"
+
+
+def _paper(tokenizer, row: Mapping, types: Sequence[str], form: Format) -> Encoded:
+    ids, eos = {}, tokenizer.eos_token_id
+    for name in (key for key in row if key not in KEYS[1:]):
+        said, end, is_read = row[name], [], name in ("prompt", *types)
+        if kind(said) == "a conversation":
+            raise ValueError(f"{name!r} is a conversation, and the paper's format is for texts")
+        if isinstance(said, str) and name != "prompt":
+            said, end = said if form.as_written else begin_alike(row, said), [eos]
+        found = _ids(tokenizer, said, special=False)
+        if is_read and not found:
+            raise ValueError(f"{name!r} gives no token: write something there")
+        if is_read and end and eos in found:
+            told = f"the EOS token {tokenizer.eos_token!r}: remove it, one is appended"
+            raise ValueError(f"{name!r} contains {told}")
+        ids[name] = [*found, *end]
     prompt = ids.pop("prompt")
-    longest = max((len(tokens) + 1 for tokens in ids.values()), default=0)
+    longest = max(map(len, ids.values()), default=0)
     if len(prompt) + longest > form.max_length and len(prompt) > form.max_prompt:
         keeps_end = form.prompt_keeps == "end"
         prompt = prompt[-form.max_prompt :] if keeps_end else prompt[: form.max_prompt]
-    room = form.max_length - len(prompt)
-    responses = {name: [*tokens, tokenizer.eos_token_id][:room] for name, tokens in ids.items()}
-    truncated = tuple(name for name, tokens in ids.items() if len(tokens) + 1 > room)
-    return Encoded(prompt, responses, truncated)
+    room, ids = form.max_length - len(prompt), {name: ids[name] for name in types if name in ids}
+    truncated = tuple(name for name in ids if len(ids[name]) > room)
+    return Encoded(prompt, {name: tokens[:room] for name, tokens in ids.items()}, truncated)

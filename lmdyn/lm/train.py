@@ -1,6 +1,7 @@
 """One training loop for every loss, which records what the paper watches."""
 
 import math
+import sys
 import time
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack, nullcontext
@@ -20,12 +21,13 @@ from lmdyn import losses
 from lmdyn.checks import check_different, check_same_vocabulary, trainable
 from lmdyn.lm.checkpoint import RunFolder, fingerprint, fingerprint_model, fingerprint_probes
 from lmdyn.lm.data import ProbeSet, as_probes, with_all
-from lmdyn.lm.forward import LogProbs, evaluating, head
-from lmdyn.lm.processes import is_sharded, place, together, whole
+from lmdyn.lm.forward import evaluating
+from lmdyn.lm.processes import as_forward, is_sharded, place, together, whole
 from lmdyn.lm.records import environment
 from lmdyn.lm.settings import OPTIMIZERS, Plan
 from lmdyn.lm.tokens import encode
 from lmdyn.lm.trajectory import Recorder, Trajectory
+from lmdyn.lm.ways import LogProbs, ways
 
 
 def finetune(
@@ -119,23 +121,24 @@ def _check(model, loss: losses.Loss, plan: Plan, probes, ref, out, resume: bool)
         check_same_vocabulary(model, ref)
     if plan.spare_valleys and "rejected" not in loss.responses:
         raise ValueError(f"{loss} reads no rejected response: leave spare_valleys out")
-    head(model)  # refuses some, and can tell only while the model is whole
 
 
 class _Learner:
     """The model with its loss and its optimizer, in as many processes as there are."""
 
     def __init__(self, model, tokenizer, rows: ProbeSet, loss: losses.Loss, plan: Plan):
+        self.keys = {name: plan.response if name == "chosen" else name for name in loss.responses}
+        self.encoded = encode(tokenizer, with_all(rows, tuple(self.keys.values()), str(loss)))
+        check_different(self.encoded, self.keys, loss)
+        # While the model is whole, unless a run before this one has shared it out.
+        found = as_forward(model, ways, model, self.encoded, sys.maxsize)
         process = place(model)
         self.rank, self.world = process.process_index, process.num_processes
         self.weights = [*trainable(model).values()]
         self.model, self.loss, self.plan, self.reference = model, loss, plan, {}
-        self.keys = {name: plan.response if name == "chosen" else name for name in loss.responses}
-        self.encoded = encode(tokenizer, with_all(rows, tuple(self.keys.values()), str(loss)))
-        check_different(self.encoded, self.keys, loss)
         self.bf16 = plan.mixed_precision == "bf16"
         spare = ["rejected"] if plan.spare_valleys else []
-        self.log_probs = LogProbs(model, self.encoded, self.keys, self.bf16, spare)
+        self.log_probs = LogProbs(model, self.encoded, self.keys, self.bf16, spare, found)
         self.parallel, self.unsynced = self.log_probs, nullcontext
         if self.world > 1 and not is_sharded(model):
             self.parallel = DistributedDataParallel(self.log_probs)
@@ -165,6 +168,7 @@ class _Learner:
             if update == 0:
                 raise
             raise FloatingPointError(f"after update {update}: {error}; lower lr") from None
+        self.log_probs.try_again()
 
     def gradient(self, update: int) -> tuple[dict[str, float], float]:
         """Leave the clipped gradient of an update in the weights.

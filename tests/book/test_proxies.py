@@ -36,8 +36,8 @@ def step(model, tokenizer, rows, scores, lr):
 def test_lbk_is_a_lower_bound_of_the_kernel():
     model, tokenizer = tiny("gpt_neox", num_hidden_layers=1)
     rows = [
-        {"prompt": "where", "chosen": "down", "rejected": "no"},
-        {"prompt": "what is it", "chosen": "water", "rejected": "some words"},
+        {"prompt": "where", "chosen": " down", "rejected": " no"},
+        {"prompt": "what is it", "chosen": " water", "rejected": " some words"},
     ]
     lr = 1e-6
     before = score(model, tokenizer, rows, per_token=True)
@@ -70,7 +70,7 @@ def test_lbk_is_the_kernel_where_cauchy_schwarz_is_sharp():
     model, tokenizer = tiny("llama", tie_word_embeddings=False)
     bias = torch.nn.Parameter(torch.zeros(model.config.vocab_size, dtype=torch.float64))
     model.lm_head.bias = bias
-    one_token = Format(max_length=2, max_prompt=1)  # and no EOS
+    one_token = Format("paper", max_length=2, max_prompt=1)  # and no EOS
     probes = as_probes([{"prompt": "where", "chosen": "down"}], format=one_token)
     with pytest.warns(UserWarning, match="were cut"):
         before = score(model, tokenizer, probes, per_token=True)

@@ -7,9 +7,10 @@ import torch
 
 from lmdyn import losses
 from lmdyn.lm.data import ProbeSet, as_probes, with_all
-from lmdyn.lm.forward import bar, check_fits, undisturbed
+from lmdyn.lm.forward import bar, undisturbed
 from lmdyn.lm.influence._gradients import Block, Gradients, inner_products
 from lmdyn.lm.tokens import Format, encode
+from lmdyn.lm.ways import check_fits
 
 
 def influence(
@@ -110,8 +111,7 @@ def _places(block: Block, names: Sequence[str], what: str) -> list[int]:
     """Where its responses stand in (rows · names,), after a check that they can be used."""
     for (row, name), logp in block.logps.items():
         if not np.isfinite(logp):
-            raise ValueError(
-                f"{what}[{row}]: log π of {name!r} is {logp}: the model's weights or its precision "
-                "cannot be used"
-            )
+            why = "the model's weights or its precision cannot be used"
+            why = "the model rules it out, so it has no gradient" if logp == -np.inf else why
+            raise ValueError(f"{what}[{row}]: log π of {name!r} is {logp}: {why}")
     return [row * len(names) + names.index(name) for row, name in block.logps]

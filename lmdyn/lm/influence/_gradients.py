@@ -22,7 +22,9 @@ from torch import Tensor, nn
 from lmdyn.checks import trainable
 from lmdyn.kernel.trace import Call, dots, record
 from lmdyn.lm import forward
+from lmdyn.lm.batches import Batch, pack
 from lmdyn.lm.tokens import Encoded
+from lmdyn.lm.ways import ways
 
 PASS_TOKENS = 512  # in one pass, padding included: it keeps several times what stays
 SLAB_BYTES = 2**25  # of the gradients that are formed at a time
@@ -66,7 +68,8 @@ class Gradients:
     def __init__(self, model: nn.Module, encoded: Sequence[Encoded]):
         self.model = model
         self.params = [*trainable(model).values()]
-        self.head = forward.head(model) if forward.head_is_last(model) else None
+        self.ways = ways(model, encoded, PASS_TOKENS, shared=False)
+        self.head = self.ways.head
         self.generic: set[Tensor] = set()
         some = [(e.prompt, *e.responses.values()) for e in encoded if e.responses]
         pair = ((*some[0][:2], 5), (*some[-1][:2], 3))
@@ -75,7 +78,7 @@ class Gradients:
     def blocks(self, encoded: Sequence[Encoded], limit: float) -> Iterator[Block]:
         """All responses, in blocks that end with the pass that reaches ``limit`` bytes."""
         block = Block()
-        tokens = 1 if self.generic else PASS_TOKENS  # generic gradients come one by one anyway
+        tokens = 1 if self.generic else self.ways.tokens  # generic gradients come one by one anyway
         for batch in self._pack(encoded, tokens):
             self._add(block, batch)
             if block.nbytes >= limit:
@@ -84,11 +87,11 @@ class Gradients:
         if block.logps:
             yield block
 
-    def _pack(self, encoded, tokens: int = PASS_TOKENS) -> Iterator[forward.Batch]:
-        return forward.pack(encoded, tokens=tokens, shared=False, device=self.model.device)
+    def _pack(self, encoded, tokens: int = PASS_TOKENS) -> Iterator[Batch]:
+        return pack(encoded, tokens=tokens, shared=False, device=self.model.device)
 
     @torch.enable_grad()
-    def _add(self, block: Block, batch: forward.Batch) -> None:
+    def _add(self, block: Block, batch: Batch) -> None:
         first = len(block.logps)
         seen = record(lambda: self._logps(batch), set(self.params) - self.generic)
         logps = seen.output
@@ -114,15 +117,15 @@ class Gradients:
                 block.keep(param, torch.full((len(grad),), number), rows, grad)
         block.logps |= zip(batch.responses, logps.tolist(), strict=True)
 
-    def _logps(self, batch: forward.Batch) -> Tensor:
+    def _logps(self, batch: Batch) -> Tensor:
         """(B,): log π(y|x) of each sequence."""
         if self.head is None:
             logits = forward.full_logits(self.model, batch)
-        else:  # positions are told, as by default all sequences share one row of them
-            logits = self.head(forward.hidden(self.model, batch, tell_positions=True))
+        else:  # positions are told, if they can be: by default all sequences share one row of them
+            logits = self.head(forward.hidden(self.model, batch, self.ways.told))
         return torch.stack(list(batch.sum(forward.token_logps(logits, batch)).values()))
 
-    def _whose(self, call: Call, batch: forward.Batch) -> Tensor | None:
+    def _whose(self, call: Call, batch: Batch) -> Tensor | None:
         """(R,) on the CPU, whose each row of a call's output is; None if that cannot be told.
 
         Padding has no gradient, so it may count as its sequence's.

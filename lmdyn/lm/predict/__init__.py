@@ -12,10 +12,12 @@ from torch import Tensor
 from lmdyn import losses
 from lmdyn.checks import check_known, trainable
 from lmdyn.lm import forward
+from lmdyn.lm.batches import TOKENS, Batch
 from lmdyn.lm.data import ProbeSet, as_probes, with_all
 from lmdyn.lm.predict._dual import DualAttention
 from lmdyn.lm.score import score
 from lmdyn.lm.tokens import Encoded, encode
+from lmdyn.lm.ways import check_kind, ways
 from lmdyn.softmax import log_softmax_jvp
 
 CHUNK = 64  # positions whose logits are there at a time
@@ -103,10 +105,12 @@ def sgd_direction(
     )
     given = {n: torch.as_tensor(x, dtype=torch.float64) for n, x in (ref or logps).items()}
     c = loss.coefficients(logps, given, lengths)
+    encoded = encode(tokenizer, probes)
+    found = ways(model, encoded, tokens)
     states = forward.Reweighted(model, forward.hidden)
-    logits = forward.Reweighted(model, part=forward.head(model))
+    logits = forward.Reweighted(model, part=found.required_head(model))
     with forward.undisturbed(model), torch.enable_grad():
-        for batch in forward.batches(model, encode(tokenizer, probes), tokens):
+        for batch in found.batches(model, encoded):
             logp = forward.token_logps(logits.at(weights, states.at(weights, batch)), batch)
             of_response = torch.stack([c[name][row] for row, name in batch.responses])
             (logp @ of_response.to(logp)[batch.segment]).backward()  # into `moving`, not the model
@@ -147,7 +151,7 @@ def predict_change(
     direction: Mapping[str, Tensor],
     vocab: bool = False,
     *,
-    tokens: int = forward.TOKENS,
+    tokens: int = TOKENS,
     progress: bool | None = None,
 ) -> Change:
     """Predict what θ → θ + Δθ does to log π, to first order and exactly so.
@@ -178,6 +182,7 @@ def predict_change(
         >>> predict_change(model, tokenizer, rows, step)  # doctest: +SKIP
         Change(8 prompts × 2 types)
     """
+    check_kind(model)
     if model.config._attn_implementation not in ("sdpa", "eager"):
         raise ValueError(
             f"attention {model.config._attn_implementation!r} has no forward-mode derivative: "
@@ -187,10 +192,12 @@ def predict_change(
 
     def change(logits: Tensor) -> Tensor:
         z, dz = fwd.unpack_dual(logits)
-        return torch.zeros_like(z) if dz is None else log_softmax_jvp(z, dz)
+        change = torch.zeros_like(z) if dz is None else log_softmax_jvp(z, dz)
+        return change.masked_fill(z.isneginf(), 0)  # a probability that is and stays zero
 
     try:
-        with torch.inference_mode(False), fwd.dual_level(), DualAttention():
+        modes = torch.inference_mode(False), forward.forward_mode(model)
+        with modes[0], modes[1], fwd.dual_level(), DualAttention():
             duals = {name: fwd.make_dual(weights[name], move) for name, move in moves.items()}
             passes = [weights | duals]
             return _collect(model, tokenizer, probes, passes, change, vocab, tokens, progress)
@@ -210,7 +217,7 @@ def measure_change(
     direction: Mapping[str, Tensor],
     vocab: bool = False,
     *,
-    tokens: int = forward.TOKENS,
+    tokens: int = TOKENS,
     progress: bool | None = None,
 ) -> Change:
     """Measure what θ → θ + Δθ does to log π: what `predict_change` predicts, by two passes.
@@ -230,7 +237,8 @@ def measure_change(
 
     def change(old: Tensor, new: Tensor) -> Tensor:
         # Two log-probs that are nearly equal: float32 would lose digits on the way.
-        return (new.double().log_softmax(-1) - old.double().log_softmax(-1)).to(old.dtype)
+        change = new.double().log_softmax(-1) - old.double().log_softmax(-1)
+        return change.masked_fill(old.isneginf() & new.isneginf(), 0).to(old.dtype)
 
     return _collect(model, tokenizer, probes, [weights, after], change, vocab, tokens, progress)
 
@@ -241,14 +249,15 @@ def _collect(model, tokenizer, probes, passes, change, vocab, tokens, progress) 
     encoded = encode(tokenizer, probes)
     if vocab:
         _check_room(model, encoded)
+    found = ways(model, encoded, tokens)
     states_of = forward.Reweighted(model, forward.hidden)
-    logits_of = forward.Reweighted(model, part=forward.head(model))
+    logits_of = forward.Reweighted(model, part=found.required_head(model))
     logp = np.full((len(probes), len(probes.types)), np.nan)
     of_tokens: list[dict[str, np.ndarray]] = [{} for _ in encoded]
     whole: list[dict[str, Tensor]] = [{} for _ in encoded]
     shown = forward.bar("change", "response", progress, sum(len(e.responses) for e in encoded))
     with forward.undisturbed(model), torch.no_grad(), shown:
-        for batch in forward.batches(model, encoded, tokens):
+        for batch in found.batches(model, encoded):
             states = [states_of.at(weights, batch) for weights in passes]
             _check_finite(states[0], batch, "the model's weights have diverged")
             labels, full = [], []
@@ -279,7 +288,7 @@ def _check_room(model, encoded: Sequence[Encoded]) -> None:
         )
 
 
-def _check_finite(values: Tensor, batch: forward.Batch, why: str) -> None:
+def _check_finite(values: Tensor, batch: Batch, why: str) -> None:
     bad = ~values.view(len(values), -1).isfinite().all(1)
     if bad.any():
         row, name = batch.responses[batch.segment[bad][0]]
@@ -292,6 +301,7 @@ def _float_weights(model) -> dict[str, Tensor]:
 
     A small step would vanish in half precision, and the difference that it makes with it.
     """
+    check_kind(model)
     if any(p.is_inference() for p in model.parameters()):
         raise ValueError(
             "the model was made under torch.inference_mode(), which rules out derivatives: "

@@ -20,7 +20,7 @@ from lmdyn.checks import check_count, check_number, differences, unknown
 from lmdyn.lm.data import PAPERS, ProbeSet, as_probes, load_probes, with_all
 from lmdyn.lm.rows import SPLITS
 from lmdyn.lm.settings import Settings
-from lmdyn.lm.tokens import Format, begin_alike
+from lmdyn.lm.tokens import KEYS, begin_alike
 
 FOLDER = Path(__file__).parent
 KINDS = ("sft", "dpo", "extend")  # what the paper does with every model and dataset
@@ -43,12 +43,13 @@ class Probes:
 
 @dataclass(frozen=True, kw_only=True)
 class Data(Probes):
-    """The rows to learn; probes are cut to the same length, see `Format`."""
+    """The rows to learn; probes have the same lengths and ``format``, see `Format`."""
 
     source: str = field()  # must be given
     split: Literal["train", "test"] | None = "train"
-    max_length: int = Format.max_length
-    max_prompt: int = Format.max_prompt
+    max_length: int | None = None
+    max_prompt: int | None = None  # of what has the paper's format
+    format: Literal["training", "paper"] | None = None  # that of the source if None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,8 +120,9 @@ class Recipe:
         rows = [row for name in SPLITS for row in found.split(name).rows[: which.limit]]
         if which is self.data and which.source in PAPERS:  # a rejected response of HH is blank
             rows = [row for row in rows if "rejected" in row]
-        lengths = {"max_length": self.data.max_length, "max_prompt": self.data.max_prompt}
-        return replace(found, rows=tuple(rows), format=replace(found.format, **lengths))
+        form = {"max_length": self.data.max_length, "max_prompt": self.data.max_prompt}
+        form["name"] = self.data.format or found.format.name
+        return replace(found, rows=tuple(rows), format=replace(found.format, **form))
 
     def to_yaml(self) -> str:
         """The recipe in full, as `read` takes it."""
@@ -139,10 +141,12 @@ class Recipe:
 def extend(rows: ProbeSet) -> ProbeSet:
     """The paper's extend: the chosen response of every row, then the rejected, as ``chosen``."""
     pairs = with_all(rows, ["chosen", "rejected"], "both")
-    alike = (lambda row, text: text) if pairs.format.as_written else begin_alike
-    learn = [{"prompt": row["prompt"], "chosen": row["chosen"]} for row in pairs]
-    learn += [{"prompt": r["prompt"], "chosen": alike(r, r["rejected"])} for r in pairs]
-    return as_probes(learn, ["chosen"], pairs.format)
+    form, learn = pairs.format, []
+    for name, row in product(("chosen", "rejected"), pairs):
+        alike = form.name == "paper" and not form.as_written
+        said = begin_alike(row, row[name]) if alike else row[name]
+        learn.append({key: row[key] for key in KEYS if key in row} | {"chosen": said})
+    return as_probes(learn, ["chosen"], form)
 
 
 def catalogue() -> dict[str, tuple[Path, ...]]:
@@ -162,10 +166,11 @@ def naming(where: str = "") -> Iterator[None]:
     """What YAML, OmegaConf or a dataclass refuses inside, as one line that names where and key."""
     try:
         yield
-    except (yaml.YAMLError, OmegaConfBaseException, TypeError, ValueError) as error:
+    except (yaml.YAMLError, OmegaConfBaseException, TypeError, ValueError, AssertionError) as error:
         key = (getattr(error, "full_key", None) or "").replace("[", ".").replace("]", "")
         where = f"{where}{key}".rstrip(".: ")
         message = " ".join(str(error).split("\n    full_key")[0].split())
+        message = message or "a recipe is a mapping, lines of 'key: value'"
         if isinstance(error, yaml.YAMLError):
             message = f"not YAML: {message}"
         elif isinstance(error, IndexError):

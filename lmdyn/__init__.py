@@ -5,6 +5,8 @@ is K, `losses` is G, and `step` the whole; `lmdyn.lm` does the same for language
 this package needs torch and numpy alone.
 """
 
+from importlib.metadata import version
+
 from lmdyn import losses
 from lmdyn.kernel import entk, entk_vp
 from lmdyn.softmax import (
@@ -15,6 +17,8 @@ from lmdyn.softmax import (
     squeeze_line,
 )
 from lmdyn.step import OneStep, one_step
+
+__version__ = version("lmdyn")
 
 __all__ = [
     "OneStep",

@@ -1,4 +1,4 @@
-"""`python -m lmdyn`: each command calls one public function; `--help` needs no transformers."""
+"""The command `lmdyn`: each command calls one public function; `--help` needs no transformers."""
 
 import argparse
 import json
@@ -20,7 +20,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m lmdyn", description="Learning dynamics.")
+    parser = argparse.ArgumentParser(prog="lmdyn", description="Learning dynamics.")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
     def add(run, about: str):

@@ -148,5 +148,5 @@ def test_it_is_a_module_to_run(capsys, monkeypatch):
     with pytest.raises(SystemExit, match="0"):
         runpy.run_path(main.__code__.co_filename, run_name="__main__")
     printed = capsys.readouterr().out
-    assert printed.startswith("usage: python -m lmdyn ")
+    assert printed.startswith("usage: lmdyn ")
     assert "diagnose" in printed and "report" in printed

@@ -161,7 +161,8 @@ def test_the_table_of_contents_names_every_notebook_and_every_page_exists():
 def test_readme_and_landing_page_list_the_chapter(path):
     title = nbformat.read(path, as_version=4).cells[0].source.splitlines()[0].removeprefix("# ")
     landing = nbformat.read(BOOK / "index.ipynb", as_version=4)
-    assert f"[{title}](book/{path.name})" in (ROOT / "README.md").read_text(encoding="utf-8")
+    link = f"[{title}]({address.address()}/blob/main/book/{path.name})"
+    assert link in (ROOT / "README.md").read_text(encoding="utf-8")
     assert f"[{title}]({path.name})" in "\n".join(cell.source for cell in landing.cells)
 
 
@@ -264,7 +265,9 @@ def tree(tmp_path):
 def test_a_new_address_is_copied_everywhere(tree):
     pyproject = tree / "pyproject.toml"
     old = address.address(tree)
-    pyproject.write_text(pyproject.read_text().replace(old, "https://git.example/me/dyn"))
+    named = 'Repository = "{}"'.format
+    text = pyproject.read_text().replace(named(old), named("https://git.example/me/dyn"))
+    pyproject.write_text(text)
     names = [path.relative_to(tree).as_posix() for path in address.places(tree)]
     assert [line.split()[0] for line in address.main(tree, check=True)] == names
     assert [line.split()[0] for line in address.main(tree)] == names  # now they are rewritten

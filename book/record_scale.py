@@ -121,8 +121,8 @@ def work(run: Run, setup: Setup) -> None:
     torch.set_float32_matmul_precision("highest")
     held_out = np.flatnonzero(data.group == "test")[: size.spoken].tolist()
     prompts = [row["prompt"] for row in data.probes[held_out]]
-    said, ended = generate(
-        model, tokenizer, prompts, size.new_tokens, batch_size=len(prompts), return_ended=True
+    said, _, ended = generate(
+        model, tokenizer, prompts, size.new_tokens, batch_size=len(prompts), return_ids=True
     )
     told = [
         (repeated([text]), len(text.split()), end) for text, end in zip(said, ended, strict=True)

@@ -9,6 +9,7 @@ def table() -> str:
     for name in losses.names():
         loss = losses.get(name)
         formula, _, what = type(loss).__doc__.splitlines()[0].replace("|", "\\|").partition(": ")
-        reads = ", ".join(loss.responses)
+        more = ["advantage"] * loss.needs_advantage + ["old"] * loss.needs_old
+        reads = ", ".join([*loss.responses, *more])
         lines.append(f"| `{name}` | {formula} | {what} | {reads} | {'✓' * loss.needs_ref} |")
     return "\n".join(lines)

@@ -10,6 +10,8 @@ from importlib.metadata import version
 from lmdyn import losses
 from lmdyn.kernel import entk, entk_vp
 from lmdyn.softmax import (
+    entropy_jvp,
+    entropy_line,
     jacobian_norm_sq,
     log_softmax_jacobian,
     log_softmax_jvp,
@@ -24,6 +26,8 @@ __all__ = [
     "OneStep",
     "entk",
     "entk_vp",
+    "entropy_jvp",
+    "entropy_line",
     "jacobian_norm_sq",
     "log_softmax_jacobian",
     "log_softmax_jvp",

@@ -34,8 +34,10 @@ def _parser() -> argparse.ArgumentParser:
     option("--base", metavar="NAME", help="the model of an adapter, if it names none or another")
     option("--max-length", type=int, help="tokens of prompt and response, which loses its end")
     option("--loss", default="dpo", help="of pairs, such as dpo, ipo, rpo")
+    option("--lr", type=float, default=1.0, help="of SGD, for nats per update")
     option("--held-out", metavar="FILE", help="rows whose chosen should not fall")
     option("--limit", type=int, help="the first so many pairs")
+    option("--keep", metavar="FILE", help="takes each pair as it is done, to go on from")
     option("--out", metavar="FILE", help="where to write all pairs, as JSONL")
     option("--show", type=int, default=10, help="how many pairs to print")
     option("--device", default="auto")
@@ -71,7 +73,7 @@ def _diagnose(rows, model, base, device, limit, max_length, held_out, show, out,
     rows, held_out = read(rows, limit), held_out and read(held_out)
     loaded = lm.load(model, device, base=base)
     found = lm.diagnose(*loaded, rows, held_out=held_out, **options)
-    print(f"{found.table(show)}\n{found!r}; nats per unit learning rate")
+    print(f"{found.table(show)}\n{found!r}; nats per update at learning rate {options['lr']:g}")
     if out:
         found.save(out)
 

@@ -38,8 +38,7 @@ def as_labels(y: int | Tensor, like: Tensor) -> Tensor:
     y, v = torch.as_tensor(y, device=like.device), like.shape[-1]
     if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
         raise ValueError(f"labels must be integers, got {y.dtype}")
-    bad = y[(y < 0) | (y >= v)].tolist()
-    if bad:
+    if bad := y[(y < 0) | (y >= v)].tolist():
         raise ValueError(f"label {bad[0]} is out of range: there are V = {v} labels")
     return y.long()
 
@@ -76,13 +75,12 @@ def check_different(encoded: Sequence, keys: Mapping[str, str], loss) -> None:
 
     ``keys`` maps what the loss calls a response to its type in the rows.
     """
-    if {"chosen", "rejected"} <= set(keys):
-        one, other = keys["chosen"], keys["rejected"]
-        for i, row in enumerate(encoded):
-            if row.responses[one] == row.responses[other]:
-                what = f"rows[{i}]: {one} and {other} are the same tokens"
-                told = f"so {type(loss).__name__} has nothing to tell apart: leave the row out"
-                raise ValueError(f"{what}, {told}")
+    one, other = keys.get("chosen"), keys.get("rejected")
+    for i, row in enumerate(encoded if one and other else ()):
+        if row.responses[one] == row.responses[other]:
+            what = f"rows[{i}]: {one} and {other} are the same tokens"
+            told = f"so {type(loss).__name__} has nothing to tell apart: leave the row out"
+            raise ValueError(f"{what}, {told}")
 
 
 def check_texts(name: str, texts, n: int | None = None) -> None:

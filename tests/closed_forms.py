@@ -118,6 +118,9 @@ def cw_sft(loss, up, down, logps, n):
 
 CLOSED = {
     "sft": lambda loss, up, down, logps, n: {"chosen": -torch.ones_like(logps["chosen"])},
+    "sft_per_token": lambda loss, up, down, logps, n: {"chosen": -1 / n["chosen"]},
+    "ga": lambda loss, up, down, logps, n: {"response": torch.ones_like(logps["response"])},
+    "npo": lambda loss, up, down, logps, n: {"response": 2 * s(loss.beta * up)},
     "slic": slic,
     "simpo": simpo,
     "orpo": orpo,
@@ -153,6 +156,6 @@ def closed_form(loss, logps, ref, lengths):
     extra = {}
     if loss.name == "kto":
         extra["kl"] = delta["irr_train"].mean().clamp(min=0)
-    up, down = delta["chosen"], delta.get("rejected")
+    up, down = delta.get("chosen", delta.get("response")), delta.get("rejected")
     lengths = {r: n.double() for r, n in lengths.items()}
     return CLOSED[loss.name](loss, up, down, logps, lengths, **extra)

@@ -6,6 +6,8 @@ import shutil
 
 import pytest
 
+collect_ignore = ["typed.py"]  # read by a type checker, never run
+
 FLAGS = (
     "--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run "
     "--disable-background-networking --disable-component-update --disable-sync"

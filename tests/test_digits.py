@@ -218,8 +218,3 @@ def test_a_float32_run_on_each_device_is_recorded_on_the_cpu(device):
 def test_options_that_cannot_be(few, options, message):
     with pytest.raises(ValueError, match=message):
         train(small(), few, **{"epochs": 1, "batch_size": 25, "per_class": 2} | options)
-
-
-def test_nothing_to_learn():
-    with pytest.raises(ValueError, match="no training images"):
-        train(small(), load(0, 50), epochs=1)

@@ -1,18 +1,24 @@
 """What a pair would do, against the pairwise influence and against a measured step."""
 
+import copy
 import json
+import sys
 
 import numpy as np
 import pytest
 import torch
 from tiny import tiny, tiny_rows
 
-from lmdyn.lm.diagnose import diagnose
+from lmdyn.lm.data import as_probes
+from lmdyn.lm.diagnose import ches, diagnose
 from lmdyn.lm.influence import influence
+from lmdyn.lm.predict import predict_change, sgd_direction, update_direction
 from lmdyn.lm.score import score
+from lmdyn.lm.tokens import encode
 from lmdyn.lm.train import finetune
 
 ROWS = tiny_rows()
+module = sys.modules[diagnose.__module__]  # which the function hides
 
 
 @pytest.mark.parametrize(
@@ -45,6 +51,91 @@ def test_a_small_step_does_what_was_told():
         change = score(stepped, tokenizer, [row, *ROWS[2:4]]).logp[:, 0] - before
         np.testing.assert_allclose(change[0], lr * told.own[i], rtol=1e-3, atol=1e-9)
         np.testing.assert_allclose(change[1:].mean(), lr * told.held_out[i], rtol=1e-3, atol=1e-9)
+
+
+def test_a_learning_rate_tells_nats_per_update():
+    model, tokenizer = tiny("gpt2")
+    unit, told = (diagnose(model, tokenizer, ROWS[:3], lr=lr) for lr in (1.0, 1e-3))
+    np.testing.assert_allclose(told.own_push, 1e-3 * unit.own_push, rtol=1e-12)
+    np.testing.assert_allclose(told.held_out_pull, 1e-3 * unit.held_out_pull, rtol=1e-12)
+
+
+@pytest.mark.parametrize("steps", [0, 2])
+def test_an_optimizer_takes_the_step(steps):
+    model, tokenizer = tiny("llama")
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, weight_decay=0)
+
+    def step(rows):
+        gradient = sgd_direction(model, tokenizer, rows, "dpo", -1.0)
+        for name, weight in model.named_parameters():
+            weight.grad = gradient[name].clone()
+        optimizer.step()
+        model.zero_grad()
+
+    for _ in range(steps):
+        step(ROWS[3:4])
+    told = diagnose(model, tokenizer, ROWS[:3], held_out=ROWS[2:], optimizer=optimizer)
+    shares = influence(model, tokenizer, ROWS[1:2], ROWS, "dpo", optimizer=optimizer)
+    np.testing.assert_allclose(told.own[1], shares.rows[0, 1, 0], rtol=1e-9)
+    np.testing.assert_allclose(told.held_out[1], shares.rows[0, 2:, 0].mean(), rtol=1e-9)
+    before = copy.deepcopy(model)
+    step(ROWS[1:2])
+    moved = update_direction(before.state_dict(), model.state_dict())
+    real = predict_change(before, tokenizer, ROWS[1:2], moved).logp[0, 0]
+    np.testing.assert_allclose(told.own[1] + shares.momentum[1, 0], real, rtol=1e-6)
+
+
+def test_it_reads_only_what_it_uses():
+    model, tokenizer = tiny("gpt2")
+    rows = [row | {"chosen_initial": " "} for row in ROWS[:2]]
+    np.testing.assert_array_equal(
+        diagnose(model, tokenizer, rows).own, diagnose(model, tokenizer, ROWS[:2]).own
+    )
+
+
+def test_an_interruption_keeps_what_is_done(tmp_path, monkeypatch):
+    model, tokenizer = tiny("llama")
+    monkeypatch.setattr(module, "PAIRS", 2)
+    whole, file = diagnose(model, tokenizer, ROWS), tmp_path / "kept.jsonl"
+    told, calls = module._Pairs.__call__, []
+
+    def interrupted(self, some):
+        calls.append(some)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return told(self, some)
+
+    monkeypatch.setattr(module._Pairs, "__call__", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        diagnose(model, tokenizer, ROWS, keep=file)
+    with file.open("a", encoding="utf-8") as half:
+        half.write("[3, [0.1, 0.")
+    again = diagnose(model, tokenizer, ROWS, keep=file)
+    assert calls == [[0, 1], [2, 3], [2, 3], [4]]
+    for name in ("squeeze", "valley", "own_pull", "held_out_push"):
+        np.testing.assert_array_equal(getattr(again, name), getattr(whole, name))
+    diagnose(model, tokenizer, ROWS, keep=file)
+    assert len(calls) == 4  # nothing was left to do
+    with pytest.raises(ValueError, match="keep them in another file"):
+        diagnose(model, tokenizer, ROWS, lr=2.0, keep=file)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_ches_is_its_definition(family):
+    model, tokenizer = tiny(family)
+    sums, means = (ches(model, tokenizer, ROWS, normalise) for normalise in (False, True))
+    for i, row in enumerate(encode(tokenizer, as_probes(ROWS))):
+        plus, minus = (
+            model(torch.tensor([row.prompt + row.responses[name]]), output_hidden_states=True)
+            .hidden_states[-1][0, len(row.prompt) - 1 : -1]
+            .detach()
+            for name in ("chosen", "rejected")
+        )
+        for found, p, m in (
+            (sums, plus.sum(0), minus.sum(0)),
+            (means, plus.mean(0), minus.mean(0)),
+        ):
+            np.testing.assert_allclose(found[i], float(p @ m - p @ p), rtol=1e-9)
 
 
 def test_another_reference_counts():

@@ -342,7 +342,7 @@ def test_pairs_without_a_verdict_can_be_left_out(tmp_path):
         result = compare(Counting(judge), PROMPTS, A, B, out=out, skip_nonsense=True)
         assert result.outcomes == [None, None, "a", "tie", "tie", "a"]
         assert result.n == 4 and result.win_rate == 0.75
-    with pytest.raises(EndpointNonsense, match="none of the pairs"):
+    with pytest.raises(ValueError, match="none of the pairs"):
         compare(judge, PROMPTS[:1], A[:1], B[:1], skip_nonsense=True)
 
 

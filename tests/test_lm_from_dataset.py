@@ -424,7 +424,7 @@ def test_a_prompt_that_leaves_no_room_for_an_answer_goes_without(monkeypatch, lo
     [
         ({"max_new_tokens": 1}, r"3 of 3 rows .*3 did not end within 1 tokens.*leave model"),
         ({"max_new_tokens": 128}, r"3 of 3 rows .*3 had no prompt that leaves room for 128"),
-        ({"tokenizer": None}, "pass the tokenizer too"),
+        ({"tokenizer": None}, "tokenizer must be one of transformers"),
         ({"temperature": -1}, "temperature must be a finite number of at least 0, got -1"),
     ],
 )

@@ -47,7 +47,7 @@ def test_an_answer_that_makes_no_pair_keeps_the_row_as_it_was_or_drops_it(monkey
     rows = [ROWS[3], {"prompt": "a", "chosen": " words"}, ROWS[0]]
     pairs = sample_rejected(None, tiny_tokenizer(), rows)
     assert [row["rejected"] for row in pairs] == [ROWS[3]["rejected"], ROWS[0]["rejected"]]
-    with pytest.raises(ValueError, match="no row has a rejected one to keep"):
+    with pytest.raises(ValueError, match="no sampled answer makes a pair"):
         monkeypatch.setattr(
             "lmdyn.lm.on_policy.generate", lambda *a, **k: [x[1:2] for x in answers]
         )

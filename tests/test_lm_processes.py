@@ -93,7 +93,6 @@ def in_two(rank, folder):
     told["loss with failing probes"] = losses(made)
     told["stepped aside"] = stepping_aside(rank, folder)
     os.environ["ACCELERATE_USE_FSDP"] = "true"
-    told["no layers"] = refusal(without_layers=True)
     for case in CASES:
         if case not in ("adamw", "batch"):
             finetune(case, folder / "fsdp" / case)
@@ -147,11 +146,9 @@ def spoilt(rank):
         hook.remove()
 
 
-def refusal(without_layers=False):
+def refusal():
     """What `finetune` raises in this process."""
     model, tokenizer = tiny("llama")
-    if without_layers:
-        model._no_split_modules = None
     try:
         train.finetune(model, tokenizer, ROWS[3:4], epochs=1, lr=1e-2, batch_size=3)
     except (ValueError, FloatingPointError) as heard:
@@ -276,11 +273,6 @@ def test_processes_step_aside_together(two):
 
 def test_a_probing_that_fails_leaves_sharded_weights_as_they_were(two):
     assert told(two, "loss") == told(two, "loss with failing probes")
-
-
-def test_a_model_without_layers_is_not_sharded(two):
-    for heard in told(two, "no layers"):
-        assert "LlamaForCausalLM does not tell its layers" in heard
 
 
 def test_deepspeed_is_refused_by_name(monkeypatch):

@@ -16,8 +16,8 @@ from lmdyn.lm.trajectory import STATS
 
 EVIL = "</title><script>alert(1)</script><img src=x onerror=alert(2)>&\"'"
 ROWS = [
-    {"prompt": "where is the spoon ?", "chosen": "the spoon is here", "rejected": "no"},
-    {"prompt": EVIL, "chosen": "it is here", "rejected": "the fox is away"},
+    {"prompt": "where is the spoon ?", "chosen": " the spoon is here", "rejected": " no"},
+    {"prompt": EVIL, "chosen": " it is here", "rejected": " the fox is away"},
 ]
 SQUEEZE = {"chosen": [0, 2, -1, -6], "rejected": [0, -5, -15, -40], "argmax": [0, 2, 4, 8]}
 

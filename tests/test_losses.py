@@ -10,8 +10,9 @@ from closed_forms import closed_form
 from lmdyn import lm, losses
 from zoo import table
 
-# Every loss as it comes, and the ones with a switch the other way round.
-SPECS = [(name, {}) for name in losses.names()]
+# Every loss that sees sequences alone as it comes, and those with a switch the other way round.
+OF_SAMPLES = [name for name in losses.names() if losses.get(name).needs_advantage]
+SPECS = [(name, {}) for name in losses.names() if name not in OF_SAMPLES]
 SPECS += [
     ("dpo", {"label_smoothing": 0.2}),
     ("ipo", {"average": True}),
@@ -123,6 +124,32 @@ def test_sft_pulls_the_label_up_with_strength_one():
     torch.testing.assert_close(sft.value(logps), torch.tensor([2.0, 30.0]))
     torch.testing.assert_close(sft.coefficients(logps)["chosen"], torch.tensor([-1.0, -1.0]))
     assert (sft.responses, sft.needs_ref) == (("chosen",), False)
+
+
+@EVERY
+def test_a_sequence_may_be_given_token_by_token(loss):
+    logps, ref, lengths = log_probs(loss)
+    generator = torch.Generator().manual_seed(2)
+    padded, real = {}, {r: torch.arange(30) < n[:, None] for r, n in lengths.items()}
+    for r, x in logps.items():  # padding may hold anything
+        parts = torch.rand(7, 30, dtype=torch.float64, generator=generator) * real[r]
+        padded[r] = torch.where(real[r], parts * (x / parts.sum(1))[:, None], math.nan)
+    torch.testing.assert_close(loss.value(padded, ref, lengths), loss.value(logps, ref, lengths))
+    whole, by_token = (loss.coefficients(x, ref, lengths) for x in (logps, padded))
+    for r, c in whole.items():
+        torch.testing.assert_close(by_token[r], torch.where(real[r], c[:, None], 0))
+    with pytest.raises(ValueError, match=r"needs lengths\['\w+'\]: pass lengths"):
+        loss.value(padded, ref)
+
+
+def test_unlearning_never_stops_or_fades_below_the_reference():
+    ga, npo, y = losses.get("ga"), losses.get("npo", beta=0.5), torch.tensor([-4.0, -2.0, 0.0])
+    ref = {"response": torch.full((3,), -2.0)}
+    assert ga.coefficients({"response": y})["response"].tolist() == [1.0, 1.0, 1.0]
+    c = npo.coefficients({"response": y}, ref)["response"]
+    torch.testing.assert_close(c, 2 * torch.tensor([-1.0, 0.0, 1.0]).sigmoid())
+    near = losses.get("npo", beta=1e-6).coefficients({"response": y}, ref)["response"]
+    torch.testing.assert_close(near, torch.ones(3))  # the limit is gradient ascent
 
 
 def test_dpo_knows_the_value_of_a_margin():
@@ -466,7 +493,9 @@ def test_what_is_missing_is_named(loss):
             {"ref": {"rejected": torch.zeros(1)}},
             r"needs ref\['rejected'\].*→ \(2,\) .*: \(1,\)",
         ),
-        ("dpo", {"logps": {"chosen": torch.zeros(2, 1)}}, r"→ \(2,\) log-probs; .*: \(2, 1\)"),
+        ("dpo", {"logps": {"chosen": torch.zeros(2, 1, 1)}}, r"→ \(2,\) log-probs; .*: \(2, 1, 1"),
+        ("dpo", {"ref": {"chosen": torch.zeros(2, 3)}}, r"ref\['chosen'\].*→ \(2,\) log-probs"),
+        ("dpo", {"logps": {"chosen": torch.zeros(2, 3)}}, "no more than there are log-probs"),
         ("rpo", {"lengths": {"rejected": torch.tensor([3, 0])}}, "numbers of tokens, 1 or more"),
     ],
 )

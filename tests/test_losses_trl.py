@@ -10,14 +10,17 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from trl import DPOTrainer, KTOTrainer
+from trl import DPOTrainer, GRPOTrainer, KTOTrainer, RLOOTrainer
 from trl.import_utils import TRLExperimentalWarning
+from trl.trainer.distillation_trainer import _chunked_divergence_loss
+from trl.trainer.utils import nanstd
 
 from lmdyn import losses
 
 with warnings.catch_warnings():  # all it says is that these two may move
     warnings.simplefilter("ignore", TRLExperimentalWarning)
     from trl.experimental.cpo import CPOTrainer
+    from trl.experimental.gkd import GKDTrainer
     from trl.experimental.orpo import ORPOTrainer
 
 ROWS, TOKENS = 6, 9
@@ -237,3 +240,103 @@ def test_orpo_is_that_of_the_orpo_trainer():
     torch.testing.assert_close(value, theirs.detach(), rtol=1e-6, atol=1e-6)
     for r, derivative in responses.theirs(theirs.sum()).items():
         torch.testing.assert_close(c[r], derivative, rtol=1e-6, atol=1e-6)
+
+
+# --- samples --------------------------------------------------------------------------------------
+
+
+def samples(seed, apart):
+    """Token log-probs now, under the model that sampled and the reference, and the rest."""
+    some = torch.Generator().manual_seed(seed)
+    old = -4 * torch.rand(ROWS, TOKENS, generator=some)
+    new = old + apart * (2 * torch.rand(ROWS, TOKENS, generator=some) - 1)
+    ref = old + torch.rand(ROWS, TOKENS, generator=some) - 0.5
+    lengths = torch.randint(1, TOKENS + 1, (ROWS,), generator=some)
+    return new.requires_grad_(), old, ref, lengths, 4 * torch.rand(ROWS, generator=some) - 2
+
+
+def policy_trainer(kind, data, **settings):
+    """The loss of a trainer of samples on these log-probs, all of which make one update."""
+    new, old, ref, lengths, advantage = data
+    mask = (torch.arange(TOKENS) < lengths[:, None]).long()
+    stub = trainer(
+        args=SimpleNamespace(delta=None, use_bias_correction_kl=False, steps_per_generation=1),
+        importance_sampling_level=settings.pop("level", "token"),
+        max_completion_length=20,
+        top_entropy_quantile=1.0,
+        off_policy_mask_threshold=None,
+        use_vllm=False,
+        current_gradient_accumulation_steps=1,
+        _entropy_bonus_enabled=False,
+        _get_per_token_logps_and_entropies=lambda *_, **__: (new, torch.zeros_like(new), None),
+        **{"beta": 0.0} | settings,
+    )
+    stub.accelerator.reduce = lambda x, reduction: x
+    stub.accelerator.num_processes = 1
+    inputs = {
+        **dict.fromkeys(("prompt_ids", "prompt_mask"), mask[:, :1]),
+        **dict.fromkeys(("completion_ids", "completion_mask"), mask),
+        "advantages": advantage,
+        "old_per_token_logps": old,
+        "ref_per_token_logps": ref,
+        "old_logps": (old * mask).sum(1),
+        "num_items_in_batch": mask.sum(),
+    }
+    return kind._compute_loss(stub, None, inputs)
+
+
+EPS = {"epsilon_low": 0.15, "epsilon_high": 0.25}
+TINY = {"epsilon_low": 0.01, "epsilon_high": 0.02}
+TRL_MAX = {"epsilon_low": 0.0, "epsilon_high": 1.3}  # the largest weight itself
+OF_SAMPLES = [
+    ("rloo", RLOOTrainer, EPS, EPS, True),
+    ("grpo", GRPOTrainer, EPS, EPS | {"loss_type": "grpo"}, True),
+    ("dr_grpo", GRPOTrainer, EPS | {"max_length": 20}, EPS | {"loss_type": "dr_grpo"}, True),
+    ("bnpo", GRPOTrainer, EPS, EPS | {"loss_type": "bnpo"}, False),
+    ("dapo", GRPOTrainer, EPS, EPS | {"loss_type": "dapo"}, False),
+    ("cispo", GRPOTrainer, {"epsilon_high": 0.3}, TRL_MAX | {"loss_type": "cispo"}, False),
+    ("gspo", GRPOTrainer, TINY, TINY | {"loss_type": "grpo", "level": "sequence"}, True),
+]
+
+
+AND_KL = [
+    (name, kind, hyper | {"beta": 0.3}, settings | {"beta": 0.3}, mean)
+    for name, kind, hyper, settings, mean in OF_SAMPLES[1:]  # of RLOO it is in the rewards
+]
+
+
+@pytest.mark.parametrize(("name", "kind", "hyper", "settings", "mean"), OF_SAMPLES + AND_KL)
+@pytest.mark.parametrize("seed", range(2))
+def test_losses_of_samples_are_those_of_the_trainers(name, kind, hyper, settings, mean, seed):
+    new, old, ref, lengths, advantage = data = samples(seed, apart=0.6)
+    theirs = policy_trainer(kind, data, **settings)
+    derivative = torch.autograd.grad(theirs, new)[0]
+    now, before, anchor, n = ({"response": x} for x in (new.detach(), old, ref, lengths))
+    loss, more = losses.get(name, **hyper), {"old": before, "advantage": advantage}
+    value, c = loss.value(now, anchor, n, **more), loss.coefficients(now, anchor, n, **more)
+    torch.testing.assert_close(value.mean() if mean else value.sum(), theirs.detach(), **CLOSE)
+    torch.testing.assert_close(c["response"] / (ROWS if mean else 1), derivative, **CLOSE)
+
+
+def test_advantages_are_theirs():
+    # Their methods take these out of whole rounds of sampling: this is what is in them.
+    rewards = torch.rand(5, 4, generator=torch.Generator().manual_seed(0))
+    mean, others = rewards.mean(1, keepdim=True), (rewards.sum(1, keepdim=True) - rewards) / 3
+    std = nanstd(rewards, dim=1).unsqueeze(1)
+    torch.testing.assert_close(losses.advantages(rewards), (rewards - mean) / (std + 1e-4))
+    torch.testing.assert_close(losses.advantages(rewards, "rloo"), rewards - others)
+
+
+@pytest.mark.parametrize(("direction", "beta"), [("forward", 0.0), ("reverse", 1.0)])
+def test_distillation_is_that_of_the_distillation_and_the_gkd_trainer(direction, beta):
+    some = torch.Generator().manual_seed(0)
+    z, t = (2 * torch.randn(ROWS, TOKENS, 7, generator=some) for _ in range(2))
+    mask = torch.arange(TOKENS) < torch.randint(1, TOKENS + 1, (ROWS, 1), generator=some)
+    ours = losses.kl_residual(z, t, direction) * mask.unsqueeze(-1) / mask.sum()
+    z.requires_grad_()
+    labels = torch.where(mask, 0, -100)
+    gkd = GKDTrainer.generalized_jsd_loss(z, t, labels=labels, beta=beta)
+    torch.testing.assert_close(ours, torch.autograd.grad(gkd, z)[0], **CLOSE)
+    head = torch.eye(7)  # so that the hidden states are the logits
+    theirs = _chunked_divergence_loss(z, t, head, head, mask, beta)[0]
+    torch.testing.assert_close(ours, torch.autograd.grad(theirs, z)[0], rtol=0, atol=1e-6)

@@ -128,7 +128,7 @@ WRONG = {
     "run tiny-dpo --rows nowhere.jsonl --out {tmp}": "there is no such file",
     "run tiny-dpo --set model=no/where --out {tmp}/file/run": "Not a directory: '",
     "diagnose nowhere.jsonl --model tiny": "there is no such file",
-    "report nowhere": "there is no folder nowhere",
+    "report nowhere": "no run in nowhere",
     "diagnose world --model tiny --loss dop": "did you mean 'dpop'?",
     "diagnose world --model tiny --limit 2 --loss sft": "loss of pairs",
 }

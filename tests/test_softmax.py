@@ -10,6 +10,8 @@ from torch.autograd.functional import jacobian
 from torch.nn.functional import cross_entropy
 
 from lmdyn import (
+    entropy_jvp,
+    entropy_line,
     jacobian_norm_sq,
     log_softmax_jacobian,
     log_softmax_jvp,
@@ -258,6 +260,66 @@ def test_float32_is_close_to_float64(case):
     )
 
 
+# --- entropy --------------------------------------------------------------------------------------
+
+
+def entropy(probs):
+    return torch.special.entr(probs).sum(-1)
+
+
+@given(logit_rows, st.integers(0, 2**31))
+def test_change_of_entropy_is_that_of_autograd_and_the_first_of_a_finite_one(logits, seed):
+    dz = torch.randn(len(logits), generator=torch.manual_seed(seed), dtype=torch.float64)
+    slope = jacobian(lambda z: entropy(z.softmax(-1)), logits)
+    found = entropy_jvp(logits, dz)
+    torch.testing.assert_close(found, slope @ dz, rtol=1e-10, atol=1e-10)
+    p, change = logits.softmax(-1), log_softmax_jvp(logits, dz)
+    covariance = (p * (p.log() + entropy(p)) * change).sum()  # as Cov_π(log π, Δ log π)
+    torch.testing.assert_close(found, -covariance, rtol=1e-10, atol=1e-10)
+    for h in (1e-3, 1e-4):  # the rest is of second order
+        moved = entropy((logits + h * dz).softmax(-1)) - entropy(p)
+        assert abs(moved - h * found) < 40 * h**2 * (1 + dz.abs().max() ** 2)
+
+
+@IN_EACH
+def test_entropy_of_labels_without_probability(dtype):
+    logits, dz = torch.randn(2, 3, 5, dtype=dtype, generator=torch.manual_seed(0))
+    rest = [0, 1, 3, 4]
+    logits[:, 2], dz[:, 2] = -math.inf, math.nan  # −inf after −inf
+    found = entropy_jvp(logits, dz)
+    assert found.shape == (3,) and found.dtype == dtype
+    torch.testing.assert_close(found, entropy_jvp(logits[:, rest], dz[:, rest]))
+    line = entropy_line(logits.softmax(-1))
+    torch.testing.assert_close(line, entropy_line(logits[:, rest].softmax(-1)))
+    one_hot = torch.tensor([1.0, 0.0, 0.0], dtype=dtype)
+    torch.testing.assert_close(entropy_line(one_hot), one_hot[0])
+
+
+@pytest.mark.parametrize(("n", "v"), [(3000, 2), (3000, 3), (2000, 10), (100, 200)])
+def test_entropy_line_tells_which_labels_lower_the_entropy(n, v):
+    generator = torch.manual_seed(v)
+    scale = 8 * torch.rand(n, 1, generator=generator, dtype=torch.float64)
+    logits = scale * torch.randn(n, v, generator=generator, dtype=torch.float64)
+    probs, line = logits.softmax(-1), entropy_line(logits.softmax(-1))
+    dz = torch.eye(v, dtype=torch.float64) - probs.unsqueeze(1)  # of each label, learned
+    change = entropy_jvp(logits.unsqueeze(1), dz)
+    # Guarantee, of first order: a label above the line lowers the entropy, one below raises it.
+    clear = (change.abs() > 1e-12) & ((probs - line[:, None]).abs() > 1e-9)
+    assert torch.equal((change < 0)[clear], (probs > line[:, None])[clear])
+    # Guarantee: 1/perplexity ≤ collision probability ≤ line ≤ the likeliest label.
+    marks = [(-entropy(probs)).exp(), probs.square().sum(-1), line, probs.amax(-1)]
+    for low, high in itertools.pairwise(marks):
+        assert (low <= high * (1 + 1e-9)).all()
+    # So pushing down only raises the entropy where, to first order, all others gain.
+    raises = clear & (change < 0)
+    assert (squeeze_line(probs.unsqueeze(1), torch.arange(v))[raises] < 0).all()
+    # Trend, of a finite step: so for most labels, and not for all.
+    for lr, least in ((-0.1, 0.98), (0.1, 0.98), (-1.0, 0.9), (1.0, 0.88)):
+        after = entropy(softmax_step(probs.unsqueeze(1), torch.arange(v), lr))
+        same = ((after - entropy(probs)[:, None]) * lr < 0) == (change < 0)
+        assert least < same[clear].double().mean() < 1
+
+
 # --- bad input ------------------------------------------------------------------------------------
 
 GOOD = torch.tensor([0.6, 0.3, 0.1])
@@ -287,6 +349,10 @@ def test_bad_dz():
             log_softmax_jvp(logits, dz)
     with pytest.raises(ValueError, match="logits must be finite"):
         log_softmax_jvp(torch.full((3,), math.nan), torch.zeros(3))
+    with pytest.raises(ValueError, match=r"do not fit.*"):
+        entropy_jvp(logits, torch.zeros(2))
+    with pytest.raises(ValueError, match="sum to one"):
+        entropy_line(logits)
 
 
 @pytest.mark.parametrize("function", [softmax_step, squeeze_line])

@@ -158,3 +158,8 @@ def tiny_rows():
             "random_permute": " words",
         },
     ]
+
+
+def first(*cases):
+    """The first case, the others beside the slow tests."""
+    return [cases[0], *(pytest.param(case, marks=pytest.mark.slow) for case in cases[1:])]

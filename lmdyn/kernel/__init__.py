@@ -5,7 +5,7 @@ holds a Jacobian over all parameters; whatever else reaches the logits takes a g
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from itertools import pairwise, product
 
 import torch
@@ -56,14 +56,11 @@ def entk_vp(model: nn.Module, x_o: Tensor, x_u: Tensor, g: Tensor) -> Tensor:
     summed cross-entropy at x_u takes one gradient step.
 
     Args:
-        model, x_o, x_u: as in `entk`.
+        model, x_o, x_u: as in `entk`, with its errors.
         g: (N_u, V), for instance the residuals of the loss at x_u.
 
     Returns:
         (N_o, V).
-
-    Raises:
-        ValueError: as in `entk`, or a ``g`` that is not (N_u, V).
 
     Example:
         >>> model = torch.nn.Linear(3, 2, bias=False)
@@ -141,8 +138,11 @@ def keeping_buffers(model: nn.Module) -> Iterator[None]:
         for module in model.modules()
         for name, buffer in module.named_buffers(recurse=False)
     ]
+    # cuDNN differentiates its recurrent layers in training mode alone.
+    recurrent = any(isinstance(module, nn.RNNBase) for module in model.modules())
     try:
-        yield
+        with torch.backends.cudnn.flags(enabled=False) if recurrent else nullcontext():
+            yield
     finally:
         for module, name, buffer, before in places:
             setattr(module, name, buffer)
@@ -158,8 +158,7 @@ def learned(model: nn.Module, **batches: Tensor) -> dict[str, Tensor]:
         if x.is_floating_point():
             check_finite(x, name)
     params = trainable(model)
-    half = {p.dtype for p in params.values()} - {torch.float32, torch.float64}
-    if half:
+    if half := {p.dtype for p in params.values()} - {torch.float32, torch.float64}:
         raise ValueError(f"the kernel needs float32 or float64 weights, got {half.pop()}")
     with torch.enable_grad(), keeping_buffers(model):
         for x in batches.values():

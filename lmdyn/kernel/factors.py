@@ -48,21 +48,14 @@ def add_gram(k: Tensor, ours: Factor, theirs: Factor) -> None:
 class Plan:
     """Which parameters take the generic path and which the outer form, and how much fits.
 
-    Args:
-        model: any module with (N, V) logits.
-        x: a batch of one example, of the largest shape that will come.
-        params: the trainable parameters.
-        generic: those already known to need the generic path.
-
-    Attributes:
-        logits: (1, V), those of ``x``.
-        block, together: of how many examples the factors fit, and how many share a pass.
-        unclear: parameters that turned out to need the generic path: the factors lack them.
+    As found with ``x``, one example of the largest shape that will come; its logits, (1, V), stay.
+    The factors of ``block`` examples fit, and ``together`` share a pass. Factors lack parameters
+    that are ``unclear``: they turned out to need the generic path, besides those given.
     """
 
     def __init__(self, model: nn.Module, x: Tensor, params: list, generic: set):
         self.model, self.params, self.generic, self.unclear = model, params, generic, set()
-        seen = self._trace(x)
+        seen = record(lambda: forward(model, x), set(params) - generic)
         self.generic = generic | seen.unseen
         self.logits, v = seen.output.detach(), seen.output.shape[1]
         self.outer: list[tuple[Tensor, ...]] = []
@@ -82,12 +75,9 @@ class Plan:
         together = PASS_EXAMPLES, self.block, fit // max(1, held), math.isqrt(fit) // v
         self.together = max(1, min(together))
 
-    def _trace(self, x: Tensor) -> Trace:
-        return record(lambda: forward(self.model, x), set(self.params) - self.generic)
-
     def factors(self, x: Tensor) -> list[Factor]:
         """The factors of the outer parameters, and one of all the others, from one pass."""
-        seen = self._trace(x)
+        seen = record(lambda: forward(self.model, x), set(self.params) - self.generic)
         units = _units(seen.calls)
         self.unclear |= seen.unseen.union(*(unit for unit in self.outer if unit not in units))
         found = {} if self.unclear else self._by_example(seen)

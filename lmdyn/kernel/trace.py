@@ -64,7 +64,18 @@ def record(run: Callable[[], Tensor], tracked: set[Tensor]) -> Trace:
     """Run a forward pass and note how each tracked parameter reached its output."""
     with _Recorder(tracked) as recorder:
         output = run()
-    nodes, in_graph = _walk(output)
+    # The nodes of the autograd graph, and how many edges lead to each leaf.
+    nodes, in_graph, todo = set(), Counter(), [output.grad_fn]
+    while todo:
+        node = todo.pop()
+        if node is None or node in nodes:
+            continue
+        nodes.add(node)
+        for following, _ in node.next_functions:
+            if hasattr(following, "variable"):
+                in_graph[following.variable] += 1
+            else:
+                todo.append(following)
     calls = [call for call in recorder.calls if call.edge.node in nodes]
     noted = Counter(p for call in calls for p in call.params)
     seen = Trace(output, calls, {p for p in tracked if in_graph[p] != noted[p]})
@@ -86,9 +97,8 @@ class _Recorder(TorchFunctionMode):
         call = read(*args, **kwargs) if read and out.requires_grad else None
         if call is None:
             return out
-        call.weight, call.bias = (
-            p if p in self.tracked else None for p in (call.weight, call.bias)
-        )
+        tracked = (p if p in self.tracked else None for p in (call.weight, call.bias))
+        call.weight, call.bias = tracked
         if call.params:
             if out._is_view():
                 out = out.clone()  # an in-place operation on a view would cut its edge
@@ -99,22 +109,6 @@ class _Recorder(TorchFunctionMode):
         return out
 
 
-def _walk(output: Tensor) -> tuple[set, Counter]:
-    """The nodes of the autograd graph, and how many edges lead to each leaf."""
-    nodes, leaves, todo = set(), Counter(), [output.grad_fn]
-    while todo:
-        node = todo.pop()
-        if node is None or node in nodes:
-            continue
-        nodes.add(node)
-        for following, _ in node.next_functions:
-            if hasattr(following, "variable"):
-                leaves[following.variable] += 1
-            else:
-                todo.append(following)
-    return nodes, leaves
-
-
 def forward(model: nn.Module, x: Tensor) -> Tensor:
     """``model(x)``, refused unless it is finite logits (N, V) that depend on its parameters."""
     logits, n = model(x), len(x)
@@ -123,10 +117,8 @@ def forward(model: nn.Module, x: Tensor) -> Tensor:
         raise ValueError(f"{told}: wrap the model so that it does")
     check_logits(logits, "model(x)")
     if not logits.requires_grad:
-        raise ValueError(
-            "the logits do not depend on any parameter that requires grad: does the model detach "
-            "them, or run under torch.no_grad()?"
-        )
+        why = "does the model detach them, or run under torch.no_grad()?"
+        raise ValueError(f"the logits do not depend on any parameter that requires grad: {why}")
     return logits
 
 
@@ -202,8 +194,8 @@ def _named(read: Callable, operation: Callable) -> Callable:
     return lambda *args, **kwargs: read(operation, **signature.bind(*args, **kwargs).arguments)
 
 
-_NORMS = F.layer_norm, F.rms_norm, F.batch_norm, F.group_norm
-_STRUCTURED = {norm: _named(_norm, norm) for norm in _NORMS} | {
+_STRUCTURED = {
+    **{n: _named(_norm, n) for n in (F.layer_norm, F.rms_norm, F.batch_norm, F.group_norm)},
     F.linear: lambda input, weight, bias=None: Call("matrix", weight, bias, lambda: input),
     torch.addmm: _addmm,
     torch.matmul: _matmul,

@@ -13,18 +13,12 @@ except ImportError as error:
 
 from lmdyn.lm.callback import ProbeCallback
 from lmdyn.lm.data import TYPES, ProbeSet, load_probes
-from lmdyn.lm.diagnose import Diagnosis, diagnose
-from lmdyn.lm.influence import influence
+from lmdyn.lm.diagnose import Diagnosis, ches, diagnose
+from lmdyn.lm.influence import influence, pushes
 from lmdyn.lm.mass import TokenMass, token_mass
 from lmdyn.lm.models import load
 from lmdyn.lm.on_policy import finetune_on_policy, sample_rejected
-from lmdyn.lm.predict import (
-    Change,
-    measure_change,
-    predict_change,
-    sgd_direction,
-    update_direction,
-)
+from lmdyn.lm.predict import Change, measure_change, predict_change, sgd_direction, update_direction
 from lmdyn.lm.report import report
 from lmdyn.lm.score import Scores, score
 from lmdyn.lm.token_kernel import token_influence, token_kernel
@@ -42,6 +36,7 @@ __all__ = [
     "Scores",
     "TokenMass",
     "Trajectory",
+    "ches",
     "diagnose",
     "finetune",
     "finetune_on_policy",
@@ -50,6 +45,7 @@ __all__ = [
     "load_probes",
     "measure_change",
     "predict_change",
+    "pushes",
     "report",
     "sample_rejected",
     "score",

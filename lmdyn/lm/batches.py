@@ -1,7 +1,7 @@
 """Prompts and their responses as batches: each prompt computed once, however many responses."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
 
@@ -17,26 +17,16 @@ FULL, SLACK = 512, 1.05  # a batch of so many tokens takes no row that needs mor
 
 @dataclass(frozen=True)
 class Batch:
-    """B sequences of padded length L, and the M response tokens that they predict, in order.
+    """B sequences of padded length L, and the M response tokens that they predict, in order."""
 
-    Attributes:
-        input_ids: (B, L), padded on the right, without the last token of a response.
-        position_ids: (B, L). In the shared form they start again after the prompt.
-        attention_mask: (B, 1, L, L) booleans, who sees whom, in the shared form; (B, L) integers,
-            1 for a token and 0 for padding, in the plain form.
-        source: (M,) the positions, among the B·L, whose logits predict.
-        target: (M,) the token ids to predict.
-        segment: (M,) whose token it is: an index into `responses`.
-        responses: (row, type) of each response in the batch.
-    """
-
-    input_ids: Tensor
-    position_ids: Tensor
+    input_ids: Tensor  #: (B, L), padded on the right, without the last token of a response
+    position_ids: Tensor  #: (B, L); in the shared form they start again after the prompt
+    #: (B, 1, L, L) booleans, who sees whom, in the shared form; else (B, L), 1 and 0 for padding
     attention_mask: Tensor
-    source: Tensor
-    target: Tensor
-    segment: Tensor
-    responses: list[tuple[int, str]]
+    source: Tensor  #: (M,) the positions, among the B·L, whose logits predict
+    target: Tensor  #: (M,) the token ids to predict
+    segment: Tensor  #: (M,) whose token it is: an index into `responses`
+    responses: list[tuple[int, str]]  #: (row, type) of each response in the batch
 
     @property
     def shared(self) -> bool:
@@ -46,6 +36,11 @@ class Batch:
         """(row, type) → (T, …), the ``values`` (M, …) at the tokens of that response."""
         sizes = self.segment.bincount().tolist()
         return dict(zip(self.responses, values.split(sizes), strict=True))
+
+    def join(self, values: Mapping[tuple[int, str], Tensor]) -> Tensor:
+        """(M,), what `split` undoes; the values may be padded."""
+        sizes = self.segment.bincount().tolist()
+        return torch.cat([values[at][:n] for at, n in zip(self.responses, sizes, strict=True)])
 
     def sum(self, values: Tensor) -> dict[tuple[int, str], Tensor]:
         """(row, type) → the sum of ``values`` (M,) over the tokens of that response."""

@@ -144,8 +144,8 @@ class ProbeCallback(transformers.TrainerCallback):
         with torch.autocast(args.device.type, half, enabled=half is not None):
             pushed = self._recorder.probe(model, tokenizer, step, seen, share, self._rows)
         done, alert = self.trajectory, None
-        means = {f"lmdyn/{name}": float(curve[-1]) for name, curve in done.mean().items()}
-        logs = {name: value for name, value in means.items() if np.isfinite(value)}
+        means = {name: curve[-1] for name, curve in done.mean().items()}
+        logs = {f"lmdyn/{name}": float(x) for name, x in means.items() if np.isfinite(x)}
         self._top = pushed["top"] if self._top is None else self._top
         if {"chosen", "rejected"} <= set(done.types):
             logs["lmdyn/valley"] = float(np.nanmean(pushed["valley"]))

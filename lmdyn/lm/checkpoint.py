@@ -31,10 +31,7 @@ _LOADED = states.StateDictOptions(full_state_dict=True)
 
 
 class RunFolder:
-    """The files of one run, of which ``settings`` are all that its course depends on.
-
-    ValueError if the folder holds something else.
-    """
+    """The files of one run, of which ``settings`` are all that its course depends on."""
 
     def __init__(self, path: str | Path, settings: dict, resume: bool):
         self.path, self.settings, self.process = Path(path), settings, PartialState()

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from lmdyn.checks import check_count, check_known, unknown
+from lmdyn.checks import check_count, check_known, is_number, unknown
 from lmdyn.lm.generate import OWN, with_own_samples
 from lmdyn.lm.rows import SPLITS, TYPES, checked, listed, read_file, with_made_types
-from lmdyn.lm.tokens import KEYS, Format, each, encode
+from lmdyn.lm.tokens import KEYS, Format, check_tokenizer, each, encode
 
 _REFERENCE = (
     "https://raw.githubusercontent.com/Joshua-Ren/Learning_dynamics_LLM/"
@@ -82,22 +82,19 @@ class ProbeSet(Sequence):
         Args:
             dataset: rows, such as a `datasets.Dataset`, a dict of splits, a pandas table; of a
                 stream, the first ones are taken.
-            tokenizer: that of the run; with it, what it cannot read is refused here already.
+            tokenizer: that of the run; with it, a ValueError names a row that it cannot read.
             limit: how many rows to take, evenly spread over the dataset.
-            types: as in `load_probes`.
-            format: how the rows become tokens, by default as in TRL's trainers, uncut.
+            types, format: as in `load_probes`; the format is by default that of TRL's trainers.
             seed: of what is drawn.
             model: a causal language model that answers the prompts itself. Where it says nothing,
                 or does not end within ``max_new_tokens``, the row goes without, with a warning.
             temperature: of its answers; 1 draws from π itself, 0 takes the likeliest token.
-
-        Raises:
-            ValueError: a row (which it names) in no known format, without a response, or that the
-                tokenizer or its chat template refuses; no answer of the model's ended.
         """
         _check(types, format)
         check_count("limit", limit, 1)
         check_count("seed", seed, 0)
+        if tokenizer is not None:
+            check_tokenizer(tokenizer)
         if isinstance(dataset, Iterable) and not hasattr(dataset, "__len__"):
             dataset = list(islice(dataset, limit))
         elif not hasattr(dataset, "__getitem__") or hasattr(dataset, "keys"):  # splits, pandas
@@ -147,16 +144,22 @@ def load_probes(
         split: "train" or "test" alone; both, if not given.
         format: how the rows become tokens; if not given, that of the paper for what comes by name,
             that of training for a file.
-
-    Raises:
-        ValueError: an unknown source or type (with the nearest name), a line that is not JSON, a
-            row without a prompt or a response.
-        ConnectionError: the paper's files cannot be fetched.
     """
-    source, where = str(source), None
+    source, where, keeps = str(source), None, "end"
     check_count("limit", limit, 0, optional=True)
     if source in PAPERS:
-        rows = _fetch(source)
+        import datasets  # takes a second, and keeps the files in its cache
+
+        folder, keeps = PAPERS[source]
+        files = {name: f"{_REFERENCE}/{folder}/formal_prob_{name}.jsonl" for name in SPLITS}
+        try:
+            loaded = datasets.load_dataset("json", data_files=files)
+        except Exception as error:  # offline, datasets raises one of many kinds
+            raise ConnectionError(
+                f"{source!r} could not be fetched from the reference's repository ({error!s:.120})"
+                ": connect once, it is cached then; or take 'world', 'sample' or a JSONL file"
+            ) from error
+        rows = [{**row, "split": name} for name in SPLITS for row in loaded[name]]
     else:
         path = Path(__file__).parent / f"{source}.jsonl" if source in NAMED else Path(source)
         if not path.is_file():
@@ -164,7 +167,6 @@ def load_probes(
             raise ValueError(f"{known}, or the path of a JSONL file, and there is no such file")
         rows, where = read_file(path)
     if source in NAMED:
-        keeps = PAPERS.get(source, (None, "end"))[1]
         format = format or Format("paper", prompt_keeps=keeps)
     probes = as_probes(rows, types, format, where=where)
     probes = (probes if split is None else probes.split(split))[:limit]
@@ -182,9 +184,8 @@ def as_probes(
 ) -> ProbeSet:
     """Rows, validated, as a `ProbeSet`; a `ProbeSet` passes with its types narrowed.
 
-    Arguments and errors are those of `load_probes`, rows those of `ProbeSet.from_dataset`. A column
-    that is no type of the paper is read only if ``types`` names it; ``where`` names each row in
-    errors, else it is ``rows[i]``.
+    Rows and errors are as in `ProbeSet.from_dataset`. A column that is no type of the paper is read
+    only if ``types`` names it; ``where`` names each row in errors, else it is ``rows[i]``.
     """
     _check(types, format)
     if isinstance(rows, ProbeSet):
@@ -197,7 +198,7 @@ def as_probes(
 
 def _probes(rows: Sequence[Mapping], types, format: Format) -> ProbeSet:
     if types is None:
-        types = [name for name in TYPES if any(name in row for row in rows)]
+        types = [name for name in TYPES if any(name in row for row in rows)] or ["response"]
     types = _known_types(types, rows)
     if not any(name in row for row in rows for name in types):
         raise ValueError(f"no row has a response of type {' or '.join(types)}")
@@ -205,10 +206,7 @@ def _probes(rows: Sequence[Mapping], types, format: Format) -> ProbeSet:
 
 
 def with_all(probes: ProbeSet, types: Sequence[str], reader: str, what: str = "rows") -> ProbeSet:
-    """The same prompts with these types alone; a ValueError if a row lacks one.
-
-    It says who reads them, and ``what`` the caller calls the rows.
-    """
+    """The same prompts with these types alone, none of which a row may lack."""
     probes = probes.only(*types)
     for i, row in enumerate(probes):
         for name in types:
@@ -216,6 +214,23 @@ def with_all(probes: ProbeSet, types: Sequence[str], reader: str, what: str = "r
                 needs = f"{what}[{i}] has no {name!r}, which {reader} reads"
                 raise ValueError(f"{needs}: add it, or leave the row out")
     return probes
+
+
+def read_by(loss, probes: ProbeSet, what: str = "rows", chosen: str = "chosen"):
+    """What a loss reads: the prompts with these types, its name → type, the advantages or None.
+
+    ``chosen`` takes the place of its "chosen", and of "response" where rows have none.
+    """
+    sample = chosen if chosen != "chosen" or "response" not in probes[0] else "response"
+    keys = {name: {"chosen": chosen, "response": sample}.get(name, name) for name in loss.responses}
+    reader = f"the loss {type(loss).__name__}"
+    probes, found = with_all(probes, tuple(keys.values()), reader, what), None
+    if loss.needs_advantage:
+        found = [row.get("advantage") for row in probes]
+        if bad := [i for i, x in enumerate(found) if not is_number(x)]:
+            needs = f"{what}[{bad[0]}] has no finite 'advantage', which {reader} reads"
+            raise ValueError(f"{needs}: `lmdyn.losses.advantages` makes them of rewards")
+    return probes, keys, found
 
 
 def _check(types, format=None) -> None:
@@ -229,24 +244,7 @@ def _check(types, format=None) -> None:
 
 
 def _known_types(types: Sequence[str], rows: Sequence[Mapping]) -> tuple[str, ...]:
-    _check(types)
     own = {key for row in rows for key in row} - {*KEYS}
     for name in types:
         check_known("response type", name, [*TYPES, *sorted(own - set(TYPES))])
     return tuple(types)
-
-
-def _fetch(source: str) -> list[dict]:
-    """The paper's probing files, through `datasets`, which keeps them in its cache."""
-    import datasets  # takes a second
-
-    where = f"{_REFERENCE}/{PAPERS[source][0]}/formal_prob"
-    files = {split: f"{where}_{split}.jsonl" for split in SPLITS}
-    try:
-        loaded = datasets.load_dataset("json", data_files=files)
-    except Exception as error:  # offline, datasets raises one of many kinds
-        raise ConnectionError(
-            f"{source!r} could not be fetched from the reference's repository ({error!s:.120}): "
-            "connect once, it is cached then; or take 'world', 'sample' or a JSONL file"
-        ) from error
-    return [{**row, "split": split} for split in SPLITS for row in loaded[split]]

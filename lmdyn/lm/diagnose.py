@@ -1,8 +1,10 @@
 """Which pairs would squeeze: what one step on each does, before any training."""
 
+import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from itertools import compress, product
+from itertools import compress
 from pathlib import Path
 
 import numpy as np
@@ -10,15 +12,20 @@ import torch
 from torch import Tensor, nn
 
 from lmdyn import losses
-from lmdyn.checks import check_different, check_same_vocabulary, trainable
+from lmdyn.checks import check_different, check_number, check_same_vocabulary, trainable
+from lmdyn.lm.batches import Batch
+from lmdyn.lm.checkpoint import fingerprint, fingerprint_model, fingerprint_probes
 from lmdyn.lm.data import ProbeSet, as_probes, with_all
-from lmdyn.lm.forward import bar, evaluating
-from lmdyn.lm.mass import token_mass
-from lmdyn.lm.records import write_jsonl
+from lmdyn.lm.forward import bar, evaluating, hidden, undisturbed
+from lmdyn.lm.influence import Gradients, Step, inner_products
+from lmdyn.lm.predict import sgd_direction
+from lmdyn.lm.records import replacing, write_jsonl
 from lmdyn.lm.rows import text_of
+from lmdyn.lm.score import STATS, coefficients, statistics
 from lmdyn.lm.tokens import encode
-from lmdyn.lm.ways import LogProbs, check_kind
+from lmdyn.lm.ways import LogProbs, check_kind, ways
 
+PAIRS = 4  # whose gradients are worked on together, as in a batch of training
 HELD_OUT = 16  # rows that stand for held-out ones where none are given
 FLAGS = {
     "own": "a step on this pair lowers its own chosen response",
@@ -29,14 +36,13 @@ FLAGS = {
 
 @dataclass(frozen=True, eq=False)
 class Diagnosis:
-    """What one SGD step on each of N pairs alone would do, to first order.
+    """What one step on each of N pairs alone would do, to first order.
 
     The pull is the share of the step that raises y+, the push the one that lowers y−. All changes
-    are of log π, in nats per unit learning rate.
+    are of log π, in nats, at the learning rate that `diagnose` was given.
     """
 
-    #: (N,) mean ‖π‖² − π_y over the tokens of ``rejected``; above 0 in a valley
-    squeeze: np.ndarray
+    squeeze: np.ndarray  #: (N,) mean ‖π‖² − π_y of the tokens of ``rejected``; above 0 in a valley
     valley: np.ndarray  #: (N,) the share of those tokens that lie in a valley
     own_pull: np.ndarray  #: (N,) what the pull does to the pair's own ``chosen``
     own_push: np.ndarray  #: (N,) and the push
@@ -75,10 +81,9 @@ class Diagnosis:
         """One dict a pair, in `order`; ``row`` is its number in those that were given."""
         *names, _ = (f.name for f in fields(self))
         flags, found = self.flags, []
-        for i in self.order:
+        for i in self.order.tolist():
             numbers = {name: float(getattr(self, name)[i]) for name in names}
-            row = {"row": int(i), "prompt": self.prompts[i], **numbers, "flags": list(flags[i])}
-            found.append(row)
+            found.append({"row": i, "prompt": self.prompts[i], **numbers, "flags": [*flags[i]]})
         return found
 
     def table(self, limit: int = 10) -> str:
@@ -103,64 +108,140 @@ def diagnose(
     *,
     held_out: ProbeSet | Iterable[Mapping[str, str]] | None = None,
     ref: nn.Module | None = None,
+    lr: float = 1.0,
+    optimizer: torch.optim.Optimizer | None = None,
+    keep: str | Path | None = None,
     progress: bool | None = None,
 ) -> Diagnosis:
     """Tell, before training, which pairs push good answers down.
 
     Inner products of the gradients of log π(y+) and log π(y−) with each other and with that of the
-    mean log π(y+) of held-out rows: equation 5, summed over tokens, for an SGD step on the pair
-    alone. For an adaptive optimizer, which rescales the step, the ranking is a guide. It costs one
-    forward and two backward passes a pair, and memory for three gradients.
+    mean log π(y+) of held-out rows: equation 5, summed over tokens, for a step on the pair alone.
+    A pair costs about what a training step on it does; no gradient of it is held as a whole.
 
     Args:
         model, tokenizer, progress: as in `score`. Dropout is off.
-        rows: N pairs with ``prompt``, ``chosen``, ``rejected``.
+        rows: N pairs with ``prompt``, ``chosen``, ``rejected``; what else they hold is not read.
         loss: a loss that reads both, by name or as a `lmdyn.losses.Loss`.
         held_out: rows whose ``chosen`` should not fall; if not given, 16 of ``rows``.
         ref: the reference model of the loss; the model itself if not given, as at the start.
+        lr: of SGD, for effects in nats per update; 1 tells them per unit learning rate.
+        optimizer: take its next step, as in `influence`, in place of SGD's, at its own learning
+            rate. Told is what the pair adds to it, not what the momentum does whatever the pair.
+        keep: a JSONL file to which pairs are added as they are done: after an interruption the
+            same call goes on from there. ValueError if it is another call's.
     """
     loss = losses.get(loss)
     if not {"chosen", "rejected"} <= set(loss.responses):
         raise ValueError(f"{loss} does not read both chosen and rejected: diagnose a loss of pairs")
     check_kind(model)
-    weights, ref = [*trainable(model).values()], model if ref is None else ref
+    check_number("lr", lr)
+    ref, lr = model if ref is None else ref, 1.0 if optimizer else lr
     check_same_vocabulary(model, ref)
     pairs = with_all(as_probes(rows), loss.responses, str(loss))
-    keys, n = {name: name for name in loss.responses}, len(pairs)
-    encoded = encode(tokenizer, pairs)
-    check_different(encoded, keys, loss)
+    encoded, n = encode(tokenizer, pairs), len(pairs)
+    check_different(encoded, {name: name for name in loss.responses}, loss)
     if held_out is None:
         held_out = pairs[np.linspace(0, n - 1, min(HELD_OUT, n)).astype(int).tolist()]
-    others = encode(tokenizer, with_all(as_probes(held_out), ["chosen"], "diagnose", "held_out"))
-
-    effects, goal = np.empty((n, 4)), [torch.zeros_like(p) for p in weights]
-    shown = bar("diagnose", "pair", progress, n)
-    with evaluating(model), evaluating(ref), torch.enable_grad(), shown:
-        reader = LogProbs(model, others, {"chosen": "chosen"})
-        for i in range(len(others)):
-            for total, part in zip(goal, _gradients(reader([i]), weights)["chosen"], strict=True):
-                total += part / len(others)
-        reader, reference = LogProbs(model, encoded, keys), LogProbs(ref, encoded, keys)
-        for i in range(n):
-            logps = reader([i])
-            gradients = _gradients(logps, weights)
-            with torch.no_grad():
-                known = logps if ref is model else reference([i])
-            c = loss.coefficients(logps, known, {k: x[[i]] for k, x in reader.lengths.items()})
-            targets = product((gradients["chosen"], goal), ("chosen", "rejected"))
-            effects[i] = [-float(c[k]) * _dot(gradients[k], other) for other, k in targets]
-            shown.update()
-    mass = token_mass(model, tokenizer, pairs, ["rejected"])
-    tokens = np.bincount(mass.row)
-    valley = [np.bincount(mass.row, x) / tokens for x in (mass.squeeze, mass.squeeze > 0)]
-    return Diagnosis(*valley, *effects.T, tuple(text_of(row["prompt"], tokenizer) for row in pairs))
+    held_out = with_all(as_probes(held_out), ["chosen"], "diagnose", "held_out")
+    call = [str(x) for x in (loss, lr, optimizer, *map(fingerprint_model, (model, ref)))]
+    call = [*call, *map(fingerprint_probes, (pairs, held_out))]
+    found = {} if keep is None else _kept(Path(keep), {"call": fingerprint(call)})
+    todo, shown = [i for i in range(n) if i not in found], bar("diagnose", "pair", progress, n)
+    with undisturbed(model), evaluating(ref), shown:
+        shown.update(len(found))
+        goal = sgd_direction(model, tokenizer, held_out, "sft", 1 / len(held_out))
+        of_some = _Pairs(model, encoded, loss, goal, lr, optimizer, ref)
+        for some in (todo[i : i + PAIRS] for i in range(0, len(todo), PAIRS)):
+            told = dict(zip(some, of_some(some), strict=True))
+            found |= told
+            shown.update(len(some))
+            if keep is not None:
+                with Path(keep).open("a", encoding="utf-8") as file:
+                    file.writelines(json.dumps([i, of]) + "\n" for i, of in told.items())
+    prompts = tuple(text_of(row["prompt"], tokenizer) for row in pairs)
+    return Diagnosis(*np.array([found[i] for i in range(n)]).T, prompts)
 
 
-def _gradients(logps: Mapping[str, Tensor], weights: Sequence[Tensor]) -> dict[str, Sequence]:
-    """Response name → the gradient of its log-prob, weight by weight; a text may miss some."""
-    given = {"materialize_grads": True, "retain_graph": True}
-    return {name: torch.autograd.grad(logp, weights, **given) for name, logp in logps.items()}
+def _kept(path: Path, call: dict) -> dict[int, list[float]]:
+    """The pairs in a file of the same call; it is begun if it is not there."""
+    first, *lines = path.read_text("utf-8").splitlines() if path.is_file() else [json.dumps(call)]
+    if first != json.dumps(call):
+        what = "is not what diagnose kept of these rows, weights and settings"
+        raise ValueError(f"{path} {what}: keep them in another file")
+    lines = [line for line in lines if line.endswith("]")]  # the last may be cut
+    with replacing(path) as temporary:
+        temporary.write_text("\n".join([first, *lines, ""]), encoding="utf-8")
+    return dict(map(json.loads, lines))
 
 
-def _dot(a: Iterable[Tensor], b: Iterable[Tensor]) -> float:
-    return sum(float((x.double() * y.double()).sum()) for x, y in zip(a, b, strict=True))
+class _Pairs:
+    """What a step on each of some pairs does, and how its rejected tokens lie."""
+
+    def __init__(self, model, encoded, loss, goal, lr, optimizer, ref):
+        self.encoded, self.loss, self.lr = encoded, loss, lr
+        self.step = optimizer and Step(optimizer, model, goal)
+        weights = trainable(model)
+        self.goal = {
+            p: goal[name] if name in goal else torch.zeros_like(p) for name, p in weights.items()
+        }
+        self.keys = {name: name for name in loss.responses}
+        self.reference = None if ref is model else LogProbs(ref, encoded, self.keys)
+        self.gradients, self.lines = Gradients(model, encoded), {}
+        self.gradients.watch = self._watch
+
+    def __call__(self, some: Sequence[int]) -> list[list[float]]:
+        """Of each pair the numbers of `Diagnosis`, in order."""
+        encoded, names = [self.encoded[i] for i in some], self.loss.responses
+        (block,) = self.gradients.blocks(encoded, math.inf)
+        at = {key: number for number, key in enumerate(block.logps)}
+        double, numbers = {"dtype": torch.float64}, range(len(some))
+        own = {k: torch.tensor([block.logps[i, k] for i in numbers], **double) for k in names}
+        with torch.no_grad():
+            ref = self.reference and {k: x.cpu() for k, x in self.reference(some).items()}
+        c = coefficients(encoded, self.keys, self.loss, own, None, ref, None)
+        share = torch.zeros(len(some), len(at), **double)
+        for (i, name), number in at.items():
+            share[i, number] = c[name][i]
+
+        def left(param: Tensor, rows: range, a: Tensor) -> Tensor:
+            gain, *_ = self.step.parts(param, rows, share.to(a) @ a)  # of each pair's own gradient
+            return a * gain.expand(len(some), -1)[[i for i, _ in at]]
+
+        products = inner_products(block, block, self.step and left, self.goal)
+        products *= -self.lr * share.sum(0).unsqueeze(1)
+        found = []
+        for i in numbers:
+            line, seen = self.lines[i], (at[i, "chosen"], -1)
+            moved = [products[at[i, name], to] for to in seen for name in ("chosen", "rejected")]
+            found.append([*map(float, (line.mean(), (line > 0).double().mean(), *moved))])
+        return found
+
+    @torch.no_grad()
+    def _watch(self, logits: Tensor, batch: Batch) -> None:
+        """Keep ‖π‖² − π_y at the tokens of rejected responses, float64."""
+        for (i, name), places in batch.split(torch.arange(len(logits))).items():
+            if name == "rejected":
+                found = statistics(logits[places], batch, places, True)
+                self.lines[i] = found[:, STATS.index("squeeze")]
+
+
+def ches(model, tokenizer, pairs, normalise: bool = False) -> np.ndarray:
+    """Centered hidden embedding similarity, ⟨Σ h⁺, Σ h⁻⟩ − ‖Σ h⁺‖², (N,) float64.
+
+    A guess, from a forward pass, at how far a pair lowers its own chosen response: the higher, the
+    further (Razin et al., arXiv 2410.08847, definition 2). h are the final hidden states that
+    predict the tokens of ``chosen`` and ``rejected``; with ``normalise`` means take the place of
+    the sums. Arguments and errors are those of `diagnose`.
+    """
+    names = ("chosen", "rejected")
+    probes, states = with_all(as_probes(pairs), names, "ches"), {}
+    encoded = encode(tokenizer, probes)
+    found = ways(model, encoded)
+    found.required_head(model)  # that it reads these hidden states
+    with undisturbed(model), torch.no_grad():
+        for batch in found.batches(model, encoded):
+            for key, h in batch.split(hidden(model, batch).double().cpu()).items():
+                states[key] = h.mean(0) if normalise else h.sum(0)
+    plus, minus = (torch.stack([states[i, name] for i in range(len(probes))]) for name in names)
+    return ((minus - plus) * plus).sum(1).numpy()

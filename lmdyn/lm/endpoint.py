@@ -123,8 +123,6 @@ def rephrase(
 ) -> ProbeSet:
     """Add rephrases to rows: the same meaning in other words, the same form with another meaning.
 
-    They tell whether a log-prob moves with what a response says or with how it says it.
-
     Args:
         rows: dicts with ``prompt`` and ``chosen``, or a `ProbeSet`; what they have stays.
         writer: an `Endpoint`, or any function from a request to what a model says to it.
@@ -134,12 +132,6 @@ def rephrase(
         out: a file that keeps each answer as it comes: after an error or a kill, the same call goes
             on. It serves any rows, and any writers that have a ``description`` of their own.
         skip_nonsense: leave out what a reply did not give, else an `EndpointError`.
-
-    Example:
-        >>> answers = iter(["Good morning to you!", "Bad luck to them!"])
-        >>> row = {"prompt": "Say hi.", "chosen": " A nice day to all!"}
-        >>> rephrase([row], lambda request: next(answers))[0]["chosen_gptformat"]
-        ' Bad luck to them!'
     """
     for name in types:
         check_known("rephrase", name, MADE)
@@ -214,10 +206,6 @@ def compare(
             "first", "second" or "tie". Equal answers are a tie, without asking.
         prompts, a, b: N texts each: the prompts, the one model's answers and the other's.
         out, skip_nonsense: as in `rephrase`, of pairs.
-
-    Example:
-        >>> compare(lambda prompt, first, second: "first", ["Hi!", "Bye!"], ["Ho.", "?"], ["", "!"])
-        Comparison(a wins 0, ties 2, loses 0 of 2: win rate 0.500, 95% interval 0.095 to 0.905)
     """
     for name, texts in {"prompts": prompts, "a": a, "b": b}.items():
         check_texts(name, texts, len(prompts))
@@ -236,6 +224,4 @@ def compare(
         said = tuple(ask(f"prompts[{i}]", prompts[i], *texts) for texts in (pair, pair[::-1]))
         won = {("first", "second"): "a", ("second", "first"): "b"}.get(said, "tie")
         outcomes.append(None if None in said else won)
-    if not any(outcomes):
-        raise EndpointNonsense("the judge has a verdict on none of the pairs: try another judge")
     return Comparison(outcomes)

@@ -97,13 +97,7 @@ def forward_mode(model) -> Iterator[None]:
 
 
 class Reweighted(nn.Module):
-    """A pass through a model as a function of its weights.
-
-    Args:
-        model: whose ``named_parameters`` name the weights.
-        run: the pass, ``run(part, *inputs)``.
-        part: the module that is passed through: the model by default.
-    """
+    """A pass ``run(part, *inputs)`` through (part of) a model, as a function of its weights."""
 
     def __init__(self, model: nn.Module, run: Callable = nn.Module.__call__, part=None):
         super().__init__()

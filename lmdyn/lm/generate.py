@@ -37,7 +37,6 @@ def generate(
             nothing else in its generation_config counts.
         tokenizer: its tokenizer, with an EOS token.
         prompts: texts, or token ids, such as those of `prompts_of`.
-        max_new_tokens: where to stop at the latest.
         sample, temperature, seed: draw from π; else, or at temperature 0, take the likeliest token
             each time (greedy).
         batch_size: prompts at a time; one, where the model says other things in a batch, as
@@ -68,9 +67,8 @@ def generate(
     with evaluating(model), torch.no_grad(), torch.random.fork_rng(devices=devices):
         owner.generation_config = GenerationConfig()  # has what an argument leaves open
         try:
-            if min(batch_size, len(tokens)) > 1 and not _can_batch(
-                model, tokens, eos, max_new_tokens
-            ):
+            several = min(batch_size, len(tokens)) > 1
+            if several and not _can_batch(model, tokens, eos, max_new_tokens):
                 batch_size = 1
             torch.manual_seed(seed)
             for start in range(0, len(tokens), batch_size):
@@ -109,12 +107,7 @@ def _can_batch(model, tokens: Sequence[list[int]], pad_token_id: int, max_new_to
 
 
 def repeated(texts: Sequence[str], n: int = 3) -> float:
-    """The share of n-grams of words that their own text already held, over all texts.
-
-    Example:
-        >>> repeated(["to be or not to be"], n=2)
-        0.2
-    """
+    """The share of n-grams of words that their own text already held, over all texts."""
     check_texts("texts", texts)
     check_count("n", n, 1)
     grams = [list(zip(*(text.split()[i:] for i in range(n)), strict=False)) for text in texts]
@@ -130,8 +123,6 @@ def with_own_samples(
     It is token ids, up to the one that ended it. An answer that is empty is left out, and so is one
     that the model did not end itself. Some left out are a warning, all are a ValueError.
     """
-    if tokenizer is None:
-        raise ValueError("the model answers through its tokenizer: pass the tokenizer too")
     check_count("max_new_tokens", max_new_tokens, 1)
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     room = min((n for n in (form.max_length, context) if n), default=math.inf) - max_new_tokens
@@ -139,10 +130,9 @@ def with_own_samples(
     asked = [(row, name) for row, name in zip(rows, where, strict=True) if OWN not in row]
     tokens = prompts_of(tokenizer, [row for row, _ in asked], form, [name for _, name in asked])
     fits = [i for i, ids in enumerate(tokens) if 0 < len(ids) <= room]
-    said = ([], [], [])
-    if fits:
-        options = {"sample": True, "temperature": temperature, "seed": seed, "return_ids": True}
-        said = generate(model, tokenizer, [tokens[i] for i in fits], max_new_tokens, **options)
+    options = {"sample": True, "temperature": temperature, "seed": seed, "return_ids": True}
+    given = [tokens[i] for i in fits]
+    said = generate(model, tokenizer, given, max_new_tokens, **options) if fits else ([], [], [])
     why = [f"had no prompt that leaves room for {max_new_tokens}"] * (len(asked) - len(fits))
     for i, text, ids, ended in zip(fits, *said, strict=True):
         if ended and text.strip():

@@ -22,25 +22,18 @@ class TokenMass:
     """π at each of M response tokens, in three parts that add up to one.
 
     All arrays are (M,), in the order of rows, types and text; probabilities in float64.
-
-    Attributes:
-        types: the response types.
-        row, type, position: which prompt, which of ``types``, and the place in the response.
-        label, rival: the ids of the response's token y, and of the likeliest other one,
-            i* = argmax_{i≠y} π_i, or the one followed.
-        label_prob, rival_prob, rest_prob, prob_sq: π_y, π_{i*}, Σ π_i of all others, and ‖π‖².
     """
 
-    types: tuple[str, ...]
-    row: np.ndarray
-    type: np.ndarray
-    position: np.ndarray
-    label: np.ndarray
-    rival: np.ndarray
-    label_prob: np.ndarray
-    rival_prob: np.ndarray
-    rest_prob: np.ndarray
-    prob_sq: np.ndarray
+    types: tuple[str, ...]  #: the response types
+    row: np.ndarray  #: which prompt
+    type: np.ndarray  #: which of ``types``
+    position: np.ndarray  #: the place in the response
+    label: np.ndarray  #: the id of the response's token y
+    rival: np.ndarray  #: of the likeliest other one, i* = argmax_{i≠y} π_i, or the one followed
+    label_prob: np.ndarray  #: π_y
+    rival_prob: np.ndarray  #: π_{i*}
+    rest_prob: np.ndarray  #: Σ π_i of all others
+    prob_sq: np.ndarray  #: ‖π‖²
 
     def __repr__(self) -> str:
         return f"TokenMass({len(self.row)} tokens of {', '.join(self.types)})"

@@ -1,18 +1,23 @@
-"""Preference tuning on pairs whose rejected response the model has just sampled itself."""
+"""Finetuning on what the model has just sampled itself: as rejected responses, or for a reward."""
 
-from collections.abc import Iterable, Mapping
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
+import torch
+from accelerate import PartialState
 from torch import nn
 
 from lmdyn import losses
 from lmdyn.checks import check_count
+from lmdyn.lm.checkpoint import fingerprint
 from lmdyn.lm.data import ProbeSet, as_probes, load_probes, with_all
 from lmdyn.lm.generate import generate
 from lmdyn.lm.records import write_jsonl
-from lmdyn.lm.rows import said
-from lmdyn.lm.tokens import prompts_of
+from lmdyn.lm.rows import checked, listed, said
+from lmdyn.lm.tokens import KEYS, Format, each, prompts_of
 from lmdyn.lm.train import finetune
 from lmdyn.lm.trajectory import Trajectory
 
@@ -20,14 +25,11 @@ from lmdyn.lm.trajectory import Trajectory
 def sample_rejected(
     model, tokenizer, rows: ProbeSet | Iterable[Mapping[str, str]], **sampling
 ) -> ProbeSet:
-    """Rows with a ``prompt`` and ``chosen``, and what the model samples as ``rejected``.
+    """Rows with ``prompt`` and ``chosen``, and what `generate` samples as ``rejected``.
 
     It is kept as token ids, up to the one that ended it or to ``max_new_tokens``. A sample that is
     empty, or equal to ``chosen``, makes no pair: the row keeps the ``rejected`` that it came with,
     and is left out if it came with none; ValueError if no pair is left.
-
-    Args:
-        model, tokenizer, sampling: as in `generate`.
     """
     probes, pairs = as_probes(rows), []
     with_all(probes, ["chosen"], "sample_rejected")
@@ -40,19 +42,82 @@ def sample_rejected(
         elif "rejected" in row:
             pairs.append(row)
     if not pairs:
-        what = "every sampled answer is empty or equal to chosen, and no row has a rejected one"
-        raise ValueError(f"{what} to keep: raise temperature or max_new_tokens")
+        raise ValueError("no sampled answer makes a pair: raise temperature or max_new_tokens")
     return as_probes(pairs, list(dict.fromkeys([*probes.types, "rejected"])), probes.format)
+
+
+class Groups:
+    """What a model samples in each round: groups of answers to the same prompt, with advantages."""
+
+    def __init__(
+        self, model, tokenizer, rows, reward, kind, *, epochs, size, per_round, seed, out, **how
+    ):
+        self.model, self.tokenizer, self.reward, self.kind = model, tokenizer, reward, kind
+        self.form = rows.format if isinstance(rows, ProbeSet) else Format()
+        self.rows = list(rows) if isinstance(rows, ProbeSet) else listed(rows)
+        prompts = each(self.rows, None, lambda row: checked(row, (), answered=False))
+        self.prompts = [{key: row[key] for key in KEYS if key in row} for row in prompts]
+        self.ids = prompts_of(tokenizer, self.prompts, self.form)
+        self.epochs, self.size, self.seed, self.out, self.how = epochs, size, seed, out, how
+        self.per_round = min(per_round or len(self.rows), len(self.rows))
+        self.settings = {  # what the samples depend on, besides the weights
+            "reward": getattr(reward, "__qualname__", type(reward).__qualname__),
+            "prompts": fingerprint([self.ids, asdict(self.form)]),
+            **{"group_size": size, "per_round": self.per_round, "passes": epochs, **how},
+        }
+
+    def __len__(self) -> int:
+        return self.per_round * self.size
+
+    def __call__(self, number: int) -> ProbeSet:
+        """Sample a round, reward it and keep it; ValueError if a reward cannot be used."""
+        draw = np.random.default_rng((self.seed, number))
+        asked = draw.permutation(len(self.rows))[: self.per_round].repeat(self.size).tolist()
+        ids = [self.ids[i] for i in asked]
+        how = {"sample": True, "return_ids": True, "seed": int(draw.integers(2**31))} | self.how
+        answers = generate(self.model, self.tokenizer, ids, **how)
+        samples = [
+            {"row": i, **self.prompts[i], "response": ids, "text": text, "ended": ended}
+            for i, text, ids, ended in zip(asked, *answers, strict=True)
+        ]
+        try:
+            for sample in samples:
+                sample["reward"] = self._rewarded(sample, number)
+            rewards = torch.tensor([s["reward"] for s in samples]).double().view(-1, self.size)
+            with warnings.catch_warnings(action="ignore"):  # equal rewards are told of in a number
+                found = losses.advantages(rewards, self.kind)
+            for sample, advantage in zip(samples, found.flatten().tolist(), strict=True):
+                sample["advantage"] = advantage
+        finally:
+            if self.out is not None:
+                write_jsonl(Path(self.out) / f"samples-{number:04d}.jsonl", samples)
+        differ = (rewards != rewards[:, :1]).any(1).double().mean()
+        self.told = {"reward": rewards.mean().item(), "groups_that_differ": differ.item()}
+        return as_probes(samples, ["response"], self.form)
+
+    def _rewarded(self, sample: Mapping, number: int) -> float:
+        row, text = sample["row"], sample["text"]
+        told = f"round {number}: the reward of rows[{row}] for {text!r:.80}"
+        try:
+            reward = float(self.reward(self.rows[row], text))
+        except Exception as error:  # anyone's function may raise anything
+            raise ValueError(f"{told} raised {type(error).__name__}: {error}") from error
+        if not np.isfinite(reward):
+            raise ValueError(f"{told} is {reward}: give a finite number")
+        return reward
 
 
 def finetune_on_policy(
     model: nn.Module,
     tokenizer,
-    rows: ProbeSet | Iterable[Mapping[str, str]],
-    loss: str | losses.Loss = "dpo",
+    rows: ProbeSet | Iterable[Mapping],
+    reward: Callable[[Mapping, str], float] | None = None,
+    loss: str | losses.Loss | None = None,
     *,
     rounds: int,
     epochs: int = 1,
+    group_size: int = 8,
+    per_round: int | None = None,
     max_new_tokens: int = 64,
     temperature: float = 1.0,
     sample_batch_size: int = 16,
@@ -61,28 +126,65 @@ def finetune_on_policy(
     resume: bool = False,
     **settings,
 ) -> Trajectory:
-    """Finetune on pairs whose rejected response is sampled from the model anew in each round.
+    """Finetune on what the model samples anew in each round: for a reward, or as rejected ones.
 
-    A round samples (`sample_rejected`), then calls `finetune` on what it got, with a fresh
-    optimizer; the trajectory runs over all rounds. On-policy pairs do not lie in a valley, so that
-    pushing them down does not squeeze (section 4.2 of the paper). Without ``ref``, a loss that
-    needs a reference is relative to the model at the start of the round, as in SPIN; pass a copy
-    of the first model for one that stays.
+    With a ``reward``, a round samples ``group_size`` answers to each of its prompts, rewards them
+    and makes an update of ``loss`` with their advantages (see `lmdyn.losses.advantages`). The
+    trajectory's updates have the mean reward, and the share of groups whose rewards differ; others
+    teach nothing.
+
+    Without one, a round is `sample_rejected` and a `finetune` on its pairs, with a fresh optimizer.
+    On-policy pairs do not lie in a valley, so that pushing them down does not squeeze (section 4.2
+    of the paper). A loss that needs a reference is then relative to the model at the start of the
+    round, as in SPIN; pass ``ref``, a copy of the first model, for one that stays.
 
     Args:
-        model, tokenizer, loss, settings: as in `finetune`.
-        rows, max_new_tokens, temperature: as in `sample_rejected`.
-        rounds: how many times to sample; ``epochs`` are passes over the pairs of a round.
-        sample_batch_size: prompts to sample for at a time; ``batch_size`` is that of the updates.
+        model, tokenizer, settings: as in `finetune`. With a reward ``batch_size`` is, if not given,
+            all samples of a round, checkpoints are where a round ends, and several processes are
+            refused.
+        rows: prompts to answer; without a reward also what `sample_rejected` reads.
+        reward: from a row, as it was given, and an answer's text to a finite number.
+        loss: "grpo" if not given, or "dpo" without a reward.
+        rounds: how many times to sample; ``epochs`` are passes over what a round sampled.
+        per_round: prompts in a round, drawn anew; all of them if not given.
+        max_new_tokens, temperature, sample_batch_size: as in `generate`, there ``batch_size``.
         seed: of the samples and of the order of the rows, both new in each round.
-        out: a folder for the trajectory and, round by round, the pairs and what `finetune` keeps.
+        out: a folder for what `finetune` keeps and, round by round, the samples or pairs.
         resume: go on with the rounds in ``out``.
     """
     check_count("rounds", rounds, 1)
-    check_count("seed", seed, 0)
-    probes, parts, size = as_probes(rows), [], sample_batch_size
-    types = list(dict.fromkeys([*probes.types, "rejected"]))
-    sampling = {"max_new_tokens": max_new_tokens, "temperature": temperature, "batch_size": size}
+    sampling = {"max_new_tokens": max_new_tokens, "temperature": temperature}
+    sampling["batch_size"] = sample_batch_size
+    kept = {"seed": seed, "out": out, "epochs": epochs}
+    if reward is None:
+        pairs = as_probes(rows)
+        return _on_pairs(
+            model, tokenizer, pairs, loss or "dpo", rounds, sampling, resume, settings, **kept
+        )
+    if not callable(reward):
+        raise ValueError(f"reward must be a function of a row and an answer, got {reward!r:.40}")
+    check_count("group_size", group_size, 2)
+    check_count("per_round", per_round, 1, optional=True)
+    if PartialState().num_processes > 1:
+        raise ValueError("finetune_on_policy rewards samples in one process: launch one")
+    loss = losses.get(loss or "grpo")
+    if not loss.needs_advantage:
+        raise ValueError(f"{loss} reads no advantage: take one that does, or leave reward out")
+    kind = {"reinforce": "rloo", "rloo": "rloo", "dr_grpo": "dr_grpo"}.get(loss.name, "grpo")
+    groups = {"size": group_size, "per_round": per_round} | kept
+    fresh = Groups(model, tokenizer, rows, reward, kind, **groups, **sampling)
+    settings = {"epochs": rounds * epochs, "batch_size": len(fresh)} | settings
+    settings |= {"seed": seed, "out": out, "resume": resume}
+    run = finetune(model, tokenizer, fresh, loss, **settings)
+    if not run.log["groups_that_differ"].any():
+        warnings.warn("in no group did rewards differ: nothing was learned", stacklevel=2)
+    return run
+
+
+def _on_pairs(
+    model, tokenizer, probes, loss, rounds, sampling, resume, settings, *, seed, out, epochs
+) -> Trajectory:
+    parts, types = [], list(dict.fromkeys([*probes.types, "rejected"]))
     for number in range(rounds):
         folder = None if out is None else Path(out) / f"round-{number}"
         kept = folder and folder / "pairs.jsonl"  # so that going on need not sample them again

@@ -24,11 +24,8 @@ def place(model: nn.Module) -> PartialState:
     if not parse_flag_from_env("ACCELERATE_USE_FSDP"):
         model.to(process.device)
         return process
-    names = model._no_split_modules or ()
+    names = model._no_split_modules or ()  # else the model is gathered as one
     layers = [module for module in model.modules() if type(module).__name__ in names]
-    if not layers:
-        reason = f"{type(model).__name__} does not tell its layers (_no_split_modules)"
-        raise ValueError(f"{reason}, which FSDP needs: launch with --multi_gpu")
     disable_fsdp_ram_efficient_loading()  # each process will load all weights of a checkpoint
     mesh = distributed.init_device_mesh(process.device.type, (process.num_processes,))
     for module in (*layers, model):
@@ -69,9 +66,8 @@ def together(
 
     Args:
         model: what they work with; each on all rows, in step, if its weights are shared out.
-        rows: row numbers, the same in all processes.
+        rows: row numbers, the same in all processes, of ``size``.
         work: some row numbers → name → floating array with one entry each.
-        size: rows in what is returned.
         share: False if each must work on all rows.
 
     Returns:

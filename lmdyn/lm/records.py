@@ -31,10 +31,7 @@ def environment(device: torch.device) -> dict:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A name to write to; it takes the place of ``path`` once the block ends well.
-
-    A folder can only take a name that is free.
-    """
+    """A name to write to; it takes the place of ``path`` once the block ends well."""
     temporary = path.with_name(f"{path.name}.tmp")
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -52,7 +49,6 @@ def write_json(path: Path, thing) -> None:
 
 
 def write_jsonl(path: Path, rows: Iterable[Mapping]) -> None:
-    """A file with a line of JSON for each row."""
     with replacing(path) as temporary:
         lines = [json.dumps(dict(row), ensure_ascii=False) + "\n" for row in rows]
         temporary.write_text("".join(lines), encoding="utf-8")

@@ -66,15 +66,14 @@ def read_file(path: Path) -> tuple[list, list[str]]:
 def checked(row, types: Sequence[str] | None, answered: bool = True) -> dict:
     """A row as lmdyn reads it: its prompt, its responses, and what the chat template is given.
 
-    It may be in any format that TRL's trainers take. What is None, NaN or blank is missing, and so
-    is a column that is no response type, unless ``types`` names it or its name is nearly one.
-    ``answered`` refuses a row without a response.
+    What is None, NaN or blank is missing, and so is a column that is no response type, unless
+    ``types`` names it or its name is nearly one. ``answered`` refuses a row without a response.
     """
     if not isinstance(row, Mapping):
         raise ValueError(f"it must be a dict such as {{'prompt': …}}, got {row!r:.60}")
     found = {key: _plain(value) for key, value in row.items()}
     found = _in_one_form({key: x for key, x in found.items() if not _is_missing(key, x)})
-    names = dict.fromkeys([*KEYS, *TYPES, *(types or ())])
+    names = dict.fromkeys([*KEYS, *TYPES, "response", *(types or ())])
     for key in found.keys() - names.keys() if types is None else ():
         if near := get_close_matches(str(key), TYPES, 1, 0.85):
             raise ValueError(f"unknown response type {key!r}: did you mean {near[0]!r}?")
@@ -192,8 +191,7 @@ def with_made_types(rows: Sequence[dict], tokenizer, seed: int) -> list[dict]:
     They are the words of all chosen responses; a text without spaces is taken apart into tokens.
     """
     draw, found = np.random.default_rng(seed), []
-    texts = [said(row.get("chosen", ())) for row in rows]
-    pieces = [_pieces(text, tokenizer) if text else ([], "") for text in texts]
+    pieces = [_pieces(said(row.get("chosen", ())) or "", tokenizer) for row in rows]
     pool = sorted({word for words, _ in pieces for word in words})
     for row, (words, gap) in zip(rows, pieces, strict=True):
         made, chosen, asked = {}, row.get("chosen"), kind(row["prompt"])

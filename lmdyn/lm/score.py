@@ -3,10 +3,12 @@
 from collections import namedtuple
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from lmdyn.checks import check_known
 from lmdyn.lm.batches import TOKENS, Batch
@@ -20,17 +22,17 @@ from lmdyn.lm.ways import check_kind, token_values
 class Statistics:
     """What `Scores` and `Trajectory` share: arrays (…, N, R) of N prompts and R types."""
 
-    types: tuple[str, ...]
-    vocab_size: int
-    n_tokens: np.ndarray
-    logp: np.ndarray
-    argmax_logp: np.ndarray
-    prob_sq: np.ndarray | None = None
-    label_prob: np.ndarray | None = None
-    entropy: np.ndarray | None = None
-    squeeze: np.ndarray | None = None
-    prob_norm: np.ndarray | None = None
-    residual_norm: np.ndarray | None = None
+    types: tuple[str, ...]  #: the R response types
+    vocab_size: int  #: V, the entries of π
+    n_tokens: np.ndarray  #: tokens of the response, EOS included
+    logp: np.ndarray  #: log π(y|x) = Σ_l log π(y_l | x, y_<l), EOS included, nats
+    argmax_logp: np.ndarray  #: Σ_l max_v log π(v | x, y_<l), nats; along ``chosen``, the paper's y*
+    prob_sq: np.ndarray | None = None  #: ‖π‖², the collision probability: 1/V (uniform) to 1
+    label_prob: np.ndarray | None = None  #: π_y
+    entropy: np.ndarray | None = None  #: −Σ_v π_v log π_v, nats
+    squeeze: np.ndarray | None = None  #: ‖π‖² − π_y: above 0 in a valley (`lmdyn.squeeze_line`)
+    prob_norm: np.ndarray | None = None  #: ‖π‖, which the reference's ‖A‖ is made of
+    residual_norm: np.ndarray | None = None  #: ‖π − e_y‖, the reference's ‖G‖
 
     @property
     def jacobian_norm_sq(self) -> np.ndarray:
@@ -73,23 +75,9 @@ class Scores(Statistics):
     """The scores of N prompts with R response types: (N, R) float64, NaN where a type is missing.
 
     All from `prob_sq` on are means over the response's tokens, and None without ``stats``.
-
-    Attributes:
-        types: the R response types.
-        vocab_size: V, the entries of π.
-        n_tokens: tokens of the response, EOS included.
-        logp: log π(y|x) = Σ_l log π(y_l | x, y_<l), EOS included, nats.
-        argmax_logp: Σ_l max_v log π(v | x, y_<l), nats; along ``chosen``, the paper's y*.
-        prob_sq: ‖π‖², the collision probability: 1/V (uniform) to 1 (one-hot).
-        label_prob: π_y.
-        entropy: −Σ_v π_v log π_v, nats.
-        squeeze: ‖π‖² − π_y: positive in a valley (see `lmdyn.squeeze_line`).
-        prob_norm: ‖π‖, which the reference's ‖A‖ is made of.
-        residual_norm: ‖π − e_y‖, the reference's ‖G‖.
-        tokens: with ``per_token``, one dict for each row: type → `TokenScores`.
     """
 
-    tokens: tuple[dict[str, TokenScores], ...] | None = None
+    tokens: tuple[dict[str, TokenScores], ...] | None = None  #: of each row, with ``per_token``
 
     def __repr__(self) -> str:
         n, r = self.logp.shape
@@ -138,7 +126,7 @@ def score(
     def read(logits: Tensor, batch: Batch, part: slice) -> Tensor:
         nonlocal vocab_size
         vocab_size = logits.shape[-1]  # the configuration's may be another
-        return _statistics(logits, batch, part, stats)
+        return statistics(logits, batch, part, stats)
 
     with evaluating(model), shown:
         for (i, name), values in token_values(model, encoded, read, tokens):
@@ -151,7 +139,27 @@ def score(
     return Scores(types=probes.types, vocab_size=vocab_size, tokens=kept, **named)
 
 
-def _statistics(logits: Tensor, batch: Batch, part: slice, stats: bool) -> Tensor:
+def token_coefficients(model, encoded, keys, loss, *given) -> dict[tuple[int, str], Tensor]:
+    """(row, type) → (T,), `coefficients` at each token of what a loss reads (`read_by`), padded."""
+    with evaluating(model):
+        values = token_values(model, encoded, partial(statistics, stats=False))
+        found = {at: torch.from_numpy(x[:, 0]) for at, x in values}
+    parts = {r: [found[i, key] for i in range(len(encoded))] for r, key in keys.items()}
+    logps = {r: pad_sequence(part, batch_first=True) for r, part in parts.items()}
+    c = coefficients(encoded, keys, loss, logps, *given)
+    return {(i, keys[r]): row for r, rows in c.items() for i, row in enumerate(rows)}
+
+
+def coefficients(encoded, keys, loss, logps, advantage, ref, old) -> dict[str, Tensor]:
+    """`Loss.coefficients`; for ``ref`` and ``old`` that are None, of the model's own ``logps``."""
+    as_given = partial(torch.as_tensor, dtype=torch.float64)
+    lengths = {r: torch.tensor([len(e.responses[k]) for e in encoded]) for r, k in keys.items()}
+    ref, old = ({r: as_given(x) for r, x in (side or logps).items()} for side in (ref, old))
+    more = {"advantage": as_given(advantage)} if advantage else {}
+    return loss.coefficients(logps, ref, lengths, old=old, **more)
+
+
+def statistics(logits: Tensor, batch: Batch, part: slice | Tensor, stats: bool) -> Tensor:
     """(m, 8), the `STATS` at each token, or the first two; float logits are overwritten."""
     z = logits if logits.dtype == torch.float64 else logits.float()
     z -= z.amax(-1, keepdim=True)  # so that nothing overflows

@@ -51,20 +51,13 @@ def token_kernel(
     Raises:
         ValueError: a result beyond ``memory``; tokens or positions that are not there; weights in
             half precision, or none trainable; a model with another kind of output layer.
-
-    Example:
-        >>> model, tokenizer = load("tiny")  # doctest: +SKIP
-        >>> ids = tokenizer("where is the red ball").input_ids  # doctest: +SKIP
-        >>> token_kernel(model, ids, norms=True).shape  # doctest: +SKIP
-        torch.Size([5, 5])
     """
     o = _Positions(model, ids_o, positions_o, "o")
     u = _Positions(model, ids_o if ids_u is None else ids_u, positions_u, "u")
     layer = o.ways.required_head(model)
     if not isinstance(layer, nn.Linear):
-        raise ValueError(
-            f"the output layer is {type(layer).__name__}: the kernel of positions needs a Linear"
-        )
+        kind = type(layer).__name__
+        raise ValueError(f"the output layer is {kind}: the kernel of positions needs a Linear")
     m, n, v = len(o.positions), len(u.positions), layer.out_features
     size = m * n * v * v * layer.weight.itemsize
     if size > memory and not norms:
@@ -96,22 +89,13 @@ def token_influence(
     size: each token is a response of its own to what precedes it, in `influence`.
 
     Args:
-        model, ids_o, ids_u: as in `token_kernel`.
+        model, ids_o, ids_u: as in `token_kernel`, with its errors.
         positions_o, positions_u: M and L positions with a token after them; all if not given.
         vocab: the change at m of the whole vocabulary instead of that of token m + 1, by a
             backward and a forward-mode pass for each l. Memory: a few times the weights.
 
     Returns:
         (M, L), or (M, L, V) with ``vocab``: nats per unit learning rate.
-
-    Raises:
-        ValueError: as in `token_kernel`; a last position, which has no token after it.
-
-    Example:
-        >>> model, tokenizer = load("tiny")  # doctest: +SKIP
-        >>> ids = tokenizer("where is the red ball").input_ids  # doctest: +SKIP
-        >>> token_influence(model, ids).shape  # doctest: +SKIP
-        torch.Size([4, 4])
     """
     o = _Positions(model, ids_o, positions_o, "o", labels=True)
     u = _Positions(model, ids_o if ids_u is None else ids_u, positions_u, "u", labels=True)
@@ -135,8 +119,7 @@ class _Positions:
 
     def __init__(self, model, ids, positions, side: str, labels: bool = False):
         check_kind(model)
-        with undisturbed(model):
-            learned(model)
+        learned(model)
         ids = torch.as_tensor(ids, device=model.device)
         vocabulary = len(model.get_input_embeddings().weight)
         most = getattr(model.config.get_text_config(), "max_position_embeddings", None) or math.inf
@@ -154,13 +137,10 @@ class _Positions:
         self.ids, self.positions = ids.long(), torch.tensor(positions, device=ids.device)
         first, *rest = self.ids.tolist()
         self.ways = ways(model, [Encoded([first], {"": [*rest, 0]})], shared=False)
+        given, at = {"input_ids": self.ids[None], "use_cache": False}, self.positions
         # Weights → hidden states (P, d), and logits (P, V); those of virtual tokens come before.
-        self.states = Reweighted(model, lambda m: self._read(body(m)).last_hidden_state[0, at]).at
-        self.logits = Reweighted(model, lambda m: self._read(m).logits[0, at - len(ids)]).at
-        at = self.positions
-
-    def _read(self, part: nn.Module):
-        return part(input_ids=self.ids[None], use_cache=False)
+        self.states = Reweighted(model, lambda m: body(m)(**given).last_hidden_state[0, at]).at
+        self.logits = Reweighted(model, lambda m: m(**given).logits[0, at - len(ids)]).at
 
     def tokens(self) -> list[Encoded]:
         """The token after each position, as the response to all up to there."""
@@ -174,8 +154,7 @@ def _blocks(model, o: _Positions, u: _Positions) -> Iterator[Tensor]:
     A column of K_ml is what the step J_lᵀe does to all logits at m: one backward pass through the
     update makes the step, and one forward-mode pass leads from there to all m. As z = W h + b, a
     step moves the logits by W dh + dW h + db. All logits are sums of the d hidden units, so d
-    steps lead to every dh. If W is the table of embeddings as well, each of its rows has a step of
-    its own besides.
+    steps lead to every dh. If W is the table of embeddings too, each of its rows adds a step.
     """
     layer, below = o.ways.required_head(model), set(body(model).parameters())
     weights = {n: p.detach() for n, p in model.named_parameters() if p in below and p.requires_grad}
@@ -199,7 +178,10 @@ def _blocks(model, o: _Positions, u: _Positions) -> Iterator[Tensor]:
         step = {table: row.unsqueeze(1) * state}
         return jvp(o.states, ({table: w},), (step,))[1] @ w.T
 
-    rows = None if table is None else _rows_read(o, table, w)
+    if table is not None:  # of it, the rows that reach the hidden states: any sum's gradient tells
+        states, back = vjp(o.states, {table: w})
+        some = torch.randn(states.shape, generator=torch.Generator().manual_seed(0)).to(states)
+        rows = back(some)[0][table].any(1).nonzero().squeeze(1)
     units = torch.eye(w.shape[1]).to(w)
     for place, state, out in zip(torch.eye(len(h_u)).to(h_u), h_u, out_u, strict=True):
         k = torch.diag_embed((learns * (h_o @ state) + shifts).unsqueeze(1).expand(-1, len(w)))
@@ -210,10 +192,3 @@ def _blocks(model, o: _Positions, u: _Positions) -> Iterator[Tensor]:
             moved = vmap(by_row, (0, None), chunk_size=together)(one_hot(rows, len(w)).to(w), state)
             k[:, :, rows] += moved.permute(1, 2, 0)
         yield k.masked_fill(out_o.unsqueeze(2) | out, 0)
-
-
-def _rows_read(o: _Positions, table: str, w: Tensor) -> Tensor:
-    """The rows of the table that reach the hidden states: those with a gradient of any sum."""
-    states, pull = vjp(o.states, {table: w})
-    some = torch.randn(states.shape, generator=torch.Generator().manual_seed(0))
-    return pull(some.to(states))[0][table].any(1).nonzero().squeeze(1)

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 
 from lmdyn.checks import check_count, check_known, described
 
-KEYS = ("prompt", "split", "tools", "chat_template_kwargs")  # of a row, besides its responses
+# Of a row, besides its responses.
+KEYS = ("prompt", "split", "tools", "chat_template_kwargs", "advantage")
 
 
 @dataclass(frozen=True)
@@ -95,10 +96,8 @@ def encode(tokenizer, probes, where: Sequence[str] | None = None) -> list[Encode
         longer = f"with their prompts they are longer than max_length={probes.format.max_length}"
         warnings.warn(f"{cut} of {total} responses were cut: {longer} tokens", stacklevel=3)
     if merged := sum(row.merged for row in encoded):
-        told = (
-            f"in {merged} of {len(encoded)} rows a response changes the last tokens of its prompt"
-        )
-        warnings.warn(f"{told}, which count to it then, as in TRL's trainers", stacklevel=3)
+        told = f"in {merged} of {len(encoded)} rows a response changes the last tokens of its"
+        warnings.warn(f"{told} prompt, which count to it then, as in TRL's trainers", stacklevel=3)
     return encoded
 
 
@@ -124,17 +123,12 @@ def each(rows: Sequence, where: Sequence[str] | None, make: Callable) -> list:
 def prompts_of(tokenizer, rows: Sequence[Mapping], form: Format, where=None) -> list[list[int]]:
     """The prompts of rows as the model is asked them, without a cut; errors are as of `encode`."""
     check_tokenizer(tokenizer)
-    return each(rows, where, lambda row: _asked(tokenizer, row, form))
-
-
-def _asked(tokenizer, row: Mapping, form: Format) -> list[int]:
-    if form.name == "paper":
-        return _ids(tokenizer, row["prompt"], special=False)
-    return _ids(tokenizer, row["prompt"], row, add_generation_prompt=True)
+    how = {"special": False} if form.name == "paper" else {"add_generation_prompt": True}
+    return each(rows, where, lambda row: _ids(tokenizer, row["prompt"], row, **how))
 
 
 def _training(tokenizer, row: Mapping, types: Sequence[str], form: Format) -> Encoded:
-    alone, limit = _asked(tokenizer, row, form), form.max_length
+    alone, limit = _ids(tokenizer, row["prompt"], row, add_generation_prompt=True), form.max_length
     names = [name for name in types if name in row]
     pair = [name for name in ("chosen", "rejected") if name in row and not is_ids(row[name])]
     pair = pair if len(pair) == 2 else []

@@ -5,7 +5,7 @@ import sys
 import time
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack, nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from tqdm import tqdm
 from lmdyn import losses
 from lmdyn.checks import check_different, check_same_vocabulary, trainable
 from lmdyn.lm.checkpoint import RunFolder, fingerprint, fingerprint_model, fingerprint_probes
-from lmdyn.lm.data import ProbeSet, as_probes, with_all
+from lmdyn.lm.data import ProbeSet, as_probes, read_by
 from lmdyn.lm.forward import evaluating
 from lmdyn.lm.processes import as_forward, is_sharded, place, together, whole
 from lmdyn.lm.records import environment
@@ -49,10 +49,12 @@ def finetune(
     """Finetune a model in place, and record how every probed response moves on the way.
 
     An update is a step on the mean over its rows of ``loss``, a function of each response's
-    log-prob, *summed* over tokens. The paper's code has ``optimizer="rmsprop"``, ``lr=5e-7``,
-    ``warmup=150``, ``batch_size=4``, ``clip=10``. On a CPU the same call gives the same trajectory,
-    bit for bit; several processes (``accelerate launch``) get that of one, up to rounding. They
-    share out the rows and the probes, or, with ``--use_fsdp``, the rows and the weights.
+    log-prob, *summed* over tokens, or of each token's; of a loss `of_batch`, on the sum over a
+    batch. The model as it comes counts as the one that sampled (rows as in `sgd_direction`). The
+    paper's code has ``optimizer="rmsprop"``, ``lr=5e-7``, ``warmup=150``, ``batch_size=4``,
+    ``clip=10``. On a CPU the same call gives the same trajectory, bit for bit; several processes
+    (``accelerate launch``) get that of one, up to rounding. They share out the rows and the probes,
+    or, with ``--use_fsdp``, the rows and the weights.
 
     Args:
         model: a Hugging Face causal language model with its ``tokenizer``; its weights change.
@@ -66,14 +68,13 @@ def finetune(
         progress: show a bar with the loss and log π(y+); by default on a terminal only.
 
     Raises:
-        ValueError: settings that do not fit, rows without a response that the loss reads or with
-            equal ones, a ``ref`` of another vocabulary, a folder that holds something else.
+        ValueError: settings, rows, a ``ref`` or a folder that do not fit.
         FloatingPointError: a loss, a gradient or a weight is not finite.
     """
     loss = losses.get(loss)
-    rows, probes = as_probes(rows), None if probes is None else as_probes(probes)
+    rows, probes = (x if x is None or callable(x) else as_probes(x) for x in (rows, probes))
     plan = Plan.of(len(rows), epochs=epochs, lr=lr, batch_size=batch_size, **settings)
-    _check(model, loss, plan, probes, ref, out, resume)
+    plan = _checked(model, loss, plan, rows, probes, ref, out, resume)
     learner = _Learner(model, tokenizer, rows, loss, plan)
     recorder, meta, start = Recorder(probes), _meta(learner, probes, ref), 0
     folder = out and RunFolder(out, meta["settings"], resume)
@@ -96,6 +97,7 @@ def finetune(
     with evaluating(model), torch.random.fork_rng(cuda), bar, ExitStack() as at_the_end:
         at_the_end.callback(model.zero_grad)
         for update in range(start, plan.updates):
+            learner.renew(tokenizer, update, ref)
             learner.probe(recorder, tokenizer, update)
             found, norm = learner.gradient(update)
             if update > start and plan.is_saved(update):  # the weights have given finite losses
@@ -110,53 +112,78 @@ def finetune(
     return recorder.trajectory(meta)
 
 
-def _check(model, loss: losses.Loss, plan: Plan, probes, ref, out, resume: bool) -> None:
+def _checked(model, loss: losses.Loss, plan: Plan, rows, probes, ref, out, resume: bool) -> Plan:
     if probes is None and plan.probe_every is not None:
         raise ValueError("probe_every without probes: pass probes too")
     if out is None and (resume or plan.save_every is not None):
         raise ValueError(f"{'resume' if resume else 'save_every'} needs a folder: pass out")
+    if callable(rows) and loss.needs_ref and ref is None:
+        raise ValueError(f"{loss} needs a reference that stays: pass ref, a copy of the model")
     if ref is not None and not loss.needs_ref:
         raise ValueError(f"{loss} needs no reference model: leave ref out")
     if ref is not None:
         check_same_vocabulary(model, ref)
     if plan.spare_valleys and "rejected" not in loss.responses:
         raise ValueError(f"{loss} reads no rejected response: leave spare_valleys out")
+    every = plan.per_epoch * rows.epochs if callable(rows) else plan.save_every
+    return replace(plan, save_every=every)  # where a round ends
 
 
 class _Learner:
     """The model with its loss and its optimizer, in as many processes as there are."""
 
-    def __init__(self, model, tokenizer, rows: ProbeSet, loss: losses.Loss, plan: Plan):
-        self.keys = {name: plan.response if name == "chosen" else name for name in loss.responses}
-        self.encoded = encode(tokenizer, with_all(rows, tuple(self.keys.values()), str(loss)))
-        check_different(self.encoded, self.keys, loss)
+    def __init__(self, model, tokenizer, rows, loss: losses.Loss, plan: Plan):
+        self.model, self.loss, self.plan, self.reference, self.old = model, loss, plan, {}, {}
+        self.fresh = rows if callable(rows) else None
+        self._read(tokenizer, self.fresh(0) if self.fresh else rows)
         # While the model is whole, unless a run before this one has shared it out.
         found = as_forward(model, ways, model, self.encoded, sys.maxsize)
         process = place(model)
         self.rank, self.world = process.process_index, process.num_processes
         self.weights = [*trainable(model).values()]
-        self.model, self.loss, self.plan, self.reference = model, loss, plan, {}
-        self.bf16 = plan.mixed_precision == "bf16"
         spare = ["rejected"] if plan.spare_valleys else []
-        self.log_probs = LogProbs(model, self.encoded, self.keys, self.bf16, spare, found)
-        self.parallel, self.unsynced = self.log_probs, nullcontext
+        self.parallel = self.log_probs = self._reader(model, spare=spare, found=found)
+        self.unsynced = nullcontext
         if self.world > 1 and not is_sharded(model):
             self.parallel = DistributedDataParallel(self.log_probs)
             self.unsynced = self.parallel.no_sync
         kind = OPTIMIZERS[plan.optimizer]
         self.optimizer = kind(self.weights, lr=plan.lr, weight_decay=plan.weight_decay)
 
+    def _read(self, tokenizer, rows: ProbeSet) -> None:
+        rows, self.keys, advantage = read_by(self.loss, rows, chosen=self.plan.response)
+        self.encoded = encode(tokenizer, rows)
+        check_different(self.encoded, self.keys, self.loss)
+        device = self.model.device
+        self.more = {"advantage": torch.tensor(advantage, device=device)} if advantage else {}
+
+    def _reader(self, model, **options) -> LogProbs:
+        how = {"bf16": self.plan.mixed_precision == "bf16", "per_token": self.loss.per_token}
+        return LogProbs(model, self.encoded, self.keys, **how, **options)
+
+    def renew(self, tokenizer, update: int, ref: nn.Module | None) -> None:
+        """Take fresh rows where a round begins, the first one aside."""
+        epoch, within = divmod(update, self.plan.per_epoch)
+        if self.fresh and update and within == 0 and epoch % self.fresh.epochs == 0:
+            self._read(tokenizer, self.fresh(epoch // self.fresh.epochs))
+            self.parallel = self.log_probs = self._reader(self.model)
+            self.read_reference(ref)
+
     def read_reference(self, ref: nn.Module | None) -> None:
-        """Compute the log-probs of all rows under the reference."""
-        if not self.loss.needs_ref:
-            return
-        reader, n = self.log_probs, self.plan.n_rows
+        """Compute the log-probs of all rows under the reference, and under what sampled them."""
+        own, n = self.log_probs, self.plan.n_rows
+
+        def read(reader: LogProbs) -> dict[str, torch.Tensor]:
+            some = partial(reader.all, batch_size=self.plan.batch_size)
+            with evaluating(reader):
+                found = together(reader.model, np.arange(n), some, n)
+            return {k: torch.from_numpy(x).to(self.model.device) for k, x in found.items()}
+
+        if self.loss.needs_old or (self.loss.needs_ref and ref is None):
+            self.reference = read(own)
+            self.old = self.reference if self.loss.needs_old else {}
         if ref is not None:
-            reader = LogProbs(ref, self.encoded, self.keys, self.bf16)
-        read = partial(reader.all, batch_size=self.plan.batch_size)
-        with evaluating(reader):
-            found = together(reader.model, np.arange(n), read, n)
-        self.reference = {k: torch.from_numpy(x).to(self.model.device) for k, x in found.items()}
+            self.reference = read(self._reader(ref))
 
     def probe(self, recorder: Recorder, tokenizer, update: int) -> None:
         """Score the probes if it is time."""
@@ -180,7 +207,8 @@ class _Learner:
         self.model.train()
         self.model.zero_grad()
         rows, found = self.plan.rows(update), []
-        own, known = slice(self.rank, None, self.world), (self.reference, self.log_probs.lengths)
+        own = slice(self.rank, None, self.world)
+        known = self.reference, self.log_probs.lengths, self.old, self.more
         for start in range(0, len(rows), self.plan.batch_size):
             batch = rows[start : start + self.plan.batch_size]
             is_last = start + len(batch) == len(rows)  # when processes share their gradients
@@ -188,15 +216,17 @@ class _Learner:
                 # A process without a row takes part with one that does not count.
                 mine = torch.stack([*self.parallel(batch[own] or batch[:1]).values()])
                 mine = mine[:, : len(batch[own])]
-                logps = mine.new_zeros(len(mine), len(batch))
+                logps = mine.new_zeros(len(mine), len(batch), *mine.shape[2:])
                 logps[:, own] = mine.detach()
                 logps = reduce(logps, "sum")  # of all rows, which a loss may read together
                 logps[:, own] = mine
-                ref, lengths = ({name: x[batch] for name, x in each.items()} for each in known)
-                values = self.loss.value(dict(zip(self.keys, logps, strict=True)), ref, lengths)
+                ref, n, old, more = ({name: x[batch] for name, x in each.items()} for each in known)
+                by_name = dict(zip(self.keys, logps, strict=True))
+                values = self.loss.value(by_name, ref, n, **more, **({"old": old} if old else {}))
+                values = values * (len(batch) if self.loss.of_batch else 1)
                 # Gradients are averaged over processes, the loss over all rows.
                 (values.sum() * (self.world / len(rows))).backward()
-            found.append(torch.vstack([values, logps]).detach())
+            found.append(torch.vstack([values, logps.sum(2) if logps.ndim > 2 else logps]).detach())
         found = torch.cat(found, 1)
         norm = whole(clip_grad_norm_(self.weights, self.plan.clip or math.inf)).item()
         bad = np.array(rows)[~found[0].isfinite().numpy(force=True)].tolist()
@@ -207,7 +237,8 @@ class _Learner:
                 "lower lr, or mend the rows"
             )
         names = ("loss", *(f"logp_{key}" for key in self.keys.values()))
-        return dict(zip(names, found.mean(1).tolist(), strict=True)), norm
+        told = dict(zip(names, found.mean(1).tolist(), strict=True))
+        return told | (self.fresh.told if self.fresh else {}), norm
 
     def check(self) -> None:
         """Refuse weights that the last update has spoilt, in whichever process."""
@@ -231,6 +262,8 @@ def _meta(learner: _Learner, probes: ProbeSet | None, ref: nn.Module | None) -> 
         "model": fingerprint_model(model),
         "ref": ref and fingerprint_model(ref),
     }
+    if learner.fresh:
+        settings["rows"] = learner.fresh.settings
     del settings["save_every"]  # the only one that the course of the run does not depend on
     kind, size = type(model).__name__.removeprefix("FSDP"), model.num_parameters()
     return {

@@ -1,11 +1,11 @@
 """What a run recorded: the statistics of every probe on the way, and a log of the updates."""
 
 import json
-import zipfile
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -75,10 +75,7 @@ class Trajectory(Statistics):
         return {key: self.mean(key, stat, split) for key in (*self.types, *argmax)}
 
     def complete(self) -> "Trajectory":
-        """Without the prompts that a probing left out for its budget, if some were probed always.
-
-        A mean over other prompts is another mean.
-        """
+        """Without the prompts that a probing left out for its budget, if others were always in."""
         kept = ~np.isnan(self.logp).all(2).any(0)  # (N,)
         if kept.all() or not kept.any():
             return self
@@ -121,20 +118,17 @@ class Trajectory(Statistics):
 
     @classmethod
     def load(cls, path: str | Path) -> "Trajectory":
-        """Read what `save` wrote; a ValueError for other files."""
+        """Read what `save` wrote; ValueError for other files."""
         npz, meta = _names(path)
         try:
             with np.load(npz, allow_pickle=False) as file:
-                arrays = dict(file)
+                arrays = {name: file[name] for name in _ARRAYS}
+                log = {name[4:]: file[name] for name in file if name.startswith("log_")}
             told = dict(json.loads(meta.read_text(encoding="utf-8")))
-        except (ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-            said = str(error).partition("\n")[0] or type(error).__name__
-            raise ValueError(f"{npz} or {meta.name} cannot be read ({said})") from None
-        if missing := [name for name in _ARRAYS if name not in arrays]:
-            raise ValueError(f"{npz} is no trajectory: it has no {', '.join(missing)}")
-        log = {name[4:]: values for name, values in arrays.items() if name.startswith("log_")}
+        except (ValueError, TypeError, KeyError, EOFError, BadZipFile, zlib.error) as error:
+            raise ValueError(f"{npz} or {meta.name} cannot be read: {error!r:.200}") from None
         plain = {"types": tuple(arrays["types"].tolist()), "vocab_size": int(arrays["vocab_size"])}
-        return cls(**{name: arrays[name] for name in _ARRAYS} | plain, log=log, meta=told)
+        return cls(**arrays | plain, log=log, meta=told)
 
     @classmethod
     def join(cls, parts: Sequence["Trajectory"]) -> "Trajectory":
@@ -162,12 +156,11 @@ class Trajectory(Statistics):
             later["steps"] = later["steps"] + whole.updates
             later["examples_seen"] = later["examples_seen"] + whole.examples_seen[-1:]
             arrays = {name: np.append(getattr(whole, name), x, 0) for name, x in later.items()}
-            names, both = whole.log | part.log, (whole, part)
-            missing = [np.full(run.updates, np.nan, np.float32) for run in both]
-            a, b = (dict.fromkeys(names, x) | run.log for x, run in zip(missing, both, strict=True))
-            meta = {"seconds": sum(run.meta.get("seconds", 0.0) for run in both)}
+            meta = {"seconds": sum(run.meta.get("seconds", 0.0) for run in (whole, part))}
             meta["joined"] = [*whole.meta.get("joined", []), whole.updates]
-            log = {name: np.append(a[name], b[name]) for name in names}
+            a, b = (np.full(run.updates, np.nan, np.float32) for run in (whole, part))
+            logs = [(k, whole.log.get(k, a), part.log.get(k, b)) for k in whole.log | part.log]
+            log = {name: np.append(*both) for name, *both in logs}
             whole = replace(whole, log=log, meta=whole.meta | meta, **arrays)
         return whole
 

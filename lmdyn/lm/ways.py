@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from lmdyn.lm.batches import SLACK, TOKENS, Batch, Group, collate, fed, pack, plan
 from lmdyn.lm.forward import Reweighted, full_logits, hidden, token_logps, undisturbed
@@ -23,20 +24,13 @@ _FAILURES = (TypeError, ValueError, RuntimeError, LookupError, AssertionError, A
 
 @dataclass(frozen=True)
 class Ways:
-    """What holds for a model and some rows.
+    """What holds for a model and some rows."""
 
-    Attributes:
-        head: the layer that makes the logits (…, V) of `hidden`; None if they are made otherwise.
-        told: whether positions can be told.
-        shared: whether responses can share their prompt.
-        tokens: the budget of a batch; 1 if each sequence must be alone.
-        done: number of a group of `plan` → its batch, and its hidden states, or else its logits.
-    """
-
-    head: nn.Module | None
-    told: bool
-    shared: bool
-    tokens: int
+    head: nn.Module | None  #: makes the logits (…, V) of `hidden`; None if they are made otherwise
+    told: bool  #: whether positions can be told
+    shared: bool  #: whether responses can share their prompt
+    tokens: int  #: the budget of a batch; 1 if each sequence must be alone
+    #: number of a group of `plan` → its batch, and its hidden states, or else its logits
     done: dict[int, tuple[Batch, Tensor]] = field(default_factory=dict, repr=False)
 
     def batches(self, model, encoded: Sequence[Encoded], slack: float = SLACK) -> Iterator[Batch]:
@@ -61,16 +55,14 @@ def ways(
     The last response of the longest row, the longest sequence and the shortest must get in their
     batch what they get alone. Weights that are all alike, such as a head of zeros or a gate that is
     shut, would prove nothing for other weights, nor for derivatives: hence some noise on them.
-    ``as_is`` leaves it out, and keeps what was tried in `Ways.done`.
-
-    Raises:
-        ValueError: what is no causal language model of transformers; a row that it cannot read.
+    ``as_is`` leaves it out, and keeps what was tried in `Ways.done`. A ValueError for what is no
+    causal language model of transformers, and for a row that it cannot read.
     """
     check_fits(model, encoded)
     keep = as_is and not torch.is_autocast_enabled(model.device.type)  # the tries are without
     with undisturbed(model):
         weights = {} if is_sharded(model) else _some_noise(model)
-        head, told = _own_form(model, weights, encoded)
+        head, told = _own_form(model, weights, encoded, tell=not as_is)
         read, tokens = (hidden, tokens) if head else (full_logits, min(tokens, FULL_TOKENS))
         weights, passes, expected = {} if as_is else weights, Reweighted(model, read), {}
         # Flash and flex attention take no mask of who sees whom.
@@ -135,8 +127,8 @@ def _some_noise(model) -> dict[str, Tensor]:
     return found
 
 
-def _own_form(model, weights: dict, encoded) -> tuple[nn.Module | None, bool]:
-    """The head, if it comes last, and whether positions can be told."""
+def _own_form(model, weights: dict, encoded, tell: bool) -> tuple[nn.Module | None, bool]:
+    """The head, if it comes last, and, with ``tell``, whether positions can be told."""
     every = [(row, *response) for row in encoded for response in row.responses.items()]
     text = max((row.own.get(n, row.prompt) + ids for row, n, ids in every), key=len)[:-1][:SHORT]
     # Not a multiple of 2, 4, …: attention in blocks would not show there.
@@ -169,7 +161,7 @@ def _own_form(model, weights: dict, encoded) -> tuple[nn.Module | None, bool]:
     # A training loop may have the model's own forward pass in a lower precision.
     for cast in (None, torch.bfloat16, torch.float16):
         if is_last(False, cast):
-            return model.get_output_embeddings(), is_last(True, cast)
+            return model.get_output_embeddings(), tell and is_last(True, cast)
     return None, False
 
 
@@ -221,9 +213,8 @@ def _close(model, x: Tensor, y: Tensor, tolerance: float | None = None) -> bool:
 
     In half precision one in five may differ: rounding takes a token now and then to other experts.
     """
-    usual, share = {torch.float64: (1e-5, 1), torch.float32: (2e-4, 1)}.get(
-        model.dtype, (5e-2, 0.8)
-    )
+    known = {torch.float64: (1e-5, 1), torch.float32: (2e-4, 1)}
+    usual, share = known.get(model.dtype, (5e-2, 0.8))
     if x.shape != y.shape or not torch.equal(x.isfinite(), y.isfinite()):
         return False
     x, y = (z.double().nan_to_num(0.0, 0.0, 0.0) for z in (x, y))
@@ -235,24 +226,24 @@ class LogProbs(nn.Module):
     """log π(y|x) of the responses that a loss reads, as a module that can be distributed.
 
     Args:
-        model: a Hugging Face causal language model.
-        encoded: the N rows.
         keys: what the loss calls a response → its type in the rows.
         bf16: compute in bfloat16, whatever the weights are in.
         spare: types of responses whose tokens in a valley, π_y < ‖π‖², give no gradient.
         found: the `Ways` of the model for these rows; they are tried, if not given.
-
-    Attributes:
-        lengths: response name → (N,) its tokens, EOS included.
+        per_token: give the log-probs of tokens, padded with zeros to the longest response of all.
     """
 
-    def __init__(self, model, encoded: Sequence[Encoded], keys, bf16=False, spare=(), found=None):
+    def __init__(
+        self, model, encoded, keys, bf16=False, spare=(), found: Ways | None = None, per_token=False
+    ):
         super().__init__()
         self.model, self.found = model, found or ways(model, encoded, sys.maxsize)
         self.head = self.found.required_head(model)
         self.encoded, self.keys, self.bf16, self.spare = encoded, keys, bf16, spare
         lengths = {k: [len(row.responses[key]) for row in encoded] for k, key in keys.items()}
+        #: response name → (N,) its tokens, EOS included
         self.lengths = {k: torch.tensor(n, device=model.device) for k, n in lengths.items()}
+        self.width = max(map(max, lengths.values())) if per_token else 0
 
     def try_again(self) -> None:
         """Try the ways with the weights of now, unless they are shared out."""
@@ -260,7 +251,7 @@ class LogProbs(nn.Module):
             self.found = ways(self.model, self.encoded, sys.maxsize)
 
     def forward(self, rows: Sequence[int]) -> dict[str, Tensor]:
-        """Response name → (B,), the log-probs of these rows, nats, with their gradient."""
+        """Response name → (B,) or (B, T), log-probs of these rows, nats, with their gradient."""
         return as_forward(self.model, self._log_probs, rows)
 
     def _log_probs(self, rows: Sequence[int]) -> dict[str, Tensor]:
@@ -274,18 +265,16 @@ class LogProbs(nn.Module):
                 logits = self.head(hidden(self.model, batch))
             logps = token_logps(logits, batch)
             if self.spare:
-                logps = torch.where(self._is_spared(logits, logps, batch), logps.detach(), logps)
-            found |= batch.sum(logps)
+                spared = torch.tensor([name in self.spare for _, name in batch.responses])
+                parts = (part.to(logps).softmax(-1) for part in logits.detach().split(CHUNK))
+                valley = logps.exp() < torch.cat([p.square().sum(-1) for p in parts])
+                valley &= spared.to(logps.device)[batch.segment]
+                logps = torch.where(valley, logps.detach(), logps)
+            found |= batch.split(logps) if self.width else batch.sum(logps)
+        if self.width:
+            found = {at: pad(x, (0, self.width - len(x))) for at, x in found.items()}
         n = len(rows)
         return {k: torch.stack([found[i, key] for i in range(n)]) for k, key in self.keys.items()}
-
-    @torch.no_grad()
-    def _is_spared(self, logits: Tensor, logps: Tensor, batch: Batch) -> Tensor:
-        """(M,), which tokens of the responses to spare have π_y < ‖π‖²."""
-        parts = logits.split(CHUNK)
-        prob_sq = torch.cat([part.to(logps).softmax(-1).square().sum(-1) for part in parts])
-        spared = torch.tensor([name in self.spare for _, name in batch.responses])
-        return spared.to(logps.device)[batch.segment] & (logps.exp() < prob_sq)
 
     @torch.no_grad()
     def all(self, rows: Sequence[int], batch_size: int) -> dict[str, np.ndarray]:

@@ -1,21 +1,25 @@
-"""G: every loss as a function of sequence log-probs, in nats.
+"""G: every loss as a function of log-probs, in nats.
 
-A loss sees a sequence only through its log-prob log π(y|x), so the chain rule splits its residual
-into one number a sequence, the *coefficient* c, and one vector a token (section 2 of the paper):
+Most losses see a sequence only through its log-prob log π(y|x), so the chain rule splits their
+residual into one number a sequence, the *coefficient* c, and one vector a token (section 2 of the
+paper); those of reinforcement learning see each token's, and c is one number a token:
 
-    G_l = ∂L/∂z_l = −c · (π_l − e_{y_l}),    c = ∂L/∂ log π(y|x).
+    G_l = ∂L/∂z_l = −c_l · (π_l − e_{y_l}),    c_l = ∂L/∂ log π(y_l|x, y_<l).
+
+What reads whole distributions, entropy or a teacher's, has a vector G of its own.
 """
 
 from dataclasses import fields
 
 from torch import Tensor
 
-from lmdyn.checks import check_known
-from lmdyn.losses import free, margin, mixed, ratio  # noqa: F401 (they fill the registry)
+from lmdyn.checks import check_known, check_logits
+from lmdyn.losses import free, margin, mixed, policy, ratio  # noqa: F401 (they fill the registry)
 from lmdyn.losses.base import REGISTRY, Loss
-from lmdyn.softmax import logit_step
+from lmdyn.losses.policy import advantages
+from lmdyn.softmax import check_fit, entropy_residual, logit_step
 
-__all__ = ["Loss", "get", "names", "residual"]
+__all__ = ["Loss", "advantages", "entropy_residual", "get", "kl_residual", "names", "residual"]
 
 
 def __getattr__(name: str) -> type[Loss]:
@@ -65,3 +69,29 @@ def residual(probs: Tensor, labels: int | Tensor, coefficient: float | Tensor) -
         tensor([-0.5000,  0.3000,  0.2000])
     """
     return logit_step(probs, labels, coefficient=coefficient)[-1]
+
+
+def kl_residual(logits: Tensor, other: Tensor, direction: str = "reverse") -> Tensor:
+    """G of distillation, (..., V): the gradient of a KL divergence by the logits, nats.
+
+    With π of ``logits`` and q of ``other``, a teacher's, (..., V) each: "reverse" is KL(π‖q), with
+    G = π ∘ (log π − log q − KL), and "forward" KL(q‖π), with G = π − q. TRL's
+    ``DistillationTrainer`` with β = 1 and β = 0. ValueError where KL(π‖q) is infinite.
+
+    Example:
+        >>> import torch
+        >>> kl_residual(torch.tensor([1.0, 0.0]), torch.tensor([0.0, 0.0]), "forward")
+        tensor([ 0.2311, -0.2311])
+    """
+    check_known("direction", direction, ("reverse", "forward"))
+    check_logits(other, "other")
+    check_fit(logits, other, "other")
+    if direction == "forward":
+        return logits.softmax(-1) - other.softmax(-1)
+    logp, logq = logits.log_softmax(-1), other.log_softmax(-1)
+    probs = logp.exp()
+    gap = (logp - logq).where(probs > 0, 0)
+    if bad := gap.isinf().nonzero().tolist():
+        told = f"other is -inf at index {tuple(bad[0])}, where logits are not"
+        raise ValueError(f'KL(π‖q) is infinite: {told}: direction="forward" is finite')
+    return probs * (gap - (probs * gap).sum(-1, keepdim=True))

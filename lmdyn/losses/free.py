@@ -12,14 +12,37 @@ from lmdyn.losses.base import Loss, nonnegative, positive
 class SFT(Loss, name="sft"):
     """−log π(y+): supervised finetuning.
 
-    c+ = −1, so G is π − e_y. A sum over tokens, as in the paper; TRL's ``sft`` is the mean over all
-    the tokens of a batch.
+    c+ = −1, so G is π − e_y. A sum over tokens, as in the paper; TRL's is the mean over a batch's.
     """
 
     responses = ("chosen",)
 
     def _value(self, given):
         return -given.logps["chosen"]
+
+
+class PerTokenSFT(SFT, name="sft_per_token"):
+    """−ℓ̄+: supervised finetuning in which long and short answers weigh alike.
+
+    c+ = −1/n+, n+ the tokens of y+.
+    """
+
+    needs_lengths = True
+
+    def _value(self, given):
+        return -given.mean("chosen")
+
+
+class GradientAscent(Loss, name="ga"):
+    """log π(y): unlearning by gradient ascent.
+
+    c = 1, however unlikely y has become: it never stops. Not in TRL.
+    """
+
+    responses = ("response",)
+
+    def _value(self, given):
+        return given.logps["response"]
 
 
 class SLiC(Loss, name="slic"):

@@ -54,9 +54,8 @@ class CWDPO(Relative, name="cw_dpo"):
     """−log σ(β(Δ+ − wΔ−)), w = σ((ℓ̄− − floor)/τ): cooling-weighted DPO, its second stage.
 
     c+ = −βσ(−u), c− = wβσ(−u), u what the outer σ is taken of: the lower the average log-prob ℓ̄− of
-    y−, the softer the push. w is a constant for the gradient. Zhang et al. 2025, arXiv 2510.11978:
-    our reading of its idea, on text, from descriptions of the paper, not checked against the paper
-    itself. Not in TRL. The default floor and τ are ours.
+    y−, the softer the push. w is a constant for the gradient. Our reading, on text, of descriptions
+    of Zhang et al. 2025, arXiv 2510.11978, not checked against it. Not in TRL. Defaults are ours.
     """
 
     needs_lengths = True

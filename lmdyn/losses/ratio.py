@@ -33,12 +33,24 @@ class NCA(Relative, name="nca"):
         return -logsigmoid(a) - 0.5 * logsigmoid(-a) - 0.5 * logsigmoid(-b)
 
 
+class NPO(Relative, name="npo"):
+    """−(2/β) log σ(−βΔ): negative preference optimisation, which unlearns.
+
+    c = 2σ(βΔ): 1 at the reference, as of `GradientAscent`, fading as y falls below it. Zhang et al.
+    2024, arXiv 2404.05868. Not in TRL.
+    """
+
+    responses = ("response",)
+
+    def _value(self, given):
+        return -2 / self.beta * logsigmoid(-self.beta * given.delta("response"))
+
+
 class BCO(Relative, name="bco"):
     """−log σ(βΔ+) − log σ(−βΔ−): binary classifier optimisation, of a pair.
 
     c+ = −βσ(−βΔ+), c− = βσ(βΔ−): unlike DPO's, each fades with its own Δ. Jung et al. 2024, arXiv
-    2404.04656, without its reward shift (a running mean of the rewards), as in TRL's ``bco_pair``
-    since 0.29.
+    2404.04656, without its shift by the mean of rewards, as in TRL's ``bco_pair`` since 0.29.
     """
 
     def _value(self, given):
@@ -62,8 +74,7 @@ class APODown(Relative, name="apo_down"):
     """σ(βΔ+) + 1 − σ(βh): anchored preference optimisation, for y+ worse than the model.
 
     c+ = β(σ′(βΔ+) − σ′(βh)), c− = βσ′(βh): at the reference y− falls and y+ stays where it is;
-    once h exceeds the size of Δ+, both fall. Equation 8 of the paper of `APOZero`. TRL's
-    ``apo_down``.
+    once h exceeds the size of Δ+, both fall. Equation 8 of `APOZero`'s paper. TRL's ``apo_down``.
     """
 
     def _value(self, given):

@@ -13,22 +13,25 @@ many pairs. Half-precision factors are multiplied in float32.
 """
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from lmdyn.checks import trainable
+from lmdyn.kernel.factors import ELEMENTWISE
 from lmdyn.kernel.trace import Call, dots, record
 from lmdyn.lm import forward
-from lmdyn.lm.batches import Batch, pack
+from lmdyn.lm.batches import Batch
 from lmdyn.lm.tokens import Encoded
 from lmdyn.lm.ways import ways
 
 PASS_TOKENS = 512  # in one pass, padding included: it keeps several times what stays
 SLAB_BYTES = 2**25  # of the gradients that are formed at a time
-ELEMENTWISE = 16  # operations that an entry's elementwise product costs, in the choice of a way
+# Of a parameter, some of its rows and gradients of these, (S, D): others in their place.
+Change = Callable[[Tensor, range, Tensor], Tensor]
 
 
 class Use(NamedTuple):
@@ -60,40 +63,38 @@ class Gradients:
     """Gradients of log π(y) for the responses of a model in eval mode.
 
     A parameter is *structured* if all its uses are of a known form and its rows can be told apart
-    by response. That is found out from the autograd graph of each pass, and from a comparison
-    with plain autograd on a few tokens of two rows. The others are *generic*: one backward pass a
-    response.
+    by response: the autograd graph of each pass tells, and a comparison with plain autograd on a
+    few tokens of two rows. The others are *generic*: one backward pass a response.
     """
 
     def __init__(self, model: nn.Module, encoded: Sequence[Encoded]):
         self.model = model
         self.params = [*trainable(model).values()]
+        self.watch: Callable[[Tensor, Batch], None] | None = None  # is shown each pass's logits
         self.ways = ways(model, encoded, PASS_TOKENS, shared=False)
-        self.head = self.ways.head
         self.generic: set[Tensor] = set()
         some = [(e.prompt, *e.responses.values()) for e in encoded if e.responses]
         pair = ((*some[0][:2], 5), (*some[-1][:2], 3))
         self._compare([Encoded(prompt[-n:], {"": ids[:n]}) for prompt, ids, n in pair])
+        if self.generic:  # whose gradients come one by one anyway
+            self.ways = replace(self.ways, tokens=1)
 
-    def blocks(self, encoded: Sequence[Encoded], limit: float) -> Iterator[Block]:
+    def blocks(self, encoded: Sequence[Encoded], limit: float, weights=None) -> Iterator[Block]:
         """All responses, in blocks that end with the pass that reaches ``limit`` bytes."""
         block = Block()
-        tokens = 1 if self.generic else self.ways.tokens  # generic gradients come one by one anyway
-        for batch in self._pack(encoded, tokens):
-            self._add(block, batch)
+        for batch in self.ways.batches(self.model, encoded):
+            self._add(block, batch, weights)
             if block.nbytes >= limit:
                 yield block
                 block = Block()
         if block.logps:
             yield block
 
-    def _pack(self, encoded, tokens: int = PASS_TOKENS) -> Iterator[Batch]:
-        return pack(encoded, tokens=tokens, shared=False, device=self.model.device)
-
     @torch.enable_grad()
-    def _add(self, block: Block, batch: Batch) -> None:
+    def _add(self, block: Block, batch: Batch, weights=None) -> None:
         first = len(block.logps)
-        seen = record(lambda: self._logps(batch), set(self.params) - self.generic)
+        tracked = set(self.params) - self.generic
+        seen = record(lambda: self._logps(batch, weights, self.watch), tracked)
         logps = seen.output
         if not logps.requires_grad:
             raise ValueError("the log-probs do not depend on any parameter with requires_grad")
@@ -112,18 +113,22 @@ class Gradients:
         for number, logp in enumerate(logps if params else (), first):
             grads = torch.autograd.grad(logp, params, retain_graph=True, materialize_grads=True)
             for param, grad in zip(params, grads, strict=True):
-                grad = widen(grad).reshape(_as_matrix(param))
+                grad = widen(grad).reshape(as_matrix(param))
                 rows = torch.arange(len(grad), device=grad.device)
                 block.keep(param, torch.full((len(grad),), number), rows, grad)
         block.logps |= zip(batch.responses, logps.tolist(), strict=True)
 
-    def _logps(self, batch: Batch) -> Tensor:
-        """(B,): log π(y|x) of each sequence."""
-        if self.head is None:
+    def _logps(self, batch: Batch, weights=None, watch=None) -> Tensor:
+        """(B,): log π(y|x) of each sequence, its tokens weighted if so wanted."""
+        if self.ways.head is None:
             logits = forward.full_logits(self.model, batch)
         else:  # positions are told, if they can be: by default all sequences share one row of them
-            logits = self.head(forward.hidden(self.model, batch, self.ways.told))
-        return torch.stack(list(batch.sum(forward.token_logps(logits, batch)).values()))
+            logits = self.ways.head(forward.hidden(self.model, batch, self.ways.told))
+        if watch:
+            watch(logits.detach(), batch)
+        logps = forward.token_logps(logits, batch)
+        logps = logps * batch.join(weights).to(logps) if weights else logps
+        return torch.stack(list(batch.sum(logps).values()))
 
     def _whose(self, call: Call, batch: Batch) -> Tensor | None:
         """(R,) on the CPU, whose each row of a call's output is; None if that cannot be told.
@@ -136,26 +141,26 @@ class Gradients:
         n, length = batch.input_ids.shape
         if rows and (rows[0] == n or rows == (n * length,)):
             return torch.arange(n).repeat_interleave(rows.numel() // n)
-        if rows == batch.source.shape and self.head and call.params <= {*self.head.parameters()}:
+        head = self.ways.head
+        if rows == batch.source.shape and head and call.params <= {*head.parameters()}:
             return batch.segment.cpu()
         return None
 
     def _compare(self, sample: Sequence[Encoded]) -> None:
         """Make those parameters generic whose gradients differ from those of plain autograd."""
         together, factors = Block(), (1, -2)  # which tell the rows apart in one sum
-        (batch,) = self._pack(sample)
-        self._add(together, batch)
+        for batch in self.ways.batches(self.model, sample):
+            self._add(together, batch)
         with torch.enable_grad():
-            alone = (self._logps(b) for row in sample for b in self._pack([row]))
+            batches = (self.ways.batches(self.model, [row]) for row in sample)
+            alone = (self._logps(*batch) for batch in batches)
             total = sum(factor * logp for factor, logp in zip(factors, alone, strict=True))
             grads = torch.autograd.grad(total, self.params, materialize_grads=True)
         # A gradient that is zero in exact arithmetic is all rounding: hence the floor.
         floor = 1e-4 * max(float(grad.norm()) for grad in grads)
         for param, grad in zip(self.params, grads, strict=True):
-            (n, m), found = _as_matrix(param), torch.zeros_like(grad)
-            if together.uses[param]:
-                both = _form(together.uses[param], 2, range(n), m)
-                found = both.new_tensor([factors[row] for row, _ in batch.responses]) @ both
+            both = _form(param, together.uses.get(param, ()), 2, range(as_matrix(param)[0]))
+            found = both.new_tensor([factors[row] for row, _ in together.logps]) @ both
             error = float((found.view(grad.shape) - grad).norm())
             if not error <= 0.02 * float(grad.norm()) + floor:
                 self.generic.add(param)
@@ -185,27 +190,36 @@ def widen(t: Tensor) -> Tensor:
     return t.float() if t.is_floating_point() and t.dtype.itemsize < 4 else t
 
 
-def _as_matrix(param: Tensor) -> tuple[int, int]:
+def as_matrix(param: Tensor) -> tuple[int, int]:
     """(n, m), the shape in which a parameter's gradient is kept."""
     return tuple(param.shape) if param.ndim == 2 else (1, param.numel())
 
 
-def inner_products(u: Block, o: Block) -> Tensor:
-    """(S_u, S_o): ⟨∇ log π(y_u), ∇ log π(y_o)⟩ over all parameters, in float64."""
+def flat(x: Tensor, param: Tensor, rows: range) -> Tensor:
+    """(D,): of a tensor like a parameter, what stands in these of the rows that are kept."""
+    return x.detach().reshape(as_matrix(param))[rows.start : rows.stop].flatten()
+
+
+def inner_products(u: Block, o: Block, left: Change | None = None, along=None) -> Tensor:
+    """(S_u, S_o): ⟨∇ log π(y_u), ∇ log π(y_o)⟩ over all parameters, in float64.
+
+    With ``left``, of what it makes of the ∇ log π(y_u). With ``along``, a dict parameter → one more
+    gradient, there is one more column. Both rule out the way by tokens.
+    """
     s, r = len(u.logps), len(o.logps)
-    total = torch.zeros(s, r, dtype=torch.float64)
-    for param in (p for p in u.uses if p in o.uses):
-        ours, theirs, (n, m) = u.uses[param], o.uses[param], _as_matrix(param)
-        found = widen(ours[0].right).new_zeros(s, r)
+    total = torch.zeros(1, 1, dtype=torch.float64)
+    for param in o.uses if left else (p for p in u.uses if p in o.uses):
+        ours, theirs, (n, m) = u.uses.get(param, ()), o.uses[param], as_matrix(param)
         # The floating-point operations of both ways; of one-hot vectors none.
         (t_u, dense_u), (t_o, dense_o) = _tokens(ours), _tokens(theirs)
         by_tokens = t_u * t_o * (m + ELEMENTWISE) + dense_u * dense_o * n
         # The 4 stands for the memory that formed gradients take.
-        if by_tokens < n * m * (dense_u + dense_o + 4 * (s + r) + 2 * s * r):
-            _add_by_tokens(found, ours, theirs)
+        formed = dense_u * (o is not u) + dense_o + 4 * (s + r) + 2 * s * r
+        if left or along or by_tokens >= n * m * formed:
+            found = _by_gradients(param, (ours, s), (theirs, r), left, along)
         else:
-            _add_by_gradients(found, ours, theirs, n, m)
-        total += found.cpu().double()
+            found = _by_tokens(widen(param).new_zeros(s, r), ours, theirs)
+        total = total + found.cpu().double()
     return total
 
 
@@ -214,7 +228,7 @@ def _tokens(uses: Sequence[Use]) -> tuple[int, int]:
     return sum(len(x.left) for x in uses), sum(len(x.left) for x in uses if x.left.ndim == 2)
 
 
-def _add_by_tokens(total: Tensor, ours, theirs) -> None:
+def _by_tokens(total: Tensor, ours, theirs) -> Tensor:
     for ndim in {use.left.ndim for use in theirs}:
         same = (use for use in theirs if use.left.ndim == ndim)
         whose, left, right = (widen(torch.cat(parts)) for parts in zip(*same, strict=True))
@@ -223,19 +237,28 @@ def _add_by_tokens(total: Tensor, ours, theirs) -> None:
             products = (widen(use.right) @ right.T).mul_(dots(widen(use.left), left))
             sums.index_add_(0, use.whose.to(sums.device), products)
         total.index_add_(1, whose.to(sums.device), sums)
+    return total
 
 
-def _add_by_gradients(total: Tensor, ours, theirs, n: int, m: int) -> None:
-    slab = max(1, SLAB_BYTES // (sum(total.shape) * m * total.itemsize))
+def _by_gradients(param: Tensor, ours, theirs, left: Change | None, along) -> Tensor:
+    n, m = as_matrix(param)
+    slab, total = max(1, SLAB_BYTES // ((ours[1] + theirs[1]) * m * widen(param).itemsize)), 0
     for start in range(0, n, slab):
         rows = range(start, min(start + slab, n))
-        a, b = _form(ours, len(total), rows, m), _form(theirs, total.shape[1], rows, m)
-        total.addmm_(a, b.T)
+        a = _form(param, *ours, rows)
+        b = a if theirs[0] is ours[0] else _form(param, *theirs, rows)
+        a = left(param, rows, a) if left else a
+        found = a @ b.T
+        if along:
+            last = flat(along[param], param, rows).to(a)
+            found = torch.cat([found, (a @ last).unsqueeze(1)], 1)
+        total = total + found
+    return total
 
 
-def _form(uses: Sequence[Use], responses: int, rows: range, m: int) -> Tensor:
+def _form(param: Tensor, uses: Sequence[Use], responses: int, rows: range) -> Tensor:
     """(S, len(rows)·m): these rows of the parameter's gradient in each response."""
-    formed = widen(uses[0].right).new_zeros(responses, len(rows), m)
+    formed = widen(param.detach()).new_zeros(responses, len(rows), as_matrix(param)[1])
     for use in uses:
         if use.left.ndim == 1:
             inside = (use.left >= rows.start) & (use.left < rows.stop)

@@ -13,12 +13,12 @@ from lmdyn import losses
 from lmdyn.checks import check_known, trainable
 from lmdyn.lm import forward
 from lmdyn.lm.batches import TOKENS, Batch
-from lmdyn.lm.data import ProbeSet, as_probes, with_all
-from lmdyn.lm.predict._dual import DualAttention
-from lmdyn.lm.score import score
-from lmdyn.lm.tokens import Encoded, encode
+from lmdyn.lm.data import ProbeSet, as_probes, read_by
+from lmdyn.lm.predict._dual import DualAttention, unpacked
+from lmdyn.lm.score import known_mean, token_coefficients
+from lmdyn.lm.tokens import encode
 from lmdyn.lm.ways import check_kind, ways
-from lmdyn.softmax import log_softmax_jvp
+from lmdyn.softmax import entropy_jvp, log_softmax_jvp
 
 CHUNK = 64  # positions whose logits are there at a time
 VOCAB_GIB = 4.0  # the most that ``vocab=True`` may return
@@ -26,20 +26,15 @@ VOCAB_GIB = 4.0  # the most that ``vocab=True`` may return
 
 @dataclass(frozen=True, eq=False)
 class Change:
-    """How the log-probs of N prompts' responses, of R types, change, in nats.
+    """How the log-probs of N prompts' responses, of R types, change, in nats."""
 
-    Attributes:
-        types: the R response types.
-        logp: (N, R) float64, Δ log π(y|x) = Σ_l Δ log π(y_l | x, y_<l); NaN where a row lacks the
-            type.
-        tokens: one dict for each row: type → (T,) float64, the T terms of that sum, EOS's last.
-        vocab: one dict for each row: type → (T, V), Δ log π(· | x, y_<l), on the CPU; None without
-            ``vocab``.
-    """
-
-    types: tuple[str, ...]
+    types: tuple[str, ...]  #: the R response types
+    #: (N, R) float64, Δ log π(y|x) = Σ_l Δ log π(y_l | x, y_<l); NaN where a row lacks the type
     logp: np.ndarray
+    entropy: np.ndarray  #: (N, R) float64, the change of the entropy of π, its mean over the tokens
+    #: one dict for each row: type → (T,) float64, the T terms of that sum, EOS's last
     tokens: tuple[dict[str, np.ndarray], ...]
+    #: with ``vocab``, one dict for each row: type → (T, V), Δ log π(· | x, y_<l), on the CPU
     vocab: tuple[dict[str, Tensor], ...] | None = None
 
     def __repr__(self) -> str:
@@ -49,9 +44,7 @@ class Change:
     def mean(self, name: str) -> float:
         """The mean of Δ log π over the rows that have the type; NaN if none has."""
         check_known("response type", name, self.types)
-        values = self.logp[:, self.types.index(name)]
-        values = values[~np.isnan(values)]
-        return float(values.mean()) if len(values) else float("nan")
+        return float(known_mean(self.logp[:, self.types.index(name)]))
 
 
 def sgd_direction(
@@ -61,22 +54,24 @@ def sgd_direction(
     loss: str | losses.Loss = "sft",
     lr: float = 1.0,
     *,
-    ref: Mapping[str, Sequence[float]] | None = None,
+    ref: Mapping[str, Sequence] | None = None,
+    old: Mapping[str, Sequence] | None = None,
     tokens: int = 1024,
 ) -> dict[str, Tensor]:
     """−η ∇L: one step of gradient descent on the *sum* of the loss over the rows.
 
-    A loss reads sequences through their log-probs alone, so ∇L = Σ c ∇ log π(y|x) with the
-    coefficients c = ∂L/∂ log π(y|x) of `lmdyn.losses`. Dropout is off.
+    A loss reads tokens through their log-probs alone, so ∇L = Σ c_l ∇ log π(y_l | x, y_<l) with
+    the coefficients c of `lmdyn.losses`. Losses of samples read ``response``, or ``chosen`` of rows
+    without one, and a number ``advantage``. Dropout is off.
 
     Args:
-        model: a Hugging Face causal language model. It stays as it is, and so do its ``.grad``.
-        tokenizer: its tokenizer.
-        rows: a `ProbeSet`, or rows such as ``{"prompt": …, "chosen": …}``: B of them.
+        model, tokenizer: as in `score`. The model stays as it is, and so do its ``.grad``.
+        rows: B rows to learn from, as ``probes`` there.
         loss: a name of `lmdyn.losses`, or a loss.
         lr: the learning rate η. For the mean over the rows instead of the sum, divide it by B.
         ref: for a loss with a reference model: response name → (B,) log-probs under it, nats.
             The model's own if not given, as at the start of a finetuning run.
+        old: likewise, under the model that sampled; of a loss `per_token`, (B, T), padded.
         tokens: in a batch, padding included, all of whose logits the backward pass keeps.
 
     Returns:
@@ -86,34 +81,22 @@ def sgd_direction(
     Raises:
         ValueError: an unknown loss, a row without a response that the loss reads, an ``lr`` or
             ``ref`` that does not fit, log-probs that are not finite, no trainable parameter.
-
-    Example:
-        >>> step = sgd_direction(model, tokenizer, rows[:1], lr=1e-5)  # doctest: +SKIP
-        >>> predict_change(model, tokenizer, rows, step).mean("chosen")  # doctest: +SKIP
-        0.41
     """
     if not math.isfinite(lr):
         raise ValueError(f"lr must be finite, got {lr}")
     loss = losses.get(loss)
-    probes = with_all(as_probes(rows), loss.responses, f"the loss {type(loss).__name__}")
+    probes, keys, advantage = read_by(loss, as_probes(rows))
     weights = _float_weights(model)
     moving = {name: weights[name].requires_grad_() for name in trainable(model)}
-    scores = score(model, tokenizer, probes, stats=False, progress=False)
-    logps, lengths = (
-        dict(zip(probes.types, torch.from_numpy(values).T, strict=True))
-        for values in (scores.logp, scores.n_tokens)
-    )
-    given = {n: torch.as_tensor(x, dtype=torch.float64) for n, x in (ref or logps).items()}
-    c = loss.coefficients(logps, given, lengths)
     encoded = encode(tokenizer, probes)
+    c = token_coefficients(model, encoded, keys, loss, advantage, ref, old)
     found = ways(model, encoded, tokens)
     states = forward.Reweighted(model, forward.hidden)
     logits = forward.Reweighted(model, part=found.required_head(model))
     with forward.undisturbed(model), torch.enable_grad():
         for batch in found.batches(model, encoded):
             logp = forward.token_logps(logits.at(weights, states.at(weights, batch)), batch)
-            of_response = torch.stack([c[name][row] for row, name in batch.responses])
-            (logp @ of_response.to(logp)[batch.segment]).backward()  # into `moving`, not the model
+            (logp @ batch.join(c).to(logp)).backward()  # into `moving`, not the model
     return {name: -lr * p.grad for name, p in moving.items() if p.grad is not None}
 
 
@@ -126,21 +109,14 @@ def update_direction(
         before: a state dict, *copied* before the update: ``model.state_dict()`` alone gives the
             live weights, which the update changes too.
         after: the same afterwards. ValueError if the names differ, or nothing changed.
-
-    Example:
-        >>> before = {"weight": torch.zeros(2)}
-        >>> update_direction(before, {"weight": torch.ones(2)})
-        {'weight': tensor([1., 1.])}
     """
     if before.keys() != after.keys():
         odd = sorted(before.keys() ^ after.keys())[0]
         raise ValueError(f"before and after are not of one model: only one of them has {odd!r}")
     changed = {n: after[n] - before[n] for n in before if not torch.equal(before[n], after[n])}
     if not changed:
-        raise ValueError(
-            "nothing changed: copy the weights before the update, "
-            "{name: tensor.clone() for name, tensor in model.state_dict().items()}"
-        )
+        how = "{name: tensor.clone() for name, tensor in model.state_dict().items()}"
+        raise ValueError(f"nothing changed: copy the weights before the update, {how}")
     return changed
 
 
@@ -163,37 +139,27 @@ def predict_change(
     Half precision is computed in float32, dropout is off, and the model is left as it was.
 
     Args:
-        model: a Hugging Face causal language model, with SDPA or eager attention.
-        tokenizer: its tokenizer.
-        probes: a `ProbeSet`, or rows such as ``{"prompt": …, "chosen": …}``.
+        model, tokenizer, probes, tokens, progress: as in `score`, with SDPA or eager attention.
         direction: parameter name → Δθ of its shape, from `sgd_direction` or `update_direction`;
             parameters that it does not name stay. Of a tied weight either name will do.
         vocab: return the change of every label at every token, too.
-        tokens: in a batch, padding included. It bounds memory and does not change the result.
-        progress: whether to show a bar; None shows it for work of more than ten seconds.
 
     Raises:
         ValueError: a direction with unknown names, wrong shapes or values that are not finite;
             rows as in `load_probes`; a whole-vocabulary result beyond 4 GiB; a model without
             forward-mode derivatives, or whose predictions are not finite.
-
-    Example:
-        >>> step = sgd_direction(model, tokenizer, rows[:1], "sft", lr=1e-5)  # doctest: +SKIP
-        >>> predict_change(model, tokenizer, rows, step)  # doctest: +SKIP
-        Change(8 prompts × 2 types)
     """
-    check_kind(model)
+    weights, moves = _weights_and_moves(model, direction)
     if model.config._attn_implementation not in ("sdpa", "eager"):
         raise ValueError(
             f"attention {model.config._attn_implementation!r} has no forward-mode derivative: "
             'call model.set_attn_implementation("sdpa") first'
         )
-    weights, moves = _weights_and_moves(model, direction)
 
-    def change(logits: Tensor) -> Tensor:
-        z, dz = fwd.unpack_dual(logits)
-        change = torch.zeros_like(z) if dz is None else log_softmax_jvp(z, dz)
-        return change.masked_fill(z.isneginf(), 0)  # a probability that is and stays zero
+    def change(logits: Tensor) -> tuple[Tensor, Tensor]:
+        z, dz = unpacked(logits)
+        change = log_softmax_jvp(z, dz)
+        return change.masked_fill(z.isneginf(), 0), entropy_jvp(z, dz)  # zero stays zero
 
     try:
         modes = torch.inference_mode(False), forward.forward_mode(model)
@@ -227,35 +193,40 @@ def measure_change(
 
     Arguments and errors are those of `predict_change`, but any attention will do, and a step so
     large that predictions are not finite is refused.
-
-    Example:
-        >>> measure_change(model, tokenizer, rows, step)  # doctest: +SKIP
-        Change(8 prompts × 2 types)
     """
     weights, moves = _weights_and_moves(model, direction)
     after = weights | {name: weights[name] + move for name, move in moves.items()}
 
-    def change(old: Tensor, new: Tensor) -> Tensor:
+    def change(old: Tensor, new: Tensor) -> tuple[Tensor, Tensor]:
         # Two log-probs that are nearly equal: float32 would lose digits on the way.
-        change = new.double().log_softmax(-1) - old.double().log_softmax(-1)
-        return change.masked_fill(old.isneginf() & new.isneginf(), 0).to(old.dtype)
+        before, after = (z.double().log_softmax(-1) for z in (old, new))
+        flatter = torch.special.entr(after.exp()) - torch.special.entr(before.exp())
+        change = (after - before).masked_fill(old.isneginf() & new.isneginf(), 0)
+        return change.to(old.dtype), flatter.sum(-1)
 
     return _collect(model, tokenizer, probes, [weights, after], change, vocab, tokens, progress)
 
 
 def _collect(model, tokenizer, probes, passes, change, vocab, tokens, progress) -> Change:
-    """What ``change`` makes, (m, V), of the logits by passes with these weights, at all tokens."""
+    """What ``change`` makes, (m, V) and (m,), of the logits by passes with these weights."""
     probes = as_probes(probes)
     encoded = encode(tokenizer, probes)
+    every = [ids for row in encoded for ids in row.responses.values()]
     if vocab:
-        _check_room(model, encoded)
+        n, v = sum(map(len, every)), model.get_output_embeddings().weight.shape[0]
+        gib = n * v * (8 if model.dtype == torch.float64 else 4) / 2**30
+        if gib > VOCAB_GIB:
+            raise ValueError(
+                f"vocab=True would take {gib:.1f} GiB ({n:,} tokens × {v:,} labels), more than "
+                f"{VOCAB_GIB:g}: pass fewer rows or types at a time"
+            )
     found = ways(model, encoded, tokens)
     states_of = forward.Reweighted(model, forward.hidden)
     logits_of = forward.Reweighted(model, part=found.required_head(model))
-    logp = np.full((len(probes), len(probes.types)), np.nan)
+    logp, entropy = np.full((2, len(probes), len(probes.types)), np.nan)
     of_tokens: list[dict[str, np.ndarray]] = [{} for _ in encoded]
     whole: list[dict[str, Tensor]] = [{} for _ in encoded]
-    shown = forward.bar("change", "response", progress, sum(len(e.responses) for e in encoded))
+    shown = forward.bar("change", "response", progress, len(every))
     with forward.undisturbed(model), torch.no_grad(), shown:
         for batch in found.batches(model, encoded):
             states = [states_of.at(weights, batch) for weights in passes]
@@ -263,29 +234,18 @@ def _collect(model, tokenizer, probes, passes, change, vocab, tokens, progress) 
             labels, full = [], []
             chunks = (x.split(CHUNK) for x in (batch.target, *states))
             for target, *parts in zip(*chunks, strict=True):
-                moved = change(*map(logits_of.at, passes, parts))
-                labels.append(moved.gather(1, target.unsqueeze(1)).squeeze(1))
+                moved, flatter = change(*map(logits_of.at, passes, parts))
+                labels.append(torch.stack([moved.gather(1, target[:, None])[:, 0], flatter], 1))
                 full += [moved.cpu()] if vocab else []
             terms = torch.cat(labels).double()
             _check_finite(terms, batch, "the step is too large")
             for (row, name), term in batch.split(terms.cpu()).items():
-                of_tokens[row][name] = term.numpy().copy()
-                logp[row, probes.types.index(name)] = term.sum()
+                of_tokens[row][name], at = term[:, 0].numpy().copy(), probes.types.index(name)
+                logp[row, at], entropy[row, at] = term[:, 0].sum(), term[:, 1].mean()
             for (row, name), part in batch.split(torch.cat(full)).items() if vocab else ():
                 whole[row][name] = part.clone()  # its own memory, not the batch's
             shown.update(len(batch.responses))
-    return Change(probes.types, logp, tuple(of_tokens), tuple(whole) if vocab else None)
-
-
-def _check_room(model, encoded: Sequence[Encoded]) -> None:
-    n = sum(len(ids) for row in encoded for ids in row.responses.values())
-    v = model.get_output_embeddings().weight.shape[0]
-    gib = n * v * (8 if model.dtype == torch.float64 else 4) / 2**30
-    if gib > VOCAB_GIB:
-        raise ValueError(
-            f"vocab=True would take {gib:.1f} GiB ({n:,} tokens × {v:,} labels), more than "
-            f"{VOCAB_GIB:g}: pass fewer rows or types at a time"
-        )
+    return Change(probes.types, logp, entropy, tuple(of_tokens), tuple(whole) if vocab else None)
 
 
 def _check_finite(values: Tensor, batch: Batch, why: str) -> None:
@@ -303,10 +263,8 @@ def _float_weights(model) -> dict[str, Tensor]:
     """
     check_kind(model)
     if any(p.is_inference() for p in model.parameters()):
-        raise ValueError(
-            "the model was made under torch.inference_mode(), which rules out derivatives: "
-            "load it outside"
-        )
+        told = "the model was made under torch.inference_mode(), which rules out derivatives"
+        raise ValueError(f"{told}: load it outside")
     return {
         name: p.detach().to(torch.promote_types(p.dtype, torch.float32))
         for name, p in model.named_parameters()
@@ -316,11 +274,11 @@ def _float_weights(model) -> dict[str, Tensor]:
 @torch.inference_mode(False)
 def _weights_and_moves(model, direction: Mapping[str, Tensor]) -> tuple[dict, dict]:
     """`_float_weights`, and the direction under their names, in their dtype and place."""
+    weights, moves = _float_weights(model), {}
     if not isinstance(direction, Mapping) or not direction:
         raise ValueError("direction must map names of parameters, at least one, to tensors")
     known = dict(model.named_parameters(remove_duplicate=False))
     first = {p: name for name, p in model.named_parameters()}
-    weights, moves = _float_weights(model), {}
     for name, move in direction.items():
         check_known("parameter of the direction", name, known)
         own = first[known[name]]
@@ -331,9 +289,7 @@ def _weights_and_moves(model, direction: Mapping[str, Tensor]) -> tuple[dict, di
                 f"got {tuple(move.shape)} with {int((~move.isfinite()).sum())} NaN or infinite"
             )
         if own in moves and not torch.equal(moves[own], move):
-            raise ValueError(
-                f"direction[{name!r}] is another than that of {own!r}, "
-                "but they are one weight (tied): keep one of them"
-            )
+            told = f"direction[{name!r}] is another than that of {own!r}, but they are one weight"
+            raise ValueError(f"{told} (tied): keep one of them")
         moves[own] = move
     return weights, moves

@@ -45,7 +45,7 @@ def _in_blocks(
     if attn_mask is None:
         attn_mask = torch.ones(1, 1, query.shape[2], key.shape[2], dtype=torch.bool).tril()
     mask = attn_mask.expand(len(query), -1, -1, -1)
-    (q, dq), (k, dk), (v, dv) = (_parts(x) for x in (query, key, value))
+    (q, dq), (k, dk), (v, dv) = (unpacked(x) for x in (query, key, value))
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     # One product gives ds = dq·kᵀ + q·dkᵀ.
     q, dq, dk = q * scale, torch.cat([dq, q], -1) * scale, torch.cat([k, dk], -1)
@@ -66,7 +66,7 @@ def _in_blocks(
     return fwd.make_dual(out, dout)
 
 
-def _parts(x: Tensor) -> tuple[Tensor, Tensor]:
+def unpacked(x: Tensor) -> tuple[Tensor, Tensor]:
     """Value and tangent; without one, zeros."""
     value, tangent = fwd.unpack_dual(x)
     return value, torch.zeros_like(value) if tangent is None else tangent

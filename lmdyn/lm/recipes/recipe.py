@@ -17,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from lmdyn import losses
 from lmdyn.checks import check_count, check_number, differences, unknown
-from lmdyn.lm.data import PAPERS, ProbeSet, as_probes, load_probes, with_all
+from lmdyn.lm.data import PAPERS, ProbeSet, as_probes, load_probes, read_by, with_all
 from lmdyn.lm.rows import SPLITS
 from lmdyn.lm.settings import Settings
 from lmdyn.lm.tokens import KEYS, begin_alike
@@ -89,8 +89,9 @@ class Stage(Settings):
         """What it learns of the recipe's rows: the responses that its loss reads, in order."""
         if self.both:
             return extend(rows)
-        types = [self.response if r == "chosen" else r for r in self.get_loss().responses]
-        return rows if self.rounds else with_all(rows, types, self.loss)  # rounds sample rejected
+        if self.rounds:  # they sample rejected
+            return rows
+        return read_by(self.get_loss(), rows, chosen=self.response)[0]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,10 +186,6 @@ def read(name: str | Path, changes: Sequence[str] = ()) -> Recipe:
     Args:
         name: one of `catalogue`, or the path of a YAML file.
         changes: "key=value", the key dotted (``stages.0.lr=1e-5``), the value as in YAML.
-
-    Example:
-        >>> read("tiny-dpo", ["stages.1.hyper.beta=0.5"]).stages[1].get_loss()
-        DPO(beta=0.5, label_smoothing=0.0)
     """
     *bases, own = _files(str(name), Path.cwd())
     raw = OmegaConf.create()

@@ -48,13 +48,6 @@ def run(
         resume: go on with the run in ``out`` where it stopped; begin if there is none.
         progress: as for `finetune`.
         tell: called with a heading and a summary of each stage, as they come.
-
-    Example:
-        >>> import tempfile
-        >>> quick = read("tiny-sft", ["stages.0.max_steps=1", "probes.limit=2"])
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     run(quick, folder)
-        [Trajectory(2 probings of 4 prompts × 13 types, 1 updates)]
     """
     state, file = PartialState(cpu=recipe.device == "cpu"), Path(out) / "recipe.yaml"
     if file.is_file():
@@ -84,8 +77,8 @@ def run(
         if stage.rounds:
             train, names = finetune_on_policy, ("rounds", "max_new_tokens", "temperature")
             options |= {name: getattr(stage, name) for name in names}
-        learn = model, tokenizer, stage.rows(rows), stage.get_loss()
-        trajectories.append(train(*learn, probes=probes, **options))
+        options |= {"loss": stage.get_loss(), "probes": probes}
+        trajectories.append(train(model, tokenizer, stage.rows(rows), **options))
         tell(trajectories[-1].summary())
     return trajectories
 

@@ -17,6 +17,7 @@ from lmdyn.lm.models import base_of, is_adapter, load
 from lmdyn.lm.records import replacing
 from lmdyn.lm.report import figures
 from lmdyn.lm.rows import text_of
+from lmdyn.lm.score import known_mean
 from lmdyn.lm.squeeze import ERRORS, REMEDIES, squeeze
 from lmdyn.lm.tokens import prompts_of
 from lmdyn.lm.trajectory import Trajectory
@@ -29,8 +30,7 @@ def report(
 ) -> Path:
     """Write one self-contained HTML page about a run, and return its path.
 
-    A verdict in plain words: whether the run squeezed, since when, and what to do. Then the curves,
-    the probabilities along the tokens, the log and the settings.
+    A verdict in plain words: whether the run squeezed, since when, and what to do; then its curves.
 
     Args:
         folder: what ``finetune(out=…)`` or `finetune_on_policy` wrote, the ``output_dir`` of a
@@ -40,11 +40,8 @@ def report(
             is merged into it, or into the model that the adapter names.
         rows: a source of `load_probes`. With it the page tells, of ``model`` and of the last
             checkpoint, where probability went, what they answer, and what `diagnose` finds.
-        device: of the models.
     """
     folder = Path(folder)
-    if not folder.is_dir():
-        raise FileNotFoundError(f"there is no folder {folder}")
     runs = [_view(where.relative_to(folder), *of) for where, *of in _find(folder)]
     if not runs:
         told = f"no run in {folder}: there is no trajectory.npz, as finetune(out=…) writes with its"
@@ -87,6 +84,12 @@ def _view(where: Path, whole: Trajectory, home: Path) -> dict:
     """What the page shows of a run."""
     trajectory, (log, settings) = whole.complete(), _logged(whole, home)
     checkpoint = max(home.glob("checkpoint-*[0-9]"), key=_in_order, default=None)
+    types, n_tokens = enumerate(trajectory.types), trajectory.n_tokens
+    known = {  # of the likeliest token the sum of logs is recorded, hence geometric means
+        "label": np.exp(trajectory.logp / n_tokens),
+        "likeliest": np.exp(trajectory.argmax_logp / n_tokens),
+        "valley": np.heaviside(trajectory.squeeze, 0),
+    }
     return {
         "name": " ".join(where.parts),
         "trajectory": trajectory,
@@ -96,7 +99,7 @@ def _view(where: Path, whole: Trajectory, home: Path) -> dict:
         "checkpoint": checkpoint,
         "unfinished": whole.updates and checkpoint and any(checkpoint.glob("optimizer*")),
         "verdict": _judge(trajectory),
-        "along": _along(trajectory),
+        "along": {name: {k: known_mean(x[..., r]) for k, x in known.items()} for r, name in types},
     }
 
 
@@ -134,7 +137,7 @@ def _judge(trajectory: Trajectory) -> dict:
         if not np.isnan(change).all():
             moved[split][name] = change[~np.isnan(change)]
     verdict = {"kind": "unknown", "alerts": [], "held_out": False, "moved": moved}
-    if n < 2 or not {"chosen", "rejected"} <= set(trajectory.types):
+    if not {"chosen", "rejected"} <= moved[None].keys():
         return verdict
     pairs = trajectory.values("chosen") + trajectory.values("rejected")
     if (~np.isnan(pairs)).all(0).sum() < 2:
@@ -155,18 +158,6 @@ def _is_noise(change: np.ndarray) -> bool:
     """Whether a mean change is no further from zero than the rule of a squeeze asks."""
     error = np.sqrt(change.var() / max(len(change) - 1, 1))
     return abs(change.mean()) <= ERRORS * error
-
-
-def _along(trajectory: Trajectory) -> dict[str, dict[str, np.ndarray]]:
-    """Type → what is known of its tokens → (S,) means over the prompts that have it."""
-    found = {  # of the likeliest token the sum of logs is recorded, hence geometric means
-        "label": np.exp(trajectory.logp / trajectory.n_tokens),
-        "likeliest": np.exp(trajectory.argmax_logp / trajectory.n_tokens),
-        "valley": np.heaviside(trajectory.squeeze, 0),
-    }
-    known = {key: np.ma.masked_invalid(np.float64(x)).mean(1) for key, x in found.items()}
-    names = enumerate(trajectory.types)
-    return {name: {k: x[:, r].filled(np.nan) for k, x in known.items()} for r, name in names}
 
 
 def _models(runs: list[dict], model, rows, device: str) -> dict | None:

@@ -386,3 +386,12 @@ def test_in_half_precision_a_token_may_go_to_other_experts():
     assert np.nanmax(abs(per_token)) < 0.3
     with pytest.raises(ValueError, match="looks ahead"):
         score(build("bert", **AHEAD["bert"]).bfloat16(), tokenizer, ROWS)
+
+
+def test_tries_hold_nothing_for_a_backward_pass():
+    model, tokenizer = tiny("llama")
+    found = ways(model, encode(tokenizer, as_probes(ROWS)), as_is=True)
+    assert found.done and not any(states.requires_grad for _, states in found.done.values())
+    with torch.inference_mode():
+        made, _ = tiny("llama")  # whose weights allow no such pass
+    np.testing.assert_array_equal(*(score(m, tokenizer, ROWS).logp for m in (model, made)))

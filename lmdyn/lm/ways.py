@@ -46,7 +46,6 @@ class Ways:
         return self.head
 
 
-@torch.no_grad()
 def ways(
     model, encoded: Sequence[Encoded], tokens: int = TOKENS, *, shared=True, as_is=False
 ) -> Ways:
@@ -60,7 +59,7 @@ def ways(
     """
     check_fits(model, encoded)
     keep = as_is and not torch.is_autocast_enabled(model.device.type)  # the tries are without
-    with undisturbed(model):
+    with undisturbed(model), torch.no_grad():
         weights = {} if is_sharded(model) else _some_noise(model)
         head, told = _own_form(model, weights, encoded, tell=not as_is)
         read, tokens = (hidden, tokens) if head else (full_logits, min(tokens, FULL_TOKENS))

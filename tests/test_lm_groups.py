@@ -11,7 +11,8 @@ from tiny import tiny, tiny_rows
 
 from lmdyn import losses
 from lmdyn.lm import finetune, finetune_on_policy, score
-from lmdyn.lm.tokens import Format, encode
+from lmdyn.lm.data import as_probes
+from lmdyn.lm.tokens import encode
 
 slow = pytest.mark.slow
 ROWS = [{"prompt": row["prompt"], "wanted": i} for i, row in enumerate(tiny_rows()[:3])]
@@ -62,18 +63,12 @@ def test_samples_are_the_tokens_that_the_model_said(tmp_path):
     model, tokenizer = tiny("llama")
     (samples,) = kept(tmp_path)
     rows = [{key: s[key] for key in ("prompt", "response")} for s in samples]
-    for sample, row in zip(samples, encode(tokenizer, score_set(rows)), strict=True):
+    for sample, row in zip(samples, encode(tokenizer, as_probes(rows, ["response"])), strict=True):
         ids = row.responses["response"]
         assert ids == sample["response"]
         assert (ids[-1] == tokenizer.eos_token_id) is sample["ended"]
         assert tokenizer.decode(ids, skip_special_tokens=True) == sample["text"]
-    assert np.isfinite(score(model, tokenizer, score_set(rows)).logp).all()
-
-
-def score_set(rows):
-    from lmdyn.lm.data import as_probes
-
-    return as_probes(rows, ["response"], Format())
+    assert np.isfinite(score(model, tokenizer, as_probes(rows, ["response"])).logp).all()
 
 
 @slow
@@ -137,3 +132,23 @@ def test_the_reference_stays_the_model_that_was_passed():
     assert np.isfinite(found.log["loss"]).all()
     away, _ = run(losses.GRPO(beta=1e-9), ref=ref, rounds=3)
     assert not np.allclose(found.log["loss"], away.log["loss"])
+
+
+def test_every_round_learns_by_the_same_settings():
+    rows = as_probes(tiny_rows(), ["chosen", "rejected"])
+
+    class Same:  # a source of rows that are never others
+        epochs, told, settings = 1, {}, {}
+
+        def __len__(self):
+            return len(rows)
+
+        def __call__(self, number):
+            return rows
+
+    ref, tokenizer = tiny("llama")
+    settings = {"epochs": 2, "lr": 1e-2, "batch_size": 2, "spare_valleys": True, "ref": ref}
+    one, two = (tiny("llama")[0] for _ in range(2))
+    finetune(one, tokenizer, Same(), "dpo", **settings)
+    finetune(two, tokenizer, rows, "dpo", **settings)
+    same_weights(one, two)

@@ -54,7 +54,7 @@ class Groups:
     ):
         self.model, self.tokenizer, self.reward, self.kind = model, tokenizer, reward, kind
         self.form = rows.format if isinstance(rows, ProbeSet) else Format()
-        self.rows = list(rows) if isinstance(rows, ProbeSet) else listed(rows)
+        self.rows = listed(rows)
         prompts = each(self.rows, None, lambda row: checked(row, (), answered=False))
         self.prompts = [{key: row[key] for key in KEYS if key in row} for row in prompts]
         self.ids = prompts_of(tokenizer, self.prompts, self.form)
@@ -170,9 +170,8 @@ def finetune_on_policy(
     loss = losses.get(loss or "grpo")
     if not loss.needs_advantage:
         raise ValueError(f"{loss} reads no advantage: take one that does, or leave reward out")
-    kind = {"reinforce": "rloo", "rloo": "rloo", "dr_grpo": "dr_grpo"}.get(loss.name, "grpo")
     groups = {"size": group_size, "per_round": per_round} | kept
-    fresh = Groups(model, tokenizer, rows, reward, kind, **groups, **sampling)
+    fresh = Groups(model, tokenizer, rows, reward, loss.baseline, **groups, **sampling)
     settings = {"epochs": rounds * epochs, "batch_size": len(fresh)} | settings
     settings |= {"seed": seed, "out": out, "resume": resume}
     run = finetune(model, tokenizer, fresh, loss, **settings)

@@ -141,8 +141,7 @@ class _Learner:
         process = place(model)
         self.rank, self.world = process.process_index, process.num_processes
         self.weights = [*trainable(model).values()]
-        spare = ["rejected"] if plan.spare_valleys else []
-        self.parallel = self.log_probs = self._reader(model, spare=spare, found=found)
+        self.parallel = self.log_probs = self._reader(model, found=found)
         self.unsynced = nullcontext
         if self.world > 1 and not is_sharded(model):
             self.parallel = DistributedDataParallel(self.log_probs)
@@ -154,12 +153,12 @@ class _Learner:
         rows, self.keys, advantage = read_by(self.loss, rows, chosen=self.plan.response)
         self.encoded = encode(tokenizer, rows)
         check_different(self.encoded, self.keys, self.loss)
-        device = self.model.device
-        self.more = {"advantage": torch.tensor(advantage, device=device)} if advantage else {}
+        self.more = {"advantage": torch.tensor(advantage)} if advantage else {}
 
-    def _reader(self, model, **options) -> LogProbs:
+    def _reader(self, model, found=None) -> LogProbs:
         how = {"bf16": self.plan.mixed_precision == "bf16", "per_token": self.loss.per_token}
-        return LogProbs(model, self.encoded, self.keys, **how, **options)
+        how["spare"] = ["rejected"] if self.plan.spare_valleys else []
+        return LogProbs(model, self.encoded, self.keys, found=found, **how)
 
     def renew(self, tokenizer, update: int, ref: nn.Module | None) -> None:
         """Take fresh rows where a round begins, the first one aside."""

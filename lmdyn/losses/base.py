@@ -80,6 +80,7 @@ class Loss:
     needs_lengths: ClassVar[bool] = False  #: and the numbers of tokens
     needs_old: ClassVar[bool] = False  #: and under the model that sampled
     needs_advantage: ClassVar[bool] = False  #: and how much better than expected it is
+    baseline: ClassVar[str] = "grpo"  #: the kind of `lmdyn.losses.advantages` that it is meant for
     per_token: ClassVar[bool] = False  #: whether it must see each token's log-prob
     of_batch: ClassVar[bool] = False  #: whether rows share a norm, so that their *sum* is the loss
 

@@ -23,7 +23,7 @@ class Reinforce(Loss, name="reinforce"):
     c = −A. Williams 1992; with advantages "rloo", Ahmadian et al. 2024, arXiv 2402.14740.
     """
 
-    responses = ("response",)
+    responses, baseline = ("response",), "rloo"
     needs_advantage = True
 
     def _value(self, given):
@@ -75,6 +75,7 @@ class DrGRPO(GRPO, name="dr_grpo"):
     al. 2025, arXiv 2503.20783. The mean over rows is TRL's, where L is ``max_completion_length``.
     """
 
+    baseline = "dr_grpo"
     max_length: float = positive(default=512.0)  #: L; the default is TRL's
 
     def _norm(self, lengths):
@@ -131,14 +132,13 @@ class GSPO(GRPO, name="gspo"):
         return _clipped(self, mean, given.advantage.unsqueeze(1)).expand_as(log_ratio)
 
 
-class RLOO(Loss, name="rloo"):
+class RLOO(Reinforce, name="rloo"):
     """−ŝA, s = π(y)/π_old(y): REINFORCE leave-one-out, with a clipped ratio.
 
     c = −As, 0 where clipped. The mean over rows is TRL's, which takes a KL from the rewards.
     """
 
-    responses = ("response",)
-    needs_old = needs_advantage = True
+    needs_old = True
     epsilon_high: float = nonnegative(default=0.2)  #: ε_high, TRL's
     epsilon_low: float = within(0, 1, "[)", default=0.2)  #: ε_low
 

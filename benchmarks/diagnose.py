@@ -9,19 +9,18 @@ others do on the machine counts less), and its peak memory above what it held wi
 """
 
 import argparse
-import json
 import statistics
-import subprocess
-import sys
 import time
 
+import numpy as np
 import torch
-from influence import peak_memory, start_memory
+from alone import begin, found_by, parser, peak_memory, start_memory
 
 from lmdyn.lm import diagnose, finetune, load_probes
 from lmdyn.lm.models import load
 from lmdyn.lm.tokens import Format, encode
 
+METHODS = ("finetune", "diagnose")
 SETTINGS = {"lr": 1e-7, "progress": False}
 
 
@@ -58,7 +57,7 @@ def run(options: argparse.Namespace) -> None:
         work(given)
         took.append(time.process_time() - start)
     seconds = (took[1] - took[0]) / more
-    print(json.dumps({"seconds": seconds, "peak": peak_memory(model.device) - before}))
+    np.savez(options.out, seconds=seconds, peak=peak_memory(model.device) - before)
 
 
 def main(options: argparse.Namespace) -> None:
@@ -72,14 +71,12 @@ def main(options: argparse.Namespace) -> None:
         f"{answers:.0f} of a response; AdamW, batches of {options.batch_size}"
     )
     del model
-    found = {"finetune": [], "diagnose": []}
+    found = {method: [] for method in METHODS}
     for _ in range(options.repeats):
         for method, times in found.items():
-            command = [sys.executable, __file__, "--method", method, *sys.argv[1:]]
-            told = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-            times.append(json.loads(told.splitlines()[-1]))
+            times.append(found_by(method))
     (slow, fast), (most, less) = (
-        [statistics.median(x[what] for x in times) for times in found.values()]
+        [statistics.median(float(x[what]) for x in times) for times in found.values()]
         for what in ("seconds", "peak")
     )
     print(
@@ -89,16 +86,8 @@ def main(options: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rows", default="sample", help="a source of load_probes, or JSONL file")
+    parser = parser(__doc__, METHODS)
     parser.add_argument("--pairs", type=int, default=12)
     parser.add_argument("--batch-size", type=int, default=4)
-    parser.add_argument("--model", default="smollm2-135m")
-    parser.add_argument("--device", default="auto")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--method", choices=("finetune", "diagnose"), help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.method:
-        run(options)
-    else:
-        main(options)
+    begin(parser, run, main)

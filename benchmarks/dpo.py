@@ -11,16 +11,13 @@ time for memory.
 import argparse
 import copy
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 import warnings
-from pathlib import Path
 
 import numpy as np
 import torch
-from influence import peak_memory, start_memory
+from alone import begin, found_by, parser, peak_memory, start_memory
 from score import matrix_rate
 
 from lmdyn.lm import load_probes
@@ -138,15 +135,7 @@ def main(options: argparse.Namespace) -> None:
         f"AdamW, {options.updates} updates on each batch of {options.batch_size} pairs"
     )
     del model
-    found = {}
-    with tempfile.TemporaryDirectory() as folder:
-        for method in METHODS:
-            out = Path(folder) / f"{method}.npz"
-            command = [sys.executable, __file__, "--method", method, "--out", out, *sys.argv[1:]]
-            subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-            with np.load(out) as file:
-                found[method] = {name: file[name] for name in file.files}
-    slow, fast = found["trl"], found["finetune"]
+    slow, fast = map(found_by, METHODS)
     print("   prompts  responses   TRL s/update  finetune s/update  ratio  loss differs by")
     for b, rows in enumerate(work):
         encoded = encode(tokenizer, rows)
@@ -162,18 +151,9 @@ def main(options: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rows", default="sample", help="a source of load_probes, or JSONL file")
-    parser.add_argument("--model", default="smollm2-135m")
-    parser.add_argument("--device", default="auto")
+    parser = parser(__doc__, METHODS)
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--batches", type=int, default=3, help="different batches")
     parser.add_argument("--updates", type=int, default=3, help="on each batch")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--method", choices=METHODS, help=argparse.SUPPRESS)
-    parser.add_argument("--out", help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.method:
-        run(options)
-    else:
-        main(options)
+    begin(parser, run, main)

@@ -10,15 +10,13 @@ memory above what it held with the model loaded and warmed up.
 """
 
 import argparse
-import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
+from alone import begin, found_by, parser, peak_memory, start_memory
+from score import matrix_rate
 from torch import Tensor
 
 from lmdyn.lm import load_probes
@@ -27,6 +25,7 @@ from lmdyn.lm.influence import influence
 from lmdyn.lm.models import load
 from lmdyn.lm.tokens import Encoded, encode
 
+METHODS = ("loop", "influence")
 PART = 2**20  # parameters in one product of gradients, of the loop
 
 
@@ -99,37 +98,6 @@ def rows(options: argparse.Namespace) -> tuple[ProbeSet, ProbeSet]:
     return every[: options.updates], every[options.updates : n]
 
 
-def start_memory(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        return torch.cuda.memory_allocated() / 2**20
-    Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
-    return line_of_status("VmRSS")
-
-
-def peak_memory(device: torch.device) -> float:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated() / 2**20
-    return line_of_status("VmHWM")
-
-
-def line_of_status(field: str) -> float:
-    """Linux's account of this process, in megabytes."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(field))
-
-
-def matrix_rate(device: torch.device) -> float:
-    """Floating-point operations per second of a large float32 matrix product."""
-    n = 2048 if device.type == "cpu" else 8192
-    a, best = torch.randn(n, n, device=device), float("inf")
-    for _ in range(5):
-        start = time.perf_counter()
-        float((a @ a)[0, 0])  # waits for a GPU
-        best = min(best, time.perf_counter() - start)
-    return 2 * n**3 / best
-
-
 def operations(options: argparse.Namespace, model, encoded: list[list[Encoded]]) -> dict:
     """Multiplications and additions with weights, and of gradients; attention comes on top."""
     total = sum(p.numel() for p in model.parameters())
@@ -168,14 +136,7 @@ def main(options: argparse.Namespace) -> None:
     )
     work = operations(options, model, encoded)
     del model
-    found = {}
-    with tempfile.TemporaryDirectory() as folder:
-        for method in ("loop", "influence"):
-            out = f"{folder}/{method}.npz"
-            command = [sys.executable, __file__, "--method", method, "--out", out, *sys.argv[1:]]
-            subprocess.run(command, check=True)
-            with np.load(out) as file:
-                found[method] = {name: file[name] for name in file.files}
+    found = {method: found_by(method) for method in METHODS}
     rate = max(float(f["rate"]) for f in found.values())
     for method, f in found.items():
         share = work[method] / float(f["took"]) / rate
@@ -194,19 +155,10 @@ def main(options: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rows", default="sample", help="a source of load_probes, or JSONL file")
+    parser = parser(__doc__, METHODS)
     parser.add_argument("--updates", type=int, default=32)
     parser.add_argument("--probes", type=int, default=32)
-    parser.add_argument("--model", default="smollm2-135m")
-    parser.add_argument("--device", default="auto")
     parser.add_argument("--memory", type=float, default=8e9, help="bytes, of influence")
     parser.add_argument("--block", type=int, default=16, help="updates in memory, of the loop")
     parser.add_argument("--group", type=int, default=4, help="probes in memory, of the loop")
-    parser.add_argument("--method", choices=("loop", "influence"), help=argparse.SUPPRESS)
-    parser.add_argument("--out", help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.method:
-        run(options)
-    else:
-        main(options)
+    begin(parser, run, main)

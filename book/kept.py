@@ -1,11 +1,21 @@
 """Records made of many runs: each run kept once it is finished, and all of them in two files."""
 
+import argparse
 import json
 from pathlib import Path
 
 import numpy as np
+import torch
 
+from lmdyn import lm
 from lmdyn.lm.records import replacing, write_json
+
+
+def begin(doc: str):
+    """A command without options, on one thread: the tiny model and its tokenizer to begin with."""
+    argparse.ArgumentParser(description=doc.split("\n")[0]).parse_args()
+    torch.set_num_threads(1)
+    return lm.load("tiny", device="cpu")
 
 
 def keep(part: Path, recipe, arrays: dict[str, np.ndarray]) -> None:

@@ -7,7 +7,6 @@ Leaves ``book/recorded/helps-world.npz`` (the numbers and the answers) and ``hel
 it is finished, so that the same command goes on after an interruption.
 """
 
-import argparse
 import copy
 import sys
 import time
@@ -82,9 +81,7 @@ ARMS = {
 
 
 def main():
-    argparse.ArgumentParser(description=__doc__.split("\n")[0]).parse_args()
-    torch.set_num_threads(1)
-    base, tokenizer = lm.load("tiny", device="cpu")
+    base, tokenizer = kept.begin(__doc__)
     began = time.perf_counter()
     for seed in SEEDS:
         rows = world.probes(n_train=N_TRAIN, n_test=N_TEST, seed=seed)

@@ -7,7 +7,6 @@ versions, hardware, seeds, date). Each run is kept in ``_runs/rl-world`` once it
 that the same command goes on after an interruption.
 """
 
-import argparse
 import copy
 import sys
 import time
@@ -134,9 +133,7 @@ def _write() -> None:
 
 
 def main():
-    argparse.ArgumentParser(description=__doc__.split("\n")[0]).parse_args()
-    torch.set_num_threads(1)
-    base, tokenizer = lm.load("tiny", device="cpu")
+    base, tokenizer = kept.begin(__doc__)
     began = time.perf_counter()
     for seed in SEEDS:
         rows, start = world.probes(**ROWS, seed=seed), None

@@ -181,10 +181,7 @@ class _Pairs:
     def __init__(self, model, encoded, loss, goal, lr, optimizer, ref):
         self.encoded, self.loss, self.lr = encoded, loss, lr
         self.step = optimizer and Step(optimizer, model, goal)
-        weights = trainable(model)
-        self.goal = {
-            p: goal[name] if name in goal else torch.zeros_like(p) for name, p in weights.items()
-        }
+        self.goal = {p: goal.get(n, torch.zeros_like(p)) for n, p in trainable(model).items()}
         self.keys = {name: name for name in loss.responses}
         self.reference = None if ref is model else LogProbs(ref, encoded, self.keys)
         self.gradients, self.lines = Gradients(model, encoded), {}

@@ -13,7 +13,7 @@ from lmdyn.checks import trainable
 from lmdyn.lm.data import ProbeSet, as_probes, read_by
 from lmdyn.lm.forward import bar, undisturbed
 from lmdyn.lm.influence._gradients import Block, Gradients, flat, inner_products
-from lmdyn.lm.predict import sgd_direction
+from lmdyn.lm.predict import descent
 from lmdyn.lm.score import coefficients, token_coefficients
 from lmdyn.lm.tokens import Encoded, Format, encode
 from lmdyn.lm.ways import check_fits
@@ -87,11 +87,11 @@ def influence(
     probes = as_probes(probes, types, format)
     ours, theirs = encode(tokenizer, updates), encode(tokenizer, probes)
     names, given = [*keys.values()], (advantage, ref, old)
-    weights = token_coefficients(model, ours, keys, loss, *given) if loss.per_token else None
-    step, share = None, 1 if loss.of_batch else len(ours)
-    if optimizer is not None:
-        gradient = sgd_direction(model, tokenizer, updates, loss, -1 / share, ref=ref, old=old)
-        step = Step(optimizer, model, gradient)
+    step, weights, share = None, None, 1 if loss.of_batch else len(ours)
+    if loss.per_token or optimizer is not None:
+        c = token_coefficients(model, ours, keys, loss, *given)
+        weights = c if loss.per_token else None
+        step = optimizer and Step(optimizer, model, descent(model, ours, c, -1 / share))
     logps, products, rest = gradient_products(
         model, ours, theirs, names, probes.types, memory, progress, weights, step
     )

@@ -86,10 +86,16 @@ def sgd_direction(
         raise ValueError(f"lr must be finite, got {lr}")
     loss = losses.get(loss)
     probes, keys, advantage = read_by(loss, as_probes(rows))
-    weights = _float_weights(model)
-    moving = {name: weights[name].requires_grad_() for name in trainable(model)}
+    check_kind(model)
     encoded = encode(tokenizer, probes)
     c = token_coefficients(model, encoded, keys, loss, advantage, ref, old)
+    return descent(model, encoded, c, lr, tokens)
+
+
+def descent(model, encoded: Sequence, c: Mapping, lr: float, tokens: int = 1024) -> dict:
+    """−η Σ c_l ∇ log π(y_l | x, y_<l): `sgd_direction`, of coefficients (row, type) → (T,)."""
+    weights = _float_weights(model)
+    moving = {name: weights[name].requires_grad_() for name in trainable(model)}
     found = ways(model, encoded, tokens)
     states = forward.Reweighted(model, forward.hidden)
     logits = forward.Reweighted(model, part=found.required_head(model))

@@ -1,41 +1,43 @@
-"""The table that closes a chapter: claim, paper, here, verdict.
+"""What a chapter claims: one module a chapter, its claims as functions, and their table.
 
-Guarantees and trends are told apart: a guarantee has no exception, a trend has a share.
+A function takes what the chapter computed and returns rows of its `ClaimTable`. Guarantees and
+trends are told apart: a guarantee has no exception, a trend has a share. The paper's claims are
+reproduced or not; those of this book are found or not.
 """
 
+import re
 from collections.abc import Iterable, Sequence
 
+from show import Table
 
-class ClaimTable:
-    """Rows of (claim, paper, here, verdict), shown as a table in a notebook.
+MARKS = {"not": "✗", "violated": "✗", "partly": "◐"}
+
+
+class ClaimTable(Table):
+    """Verdict first, then the claim, with what supports it in smaller type below.
 
     Args:
-        rows: one string for each column. ``$…$`` is left for the page to typeset.
-        header: the names of the columns: the claim first, the verdict last.
-
-    Raises:
-        ValueError: a row that does not have one entry for each column.
+        rows: one string for each name in ``header``: the claim first, the verdict last.
+        header: by default claim, paper, here, verdict; or claim, here, verdict where rows have
+            three entries, as the claims of this book have.
     """
 
-    def __init__(
-        self,
-        rows: Iterable[Sequence[str]],
-        header: Sequence[str] = ("claim", "paper", "here", "verdict"),
-    ):
-        self.header = tuple(header)
-        self.rows = [tuple(str(cell) for cell in row) for row in rows]
-        for number, row in enumerate(self.rows, 1):
-            if len(row) != len(self.header):
-                raise ValueError(f"row {number} has {len(row)} entries, not {len(self.header)}")
+    def __init__(self, rows: Iterable[Sequence[object]], header: Sequence[str] = ()):
+        rows = [tuple(row) for row in rows]
+        short = rows and len(rows[0]) == 3
+        names = tuple(header) or ("claim", *(() if short else ("paper",)), "here", "verdict")
+        self.claims = Table(rows, names).rows
+        super().__init__([self._told(names, *row) for row in self.claims], ("verdict", "claim"))
 
-    def _repr_markdown_(self) -> str:
-        lines = [self.header, ["---"] * len(self.header), *self.rows]
-        return "\n".join(
-            "| " + " | ".join(c.replace("|", "\\|") for c in line) + " |" for line in lines
-        )
+    @staticmethod
+    def _told(names: Sequence[str], claim: str, *others: str) -> tuple[str, str]:
+        *sources, verdict = others
+        said = [f"{n}: {s}" for n, s in zip(names[1:-1], sources, strict=True) if s]
+        small = f"<br><small>{'<br>'.join(said)}</small>" if said else ""
+        return f"{MARKS.get(re.split(r'[ ,]', verdict)[0], '✓')} {verdict}", claim + small
 
     def __repr__(self) -> str:
-        return "\n".join(f"{claim}: {verdict}" for claim, *_, verdict in self.rows)
+        return "\n".join(f"{claim}: {verdict}" for claim, *_, verdict in self.claims)
 
 
 def guarantee(holds: bool) -> str:
@@ -43,8 +45,13 @@ def guarantee(holds: bool) -> str:
     return "guarantee, holds" if holds else "violated"
 
 
-def trend(*parts: bool) -> str:
+def trend(*parts: bool, word: str = "reproduced") -> str:
     """The verdict on an observation: all its parts came out, some did, or none."""
     if not parts:
         raise ValueError("a trend needs at least one part: pass the conditions that were checked")
-    return "reproduced" if all(parts) else "partly" if any(parts) else "not reproduced"
+    return word if all(parts) else "partly" if any(parts) else f"not {word}"
+
+
+def found(*parts: bool) -> str:
+    """`trend`, for what this book claims and the paper does not."""
+    return trend(*parts, word="found")

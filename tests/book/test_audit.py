@@ -1,36 +1,43 @@
 import pytest
 
-from audit import ClaimTable, guarantee, trend
+from audit import ClaimTable, found, guarantee, trend
 
 ROW = ("it falls", "yes", "$|x| < 1$", "reproduced")
 
 
-def test_markdown_has_a_header_and_one_line_per_claim():
+def test_the_verdict_comes_first_and_a_claim_is_one_line():
     lines = ClaimTable([ROW, ROW])._repr_markdown_().split("\n")
-    assert lines[0] == "| claim | paper | here | verdict |"
-    assert lines[1] == "| --- | --- | --- | --- |"
+    assert lines[:2] == ["| verdict | claim |", "| --- | --- |"]
     assert len(lines) == 4
+    assert lines[2].startswith("| ✓ reproduced | it falls<br><small>paper: yes<br>here: ")
 
 
 def test_a_bar_in_a_cell_does_not_end_the_cell():
-    assert ClaimTable([ROW])._repr_markdown_().endswith(r"$\|x\| < 1$ | reproduced |")
+    assert r"$\|x\| < 1$" in ClaimTable([ROW])._repr_markdown_()
 
 
-def test_cells_become_text():
-    assert "| 0.5 |" in ClaimTable([("a", "b", 0.5, "c")])._repr_markdown_()
+def test_a_claim_of_the_book_needs_no_paper():
+    table = ClaimTable([("it rises", "-0.5", "not found")])
+    assert table._repr_markdown_().endswith(
+        "| ✗ not found | it rises<br><small>here: −0.5</small> |"
+    )
 
 
-def test_a_table_may_have_other_columns():
+def test_what_supports_a_claim_may_have_other_names():
     header = ("claim", "paper", "its logs", "here", "verdict")
     table = ClaimTable([("it falls", "yes", "−3.1", "no", "partly")], header)
-    assert table._repr_markdown_().split("\n")[0] == "| claim | paper | its logs | here | verdict |"
+    assert "◐ partly" in table._repr_markdown_() and "its logs: −3.1" in table._repr_markdown_()
     assert repr(table) == "it falls: partly"
     with pytest.raises(ValueError, match="row 1 has 4 entries, not 5"):
         ClaimTable([ROW], header)
 
 
-def test_repr_gives_claims_and_verdicts():
-    assert repr(ClaimTable([ROW])) == "it falls: reproduced"
+@pytest.mark.parametrize(
+    "verdict, mark",
+    [("violated", "✗"), ("not found", "✗"), ("guarantee, holds", "✓"), ("partly, on two", "◐")],
+)
+def test_a_mark_follows_the_verdict(verdict, mark):
+    assert f"| {mark} {verdict} |" in ClaimTable([("a", "b", verdict)])._repr_markdown_()
 
 
 def test_a_row_of_the_wrong_length_is_named():
@@ -45,5 +52,6 @@ def test_verdicts_follow_their_conditions():
         "partly",
         "not reproduced",
     ]
+    assert [found(True), found(True, False), found(False)] == ["found", "partly", "not found"]
     with pytest.raises(ValueError, match="at least one part"):
         trend()

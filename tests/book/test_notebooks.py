@@ -96,7 +96,7 @@ def with_figures_described(notebook):
 def opening_with_its_question(notebook):
     missing = [
         word
-        for word in ("**Question.**", "**You need.**", "**Time.**")
+        for word in ("**Question.**", "**Answer.**", "**You need.**", "**Time.**")
         if word not in notebook.cells[0].source
     ]
     if missing:
@@ -114,10 +114,61 @@ def closing_with_its_claims(notebook):
     closing = new_notebook(cells=notebook.cells[start:])
     if not any(
         "ClaimTable(" in cell.source
-        and "| claim |" in output.get("data", {}).get("text/markdown", "")
+        and "| verdict | claim |" in output.get("data", {}).get("text/markdown", "")
         for cell, output in _outputs(closing)
     ):
         yield "no computed ClaimTable in the last part"
+
+
+def short_between_figures(notebook):
+    """A cell of the lesson is at most 15 lines, and a figure comes after at most 30."""
+    since = 0
+    for cell in _code(notebook):
+        if _shown(cell):
+            lines = len(cell.source.splitlines())
+            since += lines
+            if lines > 15:
+                yield f"{cell.id} shows {lines} lines of code: at most 15"
+            if since > 30:
+                yield f"{cell.id} is {since} lines of code from the figure before it: at most 30"
+        if any(_pictures(output) for output in cell.outputs):
+            since = 0
+
+
+def folded_in_colab(notebook):
+    """What the page folds, Colab folds too, under a title."""
+    for cell in _code(notebook):
+        if "hide-input" in cell.metadata.get("tags", []):
+            if not cell.source.startswith("# @title "):
+                yield f"{cell.id} is folded without a title"
+            if cell.metadata.get("cellView") != "form":
+                yield f"{cell.id} is folded here and not in Colab"
+
+
+def told_in_sentences(notebook):
+    """Numbers are told by `say` and tables, not by prints."""
+    for cell, output in _outputs(notebook):
+        if output.get("name") == "stdout" and _shown(cell, "remove-output", "hide-output"):
+            if len(output.text.splitlines()) > 4:
+                yield f"{cell.id} prints {len(output.text.splitlines())} lines"
+
+
+def folding_solutions(notebook):
+    for cell in notebook.cells:
+        for block in re.findall(r":::\{solution-start\}.*?\n:::", cell.source, re.S):
+            if ":class: dropdown" not in block:
+                yield f"{cell.id} shows a solution: add ':class: dropdown'"
+
+
+def _shown(cell, *other):
+    return not {"hide-input", "remove-input", "remove-cell", "hide-cell", *other} & set(
+        cell.metadata.get("tags", [])
+    )
+
+
+def _pictures(output):
+    kinds = output.get("data", {})
+    return any(k.startswith("image/") for k in kinds) or "<iframe" in kinds.get("text/html", "")
 
 
 def _code(notebook):
@@ -137,7 +188,8 @@ RULES = [
     checked_by_tags,
     with_figures_described,
 ]
-CHAPTER_RULES = [*RULES, opening_with_its_question, closing_with_its_claims]
+LESSON_RULES = [short_between_figures, folded_in_colab, told_in_sentences, folding_solutions]
+CHAPTER_RULES = [*RULES, opening_with_its_question, closing_with_its_claims, *LESSON_RULES]
 
 
 def broken(notebook, rules):
@@ -176,10 +228,11 @@ def test_every_address_is_that_of_pyproject():
 @pytest.fixture
 def chapter():
     figure = {"figure": {"caption": "It falls.", "name": "fig-a"}, "image": {"alt": "A curve."}}
-    table = {"text/markdown": "| claim | paper | here | verdict |"}
+    table = {"text/markdown": "| verdict | claim |"}
     cells = [
         new_markdown_cell(
-            "# A title\n\n**Question.** Why?\n\n**You need.** Time.\n\n**Time.** 1 min."
+            "# A title\n\n**Question.** Why?\n\n**Answer.** So.\n\n**You need.** Time.\n\n"
+            "**Time.** 1 min."
         ),
         new_code_cell(INSTALL, metadata={"tags": ["remove-cell"]}),
         new_code_cell(
@@ -194,7 +247,8 @@ def chapter():
         ),
         new_markdown_cell("## What was claimed, what was found"),
         new_code_cell("ClaimTable(rows)", outputs=[new_output("display_data", table)]),
-        new_markdown_cell("## Exercises"),
+        new_code_cell("# @title Drawing", metadata={"tags": ["hide-input"], "cellView": "form"}),
+        new_markdown_cell("## Exercises\n\n:::{solution-start} a\n:class: dropdown\n:::"),
         new_markdown_cell("## Read next"),
     ]
     kernel = {"name": "python3", "display_name": "Python 3"}
@@ -232,7 +286,10 @@ def _set(path, value):
         ("free_of_machine_paths", _set(["cells", 2, "outputs", 0, "text"], "in /home/me/a.py\n")),
         ("free_of_machine_paths", _set(["cells", 2, "outputs", 0, "text"], "<f at 0x7f00aa12>\n")),
         ("free_of_machine_paths", _set(["cells", 3, "outputs", 0, "data", "text/html"], "/tmp/x")),
-        ("installs_itself", _set(["cells", 0, "source"], "**Question.** **You need.** **Time.**")),
+        (
+            "installs_itself",
+            _set(["cells", 0, "source"], "**Question.** **Answer.** **You need.** **Time.**"),
+        ),
         ("installs_itself", _set(["cells", 1, "source"], "%pip install lmdyn")),
         ("installs_itself", _set(["cells", 1, "metadata", "tags"], [])),
         ("checked_by_tags", _set(["cells", 2, "outputs"], [])),
@@ -242,9 +299,18 @@ def _set(path, value):
         ("with_figures_described", _set(["cells", 3, "metadata"], {})),
         ("opening_with_its_question", _set(["cells", 0, "source"], "# A title")),
         ("closing_with_its_claims", _set(["cells", 4, "source"], "## Summary")),
-        ("closing_with_its_claims", _set(["cells", 7, "source"], "## Read next\n## More")),
+        ("closing_with_its_claims", _set(["cells", 8, "source"], "## Read next\n## More")),
         ("closing_with_its_claims", _set(["cells", 5, "source"], "table")),
         ("closing_with_its_claims", _set(["cells", 5, "outputs"], [])),
+        ("short_between_figures", _set(["cells", 2, "source"], "\n".join("x" * 16))),
+        ("short_between_figures", _set(["cells", 5, "source"], "ClaimTable(\n" + "x\n" * 15 + ")")),
+        ("folded_in_colab", _set(["cells", 6, "source"], "draw()")),
+        ("folded_in_colab", _set(["cells", 6, "metadata"], {"tags": ["hide-input"]})),
+        ("told_in_sentences", _set(["cells", 2, "outputs", 0, "text"], "up\n" * 5)),
+        (
+            "folding_solutions",
+            _set(["cells", 7, "source"], "## Exercises\n:::{solution-start} a\n:::"),
+        ),
     ],
 )
 def test_each_rule_can_be_broken(chapter, rule, change):

@@ -1,7 +1,7 @@
 """Preference pairs and probe sets: load and validate."""
 
 import operator
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from lmdyn.checks import check_count, check_known, is_number, unknown
-from lmdyn.lm.generate import OWN, with_own_samples
+from lmdyn.lm.generate import CORRECT, OWN, WRONG, with_own_samples, with_rewarded_samples
 from lmdyn.lm.rows import SPLITS, TYPES, checked, listed, read_file, with_made_types
 from lmdyn.lm.tokens import KEYS, Format, check_tokenizer, each, encode
 
@@ -68,6 +68,8 @@ class ProbeSet(Sequence):
         format: Format | None = None,
         seed: int = 0,
         model=None,
+        reward: Callable[[Mapping, str], float] | None = None,
+        group_size: int = 8,
         max_new_tokens: int = 64,
         temperature: float = 1.0,
     ) -> "ProbeSet":
@@ -88,6 +90,9 @@ class ProbeSet(Sequence):
             seed: of what is drawn.
             model: a causal language model that answers the prompts itself. Where it says nothing,
                 or does not end within ``max_new_tokens``, the row goes without, with a warning.
+            reward: from a row and an answer's text to a number. Then the model samples
+                ``group_size`` answers to each prompt, and ``correct`` is the first that gets more
+                than a half, ``wrong`` the first that does not; both stay as they are from now on.
             temperature: of its answers; 1 draws from π itself, 0 takes the likeliest token.
         """
         _check(types, format)
@@ -104,9 +109,16 @@ class ProbeSet(Sequence):
         places = np.linspace(0, len(dataset) - 1, min(limit, len(dataset))).astype(int).tolist()
         where, form = [f"dataset[{i}]" for i in places], format or Format()
         asks = model is not None and (types is None or OWN in types)
-        rows = each([dataset[i] for i in places], where, lambda row: checked(row, types, not asks))
-        if asks:
-            settings = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed}
+        given = [dataset[i] for i in places]
+        rows = each(given, where, lambda row: checked(row, types, not asks))
+        settings = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed}
+        if reward is not None:
+            if model is None or not callable(reward):
+                raise ValueError("a reward is a function of a row and an answer: pass model, too")
+            how = [(reward, row) for row in given], group_size
+            rows = with_rewarded_samples(model, tokenizer, rows, form, where, *how, **settings)
+            types = types or [t for t in (OWN, CORRECT, WRONG) if any(t in row for row in rows)]
+        elif asks:
             rows = with_own_samples(model, tokenizer, rows, form, where, **settings)
         probes = _probes(with_made_types(rows, tokenizer, seed), types, form)
         if tokenizer is not None:

@@ -3,7 +3,7 @@
 import math
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from lmdyn.checks import check_count, check_number, check_texts
 from lmdyn.lm.forward import evaluating
 from lmdyn.lm.tokens import Format, check_tokenizer, is_ids, prompts_of
 
-OWN = "chosen_initial"
+OWN, CORRECT, WRONG = "chosen_initial", "correct", "wrong"
 
 
 def generate(
@@ -146,3 +146,35 @@ def with_own_samples(
             raise ValueError(f"{told}max_new_tokens, or leave model out")
         warnings.warn(f"{told}max_new_tokens to have more", stacklevel=3)
     return rows
+
+
+def rewarded(reward: Callable, row: Mapping, text: str, told: str) -> float:
+    """What anyone's function gives for an answer; a ValueError with what is ``told`` otherwise."""
+    try:
+        found = float(reward(row, text))
+    except Exception as error:  # anyone's function may raise anything
+        raise ValueError(f"{told} raised {type(error).__name__}: {error}") from error
+    if not math.isfinite(found):
+        raise ValueError(f"{told} is {found}: give a finite number")
+    return found
+
+
+def with_rewarded_samples(
+    model, tokenizer, rows, form: Format, where, rewards, size: int, **sampling
+) -> list[dict]:
+    """The rows with the first of ``size`` samples as ``chosen_initial``, as token ids, the first
+    that is rewarded by more than a half as ``correct``, and the first that is not as ``wrong``.
+
+    ``rewards`` has, for each row, the function and the row that it reads.
+    """
+    check_count("group_size", size, 1)
+    ids = [tokens for tokens in prompts_of(tokenizer, rows, form, where) for _ in range(size)]
+    given = {"sample": True, "return_ids": True} | sampling
+    texts, said, _ = generate(model, tokenizer, ids, **given)
+    found = [dict(row) for row in rows]
+    for i, (text, tokens) in enumerate(zip(texts, said, strict=True)):
+        row, at = found[i // size], i // size
+        got = rewarded(*rewards[at], text, f"the reward of {where[at]} for {text!r:.80}")
+        row.setdefault(OWN, tokens)
+        row.setdefault(CORRECT if got > 0.5 else WRONG, tokens)
+    return found

@@ -14,7 +14,7 @@ from lmdyn import losses
 from lmdyn.checks import check_count
 from lmdyn.lm.checkpoint import fingerprint
 from lmdyn.lm.data import ProbeSet, as_probes, load_probes, with_all
-from lmdyn.lm.generate import generate
+from lmdyn.lm.generate import generate, rewarded
 from lmdyn.lm.records import write_jsonl
 from lmdyn.lm.rows import checked, listed, said
 from lmdyn.lm.tokens import KEYS, Format, each, prompts_of
@@ -96,15 +96,8 @@ class Groups:
         return as_probes(samples, ["response"], self.form)
 
     def _rewarded(self, sample: Mapping, number: int) -> float:
-        row, text = sample["row"], sample["text"]
-        told = f"round {number}: the reward of rows[{row}] for {text!r:.80}"
-        try:
-            reward = float(self.reward(self.rows[row], text))
-        except Exception as error:  # anyone's function may raise anything
-            raise ValueError(f"{told} raised {type(error).__name__}: {error}") from error
-        if not np.isfinite(reward):
-            raise ValueError(f"{told} is {reward}: give a finite number")
-        return reward
+        told = f"round {number}: the reward of rows[{sample['row']}] for {sample['text']!r:.80}"
+        return rewarded(self.reward, self.rows[sample["row"]], sample["text"], told)
 
 
 def finetune_on_policy(

@@ -1,6 +1,6 @@
 """Make the record of GRPO on a real model: SmolLM2 learns small sums in TRL's trainer, probed.
 
-    python book/record_grpo.py --seed 0 --steps 80          # about an hour on one core, offline
+    python book/record_grpo.py --seed 0 --steps 60          # about an hour on one core, offline
 
 Leaves ``book/recorded/grpo-smollm2.npz`` (the numbers: a run for each seed) and
 ``grpo-smollm2.json`` (settings, command, versions, hardware, seconds). A run that was interrupted
@@ -42,6 +42,7 @@ SETTINGS = {
     "max_completion_length": LONGEST,
     "temperature": 1.0,
     "beta": 0.0,
+    "gradient_checkpointing": False,
 }
 
 
@@ -73,7 +74,9 @@ def answers(model, tokenizer, rows) -> tuple[float, float]:
     """Of greedy answers: the share that is right, and of words that repeat."""
     prompts = prompts_of(tokenizer, [{"prompt": row["prompt"]} for row in rows], lm.Format())
     said = generate(model, tokenizer, prompts, LONGEST)
-    return float(np.mean([is_right(*both) for both in zip(rows, said, strict=True)])), repeated(said)
+    return float(np.mean([is_right(*both) for both in zip(rows, said, strict=True)])), repeated(
+        said
+    )
 
 
 def run(seed: int, steps: int) -> tuple[dict, dict]:
@@ -86,7 +89,8 @@ def run(seed: int, steps: int) -> tuple[dict, dict]:
         lm.ProbeSet.from_dataset(part, tokenizer, len(part), model=model, **probed)
         for part in (rows[:TRAIN:2], rows[TRAIN:])
     ]
-    watched = [{**row, "split": s} for s, of in zip(("train", "test"), probes) for row in of]
+    named = zip(("train", "test"), probes, strict=True)
+    watched = [{**row, "split": name} for name, of in named for row in of]
     watched = lm.ProbeSet(tuple(watched), probes[0].types, probes[0].format)
     ends = [answers(model, tokenizer, part) for part in (rows[:TRAIN], rows[TRAIN:])]
     config = GRPOConfig(
@@ -104,10 +108,8 @@ def run(seed: int, steps: int) -> tuple[dict, dict]:
     found = {stat: np.float32(getattr(done, stat)) for stat in STATS}
     logs = [log for log in history if "reward" in log]
     found |= {"steps": done.steps, "split": done.split, "types": np.array(done.types)}
-    found |= {key: np.array([log[key] for log in logs]) for key in ("reward", "entropy_of_samples")
-              if key in logs[0]}  # fmt: skip
-    found["entropy_of_samples"] = np.array([log.get("entropy", np.nan) for log in logs])
-    found["frac_reward_zero_std"] = np.array([log["frac_reward_zero_std"] for log in logs])
+    told = ("reward", "entropy", "frac_reward_zero_std", "completions/mean_length")
+    found |= {f"log {key}": np.array([log[key] for log in logs]) for key in told}
     found["n_tokens"] = done.n_tokens
     found["answers"] = np.array(ends).reshape(2, 2, 2)  # before and after; split; right, repeats
     return found, {"all": time.perf_counter() - began, "probes": callback.seconds}
@@ -116,14 +118,16 @@ def run(seed: int, steps: int) -> tuple[dict, dict]:
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=80, help="updates")
+    parser.add_argument("--steps", type=int, default=60, help="updates")
     options = parser.parse_args()
     torch.set_num_threads(1)
     found, seconds = run(options.seed, options.steps)
     out = HERE / "recorded" / "grpo-smollm2"
     old = dict(np.load(f"{out}.npz")) if out.with_name(f"{out.name}.npz").is_file() else {}
     arrays = old | {f"{options.seed}|{key}": values for key, values in found.items()}
-    meta = environment(torch.device("cpu")) | {"command": " ".join(["python", "book/record_grpo.py"])}
+    meta = environment(torch.device("cpu")) | {
+        "command": " ".join(["python", "book/record_grpo.py"])
+    }
     meta |= {"model": "smollm2-135m", "steps": options.steps, "settings": SETTINGS}
     meta |= {"train": TRAIN, "test": TEST, "seconds": {str(options.seed): seconds}}
     kept.write(out, arrays, meta)

@@ -8,7 +8,7 @@ goes on from its last checkpoint in ``_runs/grpo``. No text is kept.
 
 The prompts are "What is a + b?" for a and b from 1 to 12; 64 are trained on, 32 held out. The
 reward is 1 where the last number of the answer is the sum. Probes are answers that SmolLM2 itself
-sampled at the start: of each prompt one that is right and one that is wrong, as far as it gave both.
+sampled at the start: of each prompt one that is right and one that is wrong, if it gave both.
 """
 
 import argparse
@@ -62,7 +62,7 @@ def is_right(row, answer: str) -> float:
     return float(bool(numbers) and int(numbers[-1]) == row["sum"])
 
 
-def rewarded(completions, sum, **_) -> list[float]:  # noqa: A002 (TRL passes a column by its name)
+def rewarded(completions, sum, **_) -> list[float]:
     """`is_right` as TRL calls it."""
     return [
         is_right({"sum": right}, said[0]["content"])

@@ -22,17 +22,6 @@ from lmdyn.step import OneStep, one_step
 
 __version__ = version("lmdyn")
 
-__all__ = [
-    "OneStep",
-    "entk",
-    "entk_vp",
-    "entropy_jvp",
-    "entropy_line",
-    "jacobian_norm_sq",
-    "log_softmax_jacobian",
-    "log_softmax_jvp",
-    "losses",
-    "one_step",
-    "softmax_step",
-    "squeeze_line",
-]
+__all__ = ["OneStep", "entk", "entk_vp", "entropy_jvp", "entropy_line", "jacobian_norm_sq"]
+__all__ += ["log_softmax_jacobian", "log_softmax_jvp", "losses", "one_step", "softmax_step"]
+__all__ += ["squeeze_line"]

@@ -1,11 +1,10 @@
 """The page "Import it": its examples run, from top to bottom, and print what is written there."""
 
-import doctest
 import re
-import warnings
 from pathlib import Path
 
 import pytest
+from pages import check
 
 import lmdyn
 from lmdyn import lm
@@ -19,18 +18,7 @@ CALLS = re.findall(r"^### `(.*)`$", TEXT, re.M)
 @pytest.mark.slow
 def test_every_example_prints_what_is_written(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # for the folders of the runs
-    names, said = {}, []
-    runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS)
-    for fence in re.finditer(r"```python\n(.*?)```", TEXT, re.S):
-        line = TEXT.count("\n", 0, fence.start(1))
-        block = doctest.DocTestParser().get_doctest(fence[1], names, "", "import_it.md", line)
-        with warnings.catch_warnings():
-            if "Trainer" in fence[1] or "trainer" in fence[1]:
-                warnings.simplefilter("ignore")  # TRL's own
-            runner.run(block, out=said.append, clear_globs=False)
-        names = block.globs
-    assert runner.summarize(verbose=False).attempted > 30
-    assert not said, "".join(said)
+    check("import_it.md", 30)
 
 
 def test_there_are_ten_calls_each_with_an_example_that_makes_it():

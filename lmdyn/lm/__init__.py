@@ -26,32 +26,8 @@ from lmdyn.lm.tokens import Format
 from lmdyn.lm.train import finetune
 from lmdyn.lm.trajectory import Trajectory
 
-__all__ = [
-    "TYPES",
-    "Change",
-    "Diagnosis",
-    "Format",
-    "ProbeCallback",
-    "ProbeSet",
-    "Scores",
-    "TokenMass",
-    "Trajectory",
-    "ches",
-    "diagnose",
-    "finetune",
-    "finetune_on_policy",
-    "influence",
-    "load",
-    "load_probes",
-    "measure_change",
-    "predict_change",
-    "pushes",
-    "report",
-    "sample_rejected",
-    "score",
-    "sgd_direction",
-    "token_influence",
-    "token_kernel",
-    "token_mass",
-    "update_direction",
-]
+__all__ = ["TYPES", "Change", "Diagnosis", "Format", "ProbeCallback", "ProbeSet", "Scores"]
+__all__ += ["TokenMass", "Trajectory", "ches", "diagnose", "finetune", "finetune_on_policy"]
+__all__ += ["influence", "load", "load_probes", "measure_change", "predict_change", "pushes"]
+__all__ += ["report", "sample_rejected", "score", "sgd_direction", "token_influence"]
+__all__ += ["token_kernel", "token_mass", "update_direction"]

@@ -14,8 +14,9 @@ from accelerate.utils import gather_object
 from lmdyn.checks import check_count
 from lmdyn.lm.checkpoint import fingerprint_probes
 from lmdyn.lm.data import ProbeSet, as_probes
+from lmdyn.lm.generate import CORRECT, OWN
 from lmdyn.lm.records import environment
-from lmdyn.lm.squeeze import Alert, squeeze
+from lmdyn.lm.squeeze import Alert, fades, squeeze
 from lmdyn.lm.trajectory import Recorder, Trajectory
 
 LEAST = 4  # prompts in a probing, whatever the budget
@@ -27,8 +28,10 @@ class ProbeCallback(transformers.TrainerCallback):
     It logs the mean log-prob of each response type as ``lmdyn/<type>`` (nats); ``lmdyn/argmax``,
     of the likeliest tokens along ``chosen``; ``lmdyn/argmax_gain``, the probability that the
     likeliest token has gained since the start, as a mean over the tokens of ``rejected``;
-    ``lmdyn/valley``, the share of rejected tokens below the squeeze line; and ``lmdyn/alert``, 0 or
-    1, which warns with the reason and a remedy. A probing that fails warns, and is the last one.
+    ``lmdyn/valley``, the share of rejected tokens below the squeeze line; ``lmdyn/entropy``, nats a
+    token, along ``correct`` or else ``chosen``; ``lmdyn/kl``, nats an answer, KL(start‖now) as the
+    model's own answers of the start tell; and ``lmdyn/alert``, 0 or 1 (`squeeze`; for a reward
+    `fades`), which warns with reason and remedy. A probing that fails warns, and is the last one.
 
     Args:
         probes: a `ProbeSet` (see `ProbeSet.from_dataset`), or rows.
@@ -42,7 +45,7 @@ class ProbeCallback(transformers.TrainerCallback):
         tokenizer: the trainer's own if not given.
 
     Attributes:
-        alerts: the `Alert` of each probing that had one.
+        alerts: the `Alert` of each probing that had one, or the reason of `fades`.
         seconds: spent on probing.
     """
 
@@ -62,7 +65,7 @@ class ProbeCallback(transformers.TrainerCallback):
             raise ValueError(f"budget must be a share of the run's time, 0 to 1, got {budget}")
         self.probes, self.every, self.budget = as_probes(probes), every, budget
         self.trainer, self.stop, self.out, self.tokenizer = trainer, stop, out, tokenizer
-        self.alerts: list[Alert] = []
+        self.alerts: list[Alert | str] = []
         self.seconds, self._recorder, self._meta = 0.0, Recorder(self.probes), {}
 
     @property
@@ -151,6 +154,12 @@ class ProbeCallback(transformers.TrainerCallback):
             logs["lmdyn/valley"] = float(np.nanmean(pushed["valley"]))
             logs["lmdyn/argmax_gain"] = float(np.nanmean(pushed["top"] - self._top))
             alert = squeeze(done.steps, *(done.values(n) for n in ("chosen", "rejected", "argmax")))
+        if along := [name for name in (CORRECT, "chosen") if name in done.types]:
+            logs["lmdyn/entropy"] = float(done.mean(along[0], "entropy")[-1])
+        if OWN in done.types:
+            logs["lmdyn/kl"] = float(np.nanmean(done.values(OWN)[0] - done.values(OWN)[-1]))
+        if CORRECT in done.types:
+            alert = fades(done.steps, done.values(CORRECT), done.values(CORRECT, "entropy"))
         logs["lmdyn/alert"] = float(alert is not None)
         if alert and not self.alerts:
             self._warn(str(alert))

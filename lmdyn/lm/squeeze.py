@@ -1,4 +1,4 @@
-"""The rule that calls a squeeze: what the paper sees in DPO, as a test on probed prompts."""
+"""The rules of the alert, on probed prompts: the squeeze of DPO, and answers that RL loses."""
 
 from dataclasses import dataclass
 
@@ -61,3 +61,35 @@ def squeeze(steps, chosen, rejected, argmax) -> Alert | None:
     if fall < FALL or not (change * (-1, -1, 1) > ERRORS * error).all():
         return None
     return Alert(int(steps[-1]), int(steps[peak]), *change.tolist())
+
+
+def fades(steps, correct, entropy) -> str | None:
+    """Whether a run for a reward loses right answers that the first model gave: how, or None.
+
+    Either log π of ``correct`` has fallen since the probing at which its mean stood highest, to at
+    least 0.25 nats below where it started, or entropy along it is less than half of what it was at
+    the start; each by more than 1.64 standard errors of the mean over the prompts (paired).
+
+    Args:
+        steps: (S,) updates.
+        correct, entropy: (S, N), nats and nats a token, of N prompts; NaN for prompts left out.
+    """
+    curves = np.array([correct, entropy], dtype=np.float64)
+    logp, entropy = curves[..., ~np.isnan(curves).any((0, 1))]
+    if len(steps) < 2 or logp.shape[1] < 2:
+        return None
+    peak, found = int(logp.mean(1).argmax()), []
+    if (logp[0] - logp[-1]).mean() >= FALL and _sure(logp[peak] - logp[-1]):
+        fell = (logp[-1] - logp[peak]).mean()
+        found.append(f"right answers have changed by {fell:+.1f} nats since step {steps[peak]}")
+    if _sure(entropy[0] / 2 - entropy[-1]):
+        found.append(f"entropy has gone from {entropy[0].mean():.2f} to {entropy[-1].mean():.2f}")
+    told = " and ".join(found)
+    return (
+        f"at step {steps[-1]} {told}: fewer passes a round, a lower rate, or KL" if told else None
+    )
+
+
+def _sure(gaps: np.ndarray) -> bool:
+    """Whether the mean over prompts lies more than 1.64 standard errors above zero."""
+    return gaps.mean() > ERRORS * gaps.std(ddof=1) / np.sqrt(len(gaps))

@@ -23,10 +23,10 @@ def one_update(learned, observed, measured, predicted, ylabel) -> list[Axes]:
     """
     columns = range(len(observed))
     upper, lower = ([f"{row} {i}" for i in columns] for row in ("image", "chart"))
-    axes = plt.figure(figsize=(6.4, 3.3)).subplot_mosaic(
+    axes = plt.figure(figsize=(4.9, 3)).subplot_mosaic(
         [["learned", *upper], [".", *lower]],
         height_ratios=(1, 1.25),
-        width_ratios=(0.62, *(1 for _ in columns)),
+        width_ratios=(0.7, *(1 for _ in columns)),
     )
     pictures = [learned, *observed.values()]
     shown = [axes[name] for name in ("learned", *upper)]
@@ -47,11 +47,10 @@ def changes(axes, measured, predicted, spread=None, ylabel=None) -> None:
         ylabel: of the first.
     """
     spread = [None] * len(axes) if spread is None else spread
-    for number, (ax, m, p, s) in enumerate(zip(axes, measured, predicted, spread, strict=True)):
+    for ax in axes[1:]:  # before anything is drawn: the scale of the first must hold them all
+        ax.sharey(axes[0])
+    for ax, m, p, s in zip(axes, measured, predicted, spread, strict=True):
         label_changes(m, p, s, ax=ax)
-        ax.tick_params(labelsize=9)
-        if number:
-            ax.sharey(axes[0])
-            ax.tick_params(labelleft=False)
+        ax.tick_params(labelsize=9, labelleft=ax is axes[0])
         ax.set_xlabel("label")
     axes[0].set_ylabel(ylabel)

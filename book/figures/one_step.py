@@ -23,7 +23,7 @@ def equation(push, arriving, change, y, ax=None) -> Axes:
         ax: Axes to draw on.
     """
     if ax is None:
-        ax = plt.subplots(figsize=(4.8, 3.0))[1]
+        ax = plt.subplots(figsize=(4.7, 3.0))[1]
     ax.set(xlim=(0, 10), ylim=(0, 6.3))
     ax.axis("off")
     _formula(ax)
@@ -87,7 +87,7 @@ def by_hand(names, before, push, first_order, after, fig=None) -> list[Axes]:
         after: (V,) probabilities after the step.
         fig: Figure to draw on.
     """
-    fig = plt.figure(figsize=(4.8, 2.5)) if fig is None else fig
+    fig = plt.figure(figsize=(4.7, 2.5)) if fig is None else fig
     axes = fig.subplots(1, 3, sharey=True)
     before, push, after = map(np.asarray, (before, push, after))
     rows = np.arange(len(names))

@@ -118,4 +118,5 @@ def test_one_update_has_a_chart_for_each_observed_image():
     heights = [[bar.get_height() for bar in ax.containers[0]] for ax in charts]
     assert heights == change.tolist()
     assert charts[0].get_ylim() == charts[1].get_ylim()
+    assert charts[0].get_ylim()[0] < -0.2 and charts[0].get_ylim()[1] > 0.3
     plt.close("all")

@@ -23,10 +23,10 @@ def one_update(learned, observed, measured, predicted, ylabel) -> list[Axes]:
     """
     columns = range(len(observed))
     upper, lower = ([f"{row} {i}" for i in columns] for row in ("image", "chart"))
-    axes = plt.figure(figsize=(4.9, 3)).subplot_mosaic(
+    axes = plt.figure(figsize=(4.7, 3)).subplot_mosaic(
         [["learned", *upper], [".", *lower]],
         height_ratios=(1, 1.25),
-        width_ratios=(0.7, *(1 for _ in columns)),
+        width_ratios=(0.5, *(1 for _ in columns)),
     )
     pictures = [learned, *observed.values()]
     shown = [axes[name] for name in ("learned", *upper)]

@@ -1,0 +1,1 @@
+"""Computation that a chapter needs and does not show: one module a chapter."""

@@ -20,7 +20,7 @@ def execute(path: Path) -> None:
     start = time.perf_counter()
     client = NotebookClient(
         notebook,
-        timeout=120,
+        timeout=300,
         kernel_name="python3",
         record_timing=False,
         resources={"metadata": {"path": str(path.parent)}},

@@ -105,7 +105,7 @@ def responses(x, series, ax=None, names=True) -> Axes:
     heights = steps + (up + down) / 2
     for name, height in zip(order, heights, strict=True):
         color, _, label = look(name)
-        at = {"xytext": (5, 0), "textcoords": "offset points", "va": "center", "fontsize": 8.5}
+        at = {"xytext": (5, 0), "textcoords": "offset points", "va": "center", "fontsize": 9}
         ax.annotate(label, (x[-1], height), color=color, annotation_clip=False, **at)
     ax.set_ylim(min(low, heights.min() - gap), max(high, heights.max() + gap))
     return ax

@@ -162,7 +162,7 @@ def label_changes(measured, predicted, spread=None, ax=None) -> Axes:
     ax.plot(x, predicted, "D", ms=3.5, mfc="white", mec="black", mew=0.9, label="predicted")
     ax.axhline(0, color=NEUTRAL, lw=0.8)
     ax.set_xticks(x)
-    ax.tick_params(labelsize=8)
+    ax.tick_params(labelsize=9)
     ax.grid(axis="x", visible=False)
     return ax
 

@@ -128,7 +128,7 @@ def table(values, rows, columns, label, form=None, top=None, ax=None) -> Axes:
                 red, green, blue, _ = image.cmap(image.norm(value))
                 dark = 0.3 * red + 0.59 * green + 0.11 * blue < 0.5
                 ink = "white" if dark else "black"
-                ax.text(j, i, form.format(value), ha="center", va="center", fontsize=8, color=ink)
+                ax.text(j, i, form.format(value), ha="center", va="center", fontsize=9, color=ink)
     return ax
 
 

@@ -52,10 +52,10 @@ PRESETS = {
     "positive": Setting(peakiness=1.5, y=30, p_y=1e-3, lr=4),
 }
 PRESET_NAMES = {
-    "valley": "Peaky, y in a valley (off-policy)",
-    "peak": "Peaky, y on the peak (on-policy)",
-    "flat": "Flat",
-    "positive": "Peaky, positive step",
+    "valley": "y in a valley (off-policy)",
+    "peak": "y on the peak (on-policy)",
+    "flat": "flat",
+    "positive": "positive step",
 }
 
 

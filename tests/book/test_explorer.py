@@ -9,7 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from explorer import PRESETS, SLIDERS, distribution, explore, page, widget
+from explorer import PRESETS, SLIDERS, distribution, explore, page, widget, zoo
+from explorer.pairs import pair_losses
 from lmdyn import plots, softmax_step, squeeze_line
 
 ABS_OF_DIFFERENCE = 1e-14  # of two probabilities, each with a rounding of about 1e-16
@@ -140,20 +141,29 @@ class Outline(HTMLParser):
         self.attributes += [name for name, _ in attrs]
 
 
-def test_fragment_is_self_contained_and_the_same_each_time():
-    html = page()._repr_html_()
+@pytest.mark.parametrize("make", [page, zoo], ids=["label", "zoo"])
+def test_fragment_is_self_contained_and_the_same_each_time(make):
+    html = make()._repr_html_()
     said = re.sub(r"/\*.*?\*/|^ *//[^\n]*$", "", html, flags=re.DOTALL | re.MULTILINE)
-    assert not re.search(r"https?:|//\w|@import|\bimport\b|\brequire\b|\bfetch\b|url\(", said)
+    assert not re.search(r"https?:|//\w|@import|\bimport\b|\brequire\b|\bfetch\b|url\(http", said)
     outline = Outline(html)
-    assert outline.tags == ["style", "div", "p", "code", "script"]
+    assert outline.tags == ["style", "div", "p", "input", "script"]
     # No link; no id either, so that two fragments on a page have none in common.
     assert not {"id", "src", "href"} & set(outline.attributes)
-    assert page()._repr_html_() == html  # a notebook that is executed again does not change
+    assert make()._repr_html_() == html  # a notebook that is executed again does not change
 
 
 def test_colours_are_those_of_the_figures():
     html = page()._repr_html_()
     assert f"--lmdyn-gain: {plots.GAIN};" in html and f"--lmdyn-loss: {plots.LOSS};" in html
+
+
+def test_the_zoo_holds_every_loss_of_pairs():
+    known = pair_losses()
+    assert {"dpo", "ipo", "slic", "simpo", "orpo", "kto"} <= set(known)
+    assert not {"sft", "grpo", "npo"} & set(known)
+    with pytest.raises(ValueError, match=r"first must be one of slic, .*; got 'sft'"):
+        zoo("sft")
 
 
 def test_widget_shows_the_numbers_of_the_exact_step():

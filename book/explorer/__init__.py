@@ -17,6 +17,7 @@ from explorer.steps import (
     distribution,
     explore,
 )
+from explorer.words import tokens
 
 __all__ = ["N_LABELS", "PRESETS", "PRESET_NAMES", "SLIDERS", "Exploration", "Setting"]
-__all__ += ["distribution", "explore", "page", "widget", "zoo"]
+__all__ += ["distribution", "explore", "page", "tokens", "widget", "zoo"]

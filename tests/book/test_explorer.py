@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from explorer import PRESETS, SLIDERS, distribution, explore, page, widget, zoo
+from explorer import PRESETS, SLIDERS, distribution, explore, page, tokens, widget, zoo
 from explorer.pairs import pair_losses
 from lmdyn import plots, softmax_step, squeeze_line
 
@@ -141,7 +141,12 @@ class Outline(HTMLParser):
         self.attributes += [name for name, _ in attrs]
 
 
-@pytest.mark.parametrize("make", [page, zoo], ids=["label", "zoo"])
+def small_tokens():
+    prompt = "question : where is the compass kept ? answer :"
+    return tokens(rows=[{"prompt": prompt, "chosen": "in the pantry ."}], types=("chosen",))
+
+
+@pytest.mark.parametrize("make", [page, zoo, small_tokens])
 def test_fragment_is_self_contained_and_the_same_each_time(make):
     html = make()._repr_html_()
     said = re.sub(r"/\*.*?\*/|^ *//[^\n]*$", "", html, flags=re.DOTALL | re.MULTILINE)

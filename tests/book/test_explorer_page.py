@@ -1,5 +1,6 @@
 """The explorers in a browser: every number that JavaScript shows is Python's."""
 
+import functools
 import itertools
 import json
 import math
@@ -8,9 +9,11 @@ import random
 import pytest
 import torch
 
-from explorer import PRESETS, SLIDERS, explore, page, zoo
+import world
+from explorer import PRESETS, SLIDERS, explore, page, tokens, zoo
 from explorer.pairs import START, TOKENS, pair_losses
-from lmdyn import losses
+from explorer.words import TYPES, influences
+from lmdyn import lm, losses
 
 pytestmark = pytest.mark.slow
 
@@ -56,7 +59,7 @@ const read = (root) => ({
 """
 
 
-KINDS = {"label": page, "zoo": zoo}
+KINDS = {"label": page, "zoo": zoo, "tokens": functools.cache(tokens)}
 
 
 @pytest.fixture(params=["label"])
@@ -85,6 +88,7 @@ def run(driver, tmp_path, request):
 
 
 of_zoo = pytest.mark.parametrize("run", ["zoo"], indirect=True)
+of_tokens = pytest.mark.parametrize("run", ["tokens"], indirect=True)
 each_kind = pytest.mark.parametrize("run", KINDS, indirect=True)
 
 
@@ -283,9 +287,11 @@ def test_zoo_equals_python_over_a_grid(run):
                 close = pytest.approx(c[response].item(), rel=1e-6, abs=1e-12)
                 assert float(number) == close, (name, at, response)
                 assert as_number(text) == pytest.approx(float(number), rel=0.05, abs=6e-4)
-            if c["chosen"] != 0:
-                ratio = float(shown["numbers"]["ratio"][0])
-                assert ratio == pytest.approx(-(c["rejected"] / c["chosen"]).item(), rel=1e-5)
+            up, down, ratio = (
+                float(shown["numbers"][key][0]) for key in ("chosen", "rejected", "ratio")
+            )
+            if up != 0:
+                assert ratio == pytest.approx(-down / up, rel=1e-12)
 
 
 @of_zoo
@@ -318,6 +324,70 @@ def test_zoo_by_pointer_and_keyboard(driver, run):
     ActionChains(driver).send_keys(Keys.ARROW_RIGHT).perform()
     assert run("return read(roots[0]).setting.h[0]") == str(h + 1)
     assert run("return read(roots[1]).setting.h[0]") == "0"
+
+
+# The tokens.
+
+SHOWN = """
+const chips = (root) => [...root.querySelectorAll('#moved li')].map(
+  (li) => [li.firstChild.textContent, Number(li.dataset.value), li.lastChild.textContent]);
+const pressed = (root, box) => [...root.querySelectorAll(`#${box} [aria-pressed=true]`)].map(
+  (button) => button.textContent);
+"""
+
+
+@of_tokens
+def test_tokens_are_moved_as_python_says(run):
+    model, tokenizer = lm.load("tiny", dtype=torch.float64)
+    rows = [row for row in world.probes() if row["prompt"] in run.html]
+    assert len(rows) == 3 and len(run.html.encode()) < 60_000
+    row = rows[0]
+    case = influences(model, tokenizer, row)
+    number = run(
+        "return [...roots[0].querySelectorAll('option')].findIndex("
+        "(option) => option.textContent === arguments[0])",
+        row["prompt"],
+    )
+    run("set(roots[0], { case: arguments[0] })", number)
+    for kind, watched in enumerate(case["watched"]):
+        run(f"roots[0].querySelectorAll('#watched button')[{kind}].click()")
+        for token in range(len(case["words"]) + 1):
+            script = "set(roots[0], { token: arguments[0] }); return chips(roots[0])"
+            shown = run(SHOWN + script, token)
+            assert [word for word, _, _ in shown] == watched["words"]
+            for (_, value, text), line in zip(shown, watched["table"], strict=True):
+                exact = line[token - 1] if token else sum(line)
+                rounded = 5e-4 * (abs(exact) if token else sum(map(abs, line)))
+                assert value == pytest.approx(exact, rel=0, abs=rounded + 1e-9)
+                said = float(text[1:].replace("−", "-"))
+                assert said == pytest.approx(value, rel=0.01, abs=0.51)
+                assert text[0] == ("▼" if value < 0 else "▲")
+    assert len(case["watched"]) == len(TYPES)
+
+
+@of_tokens
+def test_tokens_by_chip_and_keyboard(driver, run):
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.common.keys import Keys
+
+    host = driver.find_element(By.CSS_SELECTOR, ".lmdyn-explorer")
+    chips = host.shadow_root.find_elements(By.CSS_SELECTOR, "#learned button")
+    chips[2].send_keys(Keys.ENTER)
+    state = SHOWN + "return [pressed(roots[0], 'learned'), read(roots[0]).setting.token]"
+    word = chips[2].text
+    assert run(state) == [[word], ["2", f"“{word}”"]]
+    slider = host.find_element(By.CSS_SELECTOR, "input")
+    slider.send_keys(Keys.ARROW_RIGHT)
+    assert run(state)[1][0] == "3"
+    slider.send_keys(Keys.HOME)
+    assert run(state) == [["the whole answer"], ["0", "the whole answer"]]
+    verdict = run("return read(roots[0]).verdict")
+    assert verdict.startswith("Learning the whole answer lifts “")
+    other = run("return read(roots[1]).verdict")
+    host.shadow_root.find_elements(By.CSS_SELECTOR, "#watched button")[2].click()
+    assert run(SHOWN + "return pressed(roots[0], 'watched')") == ["format twin of y⁺"]
+    assert run("return read(roots[0]).verdict") != verdict
+    assert run("return read(roots[1]).verdict") == other
 
 
 # What holds for all of them.

@@ -7,17 +7,8 @@ HTML that need no kernel.
 from explorer.label import page
 from explorer.live import widget
 from explorer.pairs import zoo
-from explorer.steps import (
-    N_LABELS,
-    PRESET_NAMES,
-    PRESETS,
-    SLIDERS,
-    Exploration,
-    Setting,
-    distribution,
-    explore,
-)
+from explorer.steps import PRESETS, SLIDERS, Setting, distribution, explore
 from explorer.words import tokens
 
-__all__ = ["N_LABELS", "PRESETS", "PRESET_NAMES", "SLIDERS", "Exploration", "Setting"]
-__all__ += ["distribution", "explore", "page", "tokens", "widget", "zoo"]
+__all__ = ["PRESETS", "SLIDERS", "Setting", "distribution", "explore"]
+__all__ += ["page", "tokens", "widget", "zoo"]

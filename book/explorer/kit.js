@@ -30,19 +30,14 @@
     const [end, base] = [width - RIGHT, height - FOOT];
     const x = (v) => LEFT + (end - LEFT) * xAxis.at(v);
     const y = (v) => base - (base - HEAD) * yAxis.at(v);
+    const text = (x, y, anchor, what) => `<text x="${x}" y="${y}" text-anchor="${anchor}">${what}</text>`;
+    const across = (kind, v) => `<line class="${kind}" x1="${LEFT}" x2="${end}" y1="${y(v)}" y2="${y(v)}"/>`;
     const grid = [
-      `<text x="0" y="10">${yName}</text>`,
-      `<text x="${(LEFT + end) / 2}" y="${base + 34}" text-anchor="middle">${xName}</text>`,
-      ...xAxis.ticks.map(
-        ([v, text]) => `<text x="${x(v)}" y="${base + 18}" text-anchor="middle">${text}</text>`
-      ),
-      ...yAxis.ticks.map(
-        ([v, text]) =>
-          `<line class="grid" x1="${LEFT}" x2="${end}" y1="${y(v)}" y2="${y(v)}"/>` +
-          `<text x="${LEFT - 6}" y="${y(v) + 4}" text-anchor="end">${text}</text>`
-      ),
+      text(0, 10, "start", yName) + text((LEFT + end) / 2, base + 34, "middle", xName),
+      ...xAxis.ticks.map(([v, name]) => text(x(v), base + 18, "middle", name)),
+      ...yAxis.ticks.map(([v, name]) => across("grid", v) + text(LEFT - 6, y(v) + 4, "end", name)),
     ];
-    return { x, y, left: LEFT, end, top: HEAD, base, grid };
+    return { x, y, across, left: LEFT, end, top: HEAD, base, grid };
   }
 
   function start(host) {
@@ -72,19 +67,12 @@
     };
     // Buttons of which those are pressed that press() is given the keys of.
     kit.buttons = (box, items, pick) => {
-      find(box).replaceChildren(
-        ...items.map(({ key, name }) => {
-          const button = Object.assign(document.createElement("button"), { type: "button" });
-          button.textContent = name;
-          button.dataset.key = key;
-          button.addEventListener("click", () => pick(key));
-          return button;
-        })
-      );
-      return (...keys) => {
-        for (const button of find(box).children)
-          button.setAttribute("aria-pressed", keys.map(String).includes(button.dataset.key));
-      };
+      find(box).innerHTML = `<button type="button"></button>`.repeat(items.length);
+      const buttons = [...find(box).children];
+      for (const [i, { key, name }] of items.entries())
+        Object.assign(buttons[i], { textContent: name, onclick: () => pick(key) });
+      return (...keys) =>
+        items.forEach(({ key }, i) => buttons[i].setAttribute("aria-pressed", keys.includes(key)));
     };
     // A pointer on the chart moves a slider; a click gives it the keyboard as well.
     kit.scrub = (input, valueAt) => {

@@ -5,29 +5,25 @@
 
   // ---- numbers ----
 
+  const labels = Array.from({ length: config.n_labels }, (_, i) => i);
   const sum = (values) => values.reduce((total, value) => total + value, 0);
 
   function distribution({ peakiness, y, p_y }) {
-    const weights = Array.from({ length: config.n_labels }, (_, i) =>
-      i === y ? 0 : Math.pow(i + 1, -peakiness)
-    );
+    const weights = labels.map((i) => (i === y ? 0 : Math.pow(i + 1, -peakiness)));
     const total = sum(weights);
     return weights.map((weight, i) => (i === y ? p_y : ((1 - p_y) * weight) / total));
   }
 
-  // The change of the logits, lr·(e_y − π).
+  // The change of the logits, lr·(e_y − π), and e to the logits after it, up to a factor e^top.
   const logitChange = (probs, y, lr) => probs.map((p, i) => lr * ((i === y ? 1 : 0) - p));
-
-  function logSumExp(values) {
-    const top = Math.max(...values);
-    return top + Math.log(sum(values.map((value) => Math.exp(value - top))));
+  function scaled(probs, change) {
+    const logits = probs.map((p, i) => Math.log(p) + change[i]);
+    const top = Math.max(...logits);
+    return [top, logits.map((z) => Math.exp(z - top))];
   }
 
   function softmaxStep(probs, y, lr) {
-    const change = logitChange(probs, y, lr);
-    const logits = probs.map((p, i) => Math.log(p) + change[i]);
-    const top = Math.max(...logits);
-    const weights = logits.map((z) => Math.exp(z - top));
+    const [, weights] = scaled(probs, logitChange(probs, y, lr));
     const total = sum(weights);
     return weights.map((weight) => weight / total);
   }
@@ -35,11 +31,9 @@
   function exactLine(probs, y, lr) {
     const change = logitChange(probs, y, lr);
     // Small steps need log1p and expm1 to keep the limit, large ones a sum that cannot overflow.
-    const logZ =
-      Math.abs(lr) < 1
-        ? Math.log1p(sum(probs.map((p, i) => p * Math.expm1(change[i]))))
-        : logSumExp(probs.map((p, i) => Math.log(p) + change[i]));
-    return -logZ / lr;
+    if (Math.abs(lr) < 1) return -Math.log1p(sum(probs.map((p, i) => p * Math.expm1(change[i])))) / lr;
+    const [top, weights] = scaled(probs, change);
+    return -(top + Math.log(sum(weights))) / lr;
   }
 
   function explore(setting) {
@@ -48,67 +42,45 @@
     let after = before;
     for (let step = 0; step < steps; step++) after = softmaxStep(after, y, lr);
     const gains = after.map((p, i) => Math.max(0, p - before[i]));
-    let top = -1;
-    before.forEach((p, i) => {
-      if (i !== y && (top < 0 || p > before[top])) top = i;
-    });
+    const [top] = labels.filter((i) => i !== y).sort((i, j) => before[j] - before[i] || i - j);
     const moved = sum(gains);
-    return {
-      before,
-      after,
-      p_y_before: before[y],
-      p_y_after: after[y],
-      top,
-      top_before: before[top],
-      top_after: after[top],
-      moved,
-      share: moved > 0 ? gains[top] / moved : NaN,
-      gaining: gains.filter((gain, i) => gain > 0 && i !== y).length,
-      line: sum(before.map((p) => p * p)) - before[y],
-      exact_line: exactLine(before, y, lr),
-    };
+    const [p_y_before, p_y_after, top_before, top_after] = [before[y], after[y], before[top], after[top]];
+    const share = moved > 0 ? gains[top] / moved : NaN;
+    const gaining = gains.filter((gain, i) => gain > 0 && i !== y).length;
+    const [line, exact_line] = [sum(before.map((p) => p * p)) - before[y], exactLine(before, y, lr)];
+    const own = { p_y_before, p_y_after, top, top_before, top_after };
+    return { before, after, ...own, moved, share, gaining, line, exact_line };
   }
 
   function percent(x) {
-    x *= 100;
-    if (x >= 1) return x.toFixed(1) + "%";
-    return x >= 1e-4 ? x.toPrecision(2) + "%" : "less than 0.0001%";
+    if (x >= 0.01) return (100 * x).toFixed(1) + "%";
+    return x >= 1e-6 ? (100 * x).toPrecision(2) + "%" : "less than 0.0001%";
   }
 
-  function verdict({ y, lr }, result) {
-    if (result.moved === 0) return "No step, no change.";
-    const { top, gaining } = result;
-    const others = config.n_labels - 1;
-    const own = percent(Math.abs(result.p_y_after - result.p_y_before));
-    const share = percent(result.share);
+  function verdict({ y, lr }, { top, gaining, moved, ...result }) {
+    if (moved === 0) return "No step, no change.";
+    const others = labels.length - 1;
+    const own = percent(Math.abs(result.p_y_after - result.p_y_before)) + " of the mass";
+    const takes = `label ${top} takes ${percent(result.share)} of`;
     const gainers = `${gaining} of the ${others} other labels gain${gaining === 1 ? "s" : ""}`;
-    if (lr > 0 && gaining === 0)
-      return `Learned: label ${y} gains ${own} of the mass, and every other label pays for it.`;
-    if (lr > 0) return `Learned: label ${y} gains ${own} of the mass; ${gainers} too, the rest pay.`;
-    if (gaining === others)
-      return (
-        `Not squeezed: label ${y} loses ${own} of the mass and every other label gains; ` +
-        `label ${top} takes ${share} of it.`
-      );
-    const lost = `label ${y} loses ${own} of the mass, but ${percent(result.moved)} moves in all`;
-    if (gaining === 1) return `Squeezed: ${lost}, every bit of it to label ${top}.`;
-    return (
-      `Partly squeezed: ${lost}; ${gainers}, the rest fall, and label ${top} takes ${share} ` +
-      `of what moves.`
-    );
+    const pays = gaining ? `; ${gainers} too, the rest pay.` : ", and every other label pays for it.";
+    if (lr > 0) return `Learned: label ${y} gains ${own}${pays}`;
+    const lost = `label ${y} loses ${own}`;
+    if (gaining === others) return `Not squeezed: ${lost} and every other label gains; ${takes} it.`;
+    const all = `${lost}, but ${percent(moved)} moves in all`;
+    if (gaining === 1) return `Squeezed: ${all}, every bit of it to label ${top}.`;
+    return `Partly squeezed: ${all}; ${gainers}, the rest fall, and ${takes} what moves.`;
   }
 
-  // ---- words and drawing ----
-
-  function rule({ lr, steps }, result) {
+  function rule({ lr, steps }, { exact_line }) {
     const line = steps > 1 ? "exact line of the first step" : "exact line";
-    if (lr < 0 && result.exact_line < 0)
-      return `The ${line} lies below zero: every other label stands above it and gains.`;
+    const none = lr < 0 ? "every other label stands above it and gains" : "no other label stands below it, so none gains";
+    if (exact_line < 0) return `The ${line} lies below zero: ${none}.`;
     if (lr < 0) return `Another label gains if it stands above the ${line}, and falls if below.`;
-    if (result.exact_line < 0)
-      return `The ${line} lies below zero: no other label stands below it, so none gains.`;
     return `After a positive step another label gains if it stands below the ${line}.`;
   }
+
+  // ---- drawing ----
 
   // An axis of logarithms, by its floor: as deep as the least of the probabilities asks for.
   function logAxis(probs) {
@@ -118,11 +90,8 @@
     const at = (p) => Math.max(0, 1 - Math.log10(Math.max(p, 1e-300)) / floor);
     return { at, ticks: powers.map((n) => [10 ** n, n ? "10" + superscript(n) : "1"]) };
   }
-  const labels = Array.from({ length: config.n_labels }, (_, i) => i);
-  const labelAxis = {
-    at: (i) => (i + 0.5) / labels.length,
-    ticks: labels.filter((i) => i % 10 === 0).map((i) => [i, i]),
-  };
+  const tens = labels.filter((i) => i % 10 === 0).map((i) => [i, i]);
+  const labelAxis = { at: (i) => (i + 0.5) / labels.length, ticks: tens };
 
   // `after` is what is drawn, which in motion is not yet that of the result.
   function draw({ y }, result, after, log) {
@@ -132,34 +101,29 @@
     const chart = kit.frame(kit.size, labelAxis, yAxis, "label (click one to push it)", "probability");
     const slot = chart.x(1) - chart.x(0);
     const size = Math.min(4.5, slot / 2);
-    const parts = [...chart.grid];
-    for (const [i, p] of before.entries()) {
-      const [start, end, x] = [chart.y(p), chart.y(after[i]), chart.x(i)];
-      const up = after[i] > p;
-      const kind = up ? "gain" : "loss";
-      const tail = end + (up ? size : -size);
-      parts.push(
-        `<rect class="before" x="${x - 0.4 * slot}" width="${0.8 * slot}" y="${start}" height="${chart.base - start}"/>`
-      );
-      if (after[i] === p) continue;
-      if (up ? tail < start : tail > start)
-        parts.push(`<line class="stem ${kind}" x1="${x}" x2="${x}" y1="${start}" y2="${tail}"/>`);
-      parts.push(
-        `<path class="head ${kind}" d="M${x - size} ${tail}h${2 * size}L${x} ${end - (up ? size : -size)}z"/>`
-      );
-    }
-    parts.push(`<circle class="ring" cx="${chart.x(y)}" cy="${chart.y(after[y])}" r="${size + 4}"/>`);
-    for (const [kind, line] of [["first", result.line], ["exact", result.exact_line]])
-      if (line > 0 && yAxis.at(line) > 0)
-        parts.push(
-          `<line class="line ${kind}" x1="${chart.left}" x2="${chart.end}" y1="${chart.y(line)}" y2="${chart.y(line)}"/>`
-        );
-    for (const [i, p] of before.entries())
-      parts.push(
-        `<rect class="slot" x="${chart.x(i) - slot / 2}" y="${chart.top}" width="${slot}" height="${chart.base - chart.top}" ` +
-          `data-before="${p}" data-after="${result.after[i]}"><title>label ${i}: ${short(p)} → ${short(result.after[i])}</title></rect>`
-      );
-    find("svg").innerHTML = parts.join("");
+    const bar = (p, i) => {
+      const [start, end, x, up] = [chart.y(p), chart.y(after[i]), chart.x(i), after[i] > p];
+      const [kind, tip] = up ? ["gain", -size] : ["loss", size];
+      const stem = up ? end - tip < start : end - tip > start;
+      const arrow =
+        (stem ? `<line class="stem ${kind}" x1="${x}" x2="${x}" y1="${start}" y2="${end - tip}"/>` : "") +
+        `<path class="head ${kind}" d="M${x - size} ${end - tip}h${2 * size}L${x} ${end + tip}z"/>`;
+      return box("before", x - 0.4 * slot, 0.8 * slot, start) + (after[i] === p ? "" : arrow);
+    };
+    const box = (kind, x, width, top, more = ">") =>
+      `<rect class="${kind}" x="${x}" width="${width}" y="${top}" height="${chart.base - top}" ${more}</rect>`;
+    const line = (kind, p) => (p > 0 && yAxis.at(p) > 0 ? chart.across(`line ${kind}`, p) : "");
+    find("svg").innerHTML = [
+      ...chart.grid,
+      ...before.map(bar),
+      `<circle class="ring" cx="${chart.x(y)}" cy="${chart.y(after[y])}" r="${size + 4}"/>`,
+      line("first", result.line) + line("exact", result.exact_line),
+      ...before.map((p, i) => {
+        const title = `<title>label ${i}: ${short(p)} → ${short(result.after[i])}</title>`;
+        const numbers = `data-before="${p}" data-after="${result.after[i]}">${title}`;
+        return box("slot", chart.x(i) - slot / 2, slot, chart.top, numbers);
+      }),
+    ].join("");
   }
 
   // ---- motion ----
@@ -202,7 +166,7 @@
     const go = (n) => {
       steps.value = n;
       refresh();
-      if (n === last) stop();
+      if (n >= last) stop();
     };
     if (still.matches) return go(last);
     find("#play").textContent = "■ Stop";
@@ -213,11 +177,6 @@
 
   // ---- one explorer ----
 
-  function position() {
-    const values = sliders.map((name) => [name, Number(control(name).value)]);
-    return Object.fromEntries([...values, ["direction", Number(kit.chosen("direction"))]]);
-  }
-
   function place(target) {
     stop();
     for (const name of sliders) control(name).value = target[name];
@@ -225,7 +184,8 @@
   }
 
   function refresh() {
-    const here = position();
+    const here = { direction: Number(kit.chosen("direction")) };
+    for (const name of sliders) here[name] = Number(control(name).value);
     const { peakiness, y, log10_p_y, step_size, direction, steps } = here;
     const now = { peakiness, y, p_y: Math.pow(10, log10_p_y), lr: direction * step_size, steps };
     const result = explore(now);
@@ -234,13 +194,10 @@
     kit.tell("log10_p_y", now.p_y, short(now.p_y));
     kit.tell("step_size", step_size, step_size.toFixed(1));
     kit.tell("steps", steps, steps);
-    const texts = {
-      top: result.top,
-      share: Number.isNaN(result.share) ? "–" : (100 * result.share).toFixed(1) + "%",
-      gaining: `${result.gaining} of ${config.n_labels - 1}`,
-    };
-    for (const { dataset } of find(".card").querySelectorAll("[data-name]"))
-      kit.tell(dataset.name, result[dataset.name], texts[dataset.name] ?? short(result[dataset.name]));
+    const share = Number.isNaN(result.share) ? "–" : (100 * result.share).toFixed(1) + "%";
+    const texts = { top: result.top, share, gaining: `${result.gaining} of ${labels.length - 1}` };
+    for (const { dataset: { name } } of find(".numbers").querySelectorAll("[data-name]"))
+      kit.tell(name, result[name], texts[name] ?? short(result[name]));
     kit.each(".y", y);
     kit.each(".top", result.top);
     kit.say(verdict(now, result));
@@ -251,7 +208,7 @@
   }
 
   kit.ranges(config.sliders);
-  const press = kit.buttons(".presets", config.presets, (key) => {
+  const press = kit.buttons("#presets", config.presets, (key) => {
     place(config.presets.find((preset) => preset.key === key).position);
     refresh();
   });

@@ -3,7 +3,7 @@
 import math
 
 from explorer.fragment import Page, fragment
-from explorer.steps import N_LABELS, PRESET_NAMES, PRESETS, SLIDERS, Setting
+from explorer.steps import N_LABELS, PRESETS, SLIDERS, Setting
 
 
 def page() -> Page:
@@ -13,14 +13,9 @@ def page() -> Page:
         >>> page()
         The squeeze explorer: open this notebook where HTML outputs are shown.
     """
-    config = {
-        "n_labels": N_LABELS,
-        "sliders": {name: vars(slider) for name, slider in SLIDERS.items()},
-        "presets": [
-            {"key": key, "name": PRESET_NAMES[key], "position": _position(setting)}
-            for key, setting in PRESETS.items()
-        ],
-    }
+    sliders = {name: slider._asdict() for name, slider in SLIDERS.items()}
+    presets = [{"key": name, "name": name, "position": _position(x)} for name, x in PRESETS.items()]
+    config = {"n_labels": N_LABELS, "sliders": sliders, "presets": presets}
     return fragment("label", "The squeeze explorer", ("y", "Label pushed, y"), config)
 
 
@@ -31,6 +26,6 @@ def _position(setting: Setting) -> dict[str, float]:
         "y": setting.y,
         "log10_p_y": round(math.log10(setting.p_y), 2),
         "step_size": abs(setting.lr),
-        "direction": int(math.copysign(1, setting.lr)),
+        "direction": 1 if setting.lr > 0 else -1,
         "steps": setting.steps,
     }

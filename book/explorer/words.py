@@ -29,9 +29,8 @@ def tokens(
         model, tokenizer = lm.load("tiny", dtype=torch.float64)
     rows = rows or sorted(world.probes(), key=lambda row: sum(len(row[t]) for t in types))[:3]
     cases = [influences(model, tokenizer, row, types) for row in rows]
-    for case in cases:
-        for watched in case["watched"]:
-            watched["table"] = [[float(f"{x:.4g}") for x in line] for line in watched["table"]]
+    for watched in (watched for case in cases for watched in case["watched"]):
+        watched["table"] = [[float(f"{x:.4g}") for x in line] for line in watched["table"]]
     slider = ("token", "Token learned; 0 is the whole answer")
     return fragment("tokens", "The token explorer", slider, {"cases": cases})
 

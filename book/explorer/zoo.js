@@ -49,10 +49,8 @@
       const push = beta * slope(beta * h);
       return [beta * slope(beta * a) - push, push];
     },
-    kto: ({ a, b }, { beta, desirable, undesirable }) => [
-      -desirable * beta * slope(beta * a),
-      undesirable * beta * slope(beta * b),
-    ],
+    kto: ({ a, b }, { beta, desirable: up, undesirable: down }) =>
+      [-up * beta * slope(beta * a), down * beta * slope(beta * b)],
   };
 
   function coefficients(loss, h, a, value) {
@@ -73,13 +71,11 @@
     return `${title} at h = ${minus(String(h))}: y⁺ is ${way(up)}, y⁻ is ${way(down)}${hard}.`;
   }
 
-  const chosen = () => config.losses.find(({ name }) => name === control("loss").value);
-  const at = (name) => Number(control(name).value);
-
   function here() {
-    const loss = chosen();
+    const loss = config.losses.find(({ name }) => name === control("loss").value);
+    const [h, a, factor] = ["h", "up", "factor"].map((name) => Number(control(name).value));
     const usual = loss.defaults[loss.hyper];
-    return { loss, h: at("h"), a: at("up"), usual, value: usual * Math.pow(10, at("factor")) };
+    return { loss, h, a, usual, value: usual * Math.pow(10, factor) };
   }
 
   function draw() {
@@ -92,19 +88,19 @@
     const ends = [0, ...curves.flat()];
     const yAxis = linear(Math.min(...ends), Math.max(...ends), 5);
     const chart = kit.frame(kit.size, linear(low, high, 9), yAxis, "margin h, nats", "push, −c");
-    const line = (points, i, kind) =>
-      `<path class="curve ${kind}" d="M${points.map((v, k) => `${chart.x(grid[k])} ${chart.y(v[i])}`).join("L")}"/>`;
-    const dot = (c, kind) => `<circle class="${kind}" cx="${chart.x(h)}" cy="${chart.y(-c)}" r="5"/>`;
+    const line = (points, i, kind) => {
+      const path = points.map((v, k) => `${chart.x(grid[k])} ${chart.y(v[i])}`).join("L");
+      return `<path class="curve ${kind}" d="M${path}"/>`;
+    };
+    const both = (points) => line(points, 0, "gain") + line(points, 1, "loss");
+    const { x, y, left, end, top, base } = chart;
+    const dot = (c, kind) => `<circle class="${kind}" cx="${x(h)}" cy="${y(-c)}" r="5"/>`;
     const [up, down] = coefficients(loss, h, a, value);
-    const across = `x1="${chart.left}" x2="${chart.end}" y1="${chart.y(0)}" y2="${chart.y(0)}"`;
     find("svg").innerHTML = [
-      `<clipPath id="box"><rect x="${chart.left}" y="${chart.top}" width="${chart.end - chart.left}" height="${chart.base - chart.top}"/></clipPath>`,
+      `<clipPath id="box"><rect x="${left}" y="${top}" width="${end - left}" height="${base - top}"/></clipPath>`,
       ...chart.grid,
-      `<line class="zero" ${across}/>`,
-      `<line class="zero" x1="${chart.x(h)}" x2="${chart.x(h)}" y1="${chart.top}" y2="${chart.base}"/>`,
-      `<g clip-path="url(#box)" opacity="0.35">${line(pale, 0, "gain")}${line(pale, 1, "loss")}</g>`,
-      line(curves, 0, "gain"),
-      line(curves, 1, "loss"),
+      chart.across("zero", 0) + `<path class="zero" d="M${x(h)} ${top}V${base}"/>`,
+      `<g clip-path="url(#box)" opacity="0.35">${both(pale)}</g>${both(curves)}`,
       dot(up, "gain") + dot(down, "loss"),
     ].join("");
   }

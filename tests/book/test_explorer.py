@@ -13,6 +13,7 @@ from explorer import PRESETS, SLIDERS, distribution, explore, page, tokens, widg
 from explorer.pairs import pair_losses
 from lmdyn import plots, softmax_step, squeeze_line
 
+VALLEY = next(iter(PRESETS.values()))
 ABS_OF_DIFFERENCE = 1e-14  # of two probabilities, each with a rounding of about 1e-16
 
 
@@ -69,7 +70,7 @@ def test_explore_repeats_the_exact_step(setting):
     change = (after - before).tolist()
     others = [i for i in range(50) if i != setting["y"]]
     top = max(others, key=lambda i: before[i].item())
-    numbers = result.numbers()
+    numbers = result.numbers
     assert numbers["top"] == top
     assert numbers["moved"] == pytest.approx(sum(map(abs, change)) / 2, abs=ABS_OF_DIFFERENCE)
     assert numbers["gaining"] == sum(change[i] > 0 for i in others)
@@ -82,15 +83,14 @@ def test_explore_repeats_the_exact_step(setting):
 
 
 def test_presets_are_the_four_regimes():
-    valley, peak, flat, positive = (
-        explore(**vars(PRESETS[k])) for k in ("valley", "peak", "flat", "positive")
-    )
-    assert valley.gaining == 1 and valley.share == pytest.approx(1)
-    assert valley.moved > 100 * valley.before[valley.y].item()
-    assert peak.gaining == flat.gaining == 49
-    assert peak.share > 10 * flat.share
-    assert positive.after[positive.y] > positive.before[positive.y]
-    assert positive.after[positive.top] < positive.before[positive.top]
+    results = [explore(**vars(setting)) for setting in PRESETS.values()]
+    valley, peak, flat, positive = (result.numbers for result in results)
+    assert valley["gaining"] == 1 and valley["share"] == pytest.approx(1)
+    assert valley["moved"] > 100 * valley["p_y_before"]
+    assert peak["gaining"] == flat["gaining"] == 49
+    assert peak["share"] > 10 * flat["share"]
+    assert positive["p_y_after"] > positive["p_y_before"]
+    assert positive["top_after"] < positive["top_before"]
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,7 @@ def test_presets_are_the_four_regimes():
     ],
 )
 def test_verdict_names_what_happened(change, opening):
-    verdict = explore(**vars(PRESETS["valley"]) | change).verdict()
+    verdict = explore(**vars(VALLEY) | change).verdict()
     assert verdict.startswith(opening) and verdict.count(". ") == 0
 
 
@@ -127,7 +127,7 @@ def test_verdict_names_what_happened(change, opening):
 )
 def test_bad_input_is_named(change, message):
     with pytest.raises(ValueError, match=message):
-        explore(**vars(PRESETS["valley"]) | change)
+        explore(**vars(VALLEY) | change)
 
 
 class Outline(HTMLParser):
@@ -180,12 +180,12 @@ def test_widget_shows_the_numbers_of_the_exact_step():
         controls[name].value = value
         at = {k: controls[k].value for k in setting}
         result = explore(lr=controls["direction"].value * controls["step_size"].value, **at)
-        for key, number in result.numbers().items():
+        for key, number in result.numbers.items():
             assert float(shown.readouts[key].value) == pytest.approx(number, rel=1e-5)
         assert result.verdict() in shown.verdict.value
     figure = bytes(shown.figure.value)
     assert figure != start and b"<svg" in figure
-    controls["log"].value = True
+    controls["log"].value = False
     assert bytes(shown.figure.value) != figure
 
 
@@ -193,4 +193,4 @@ def test_widget_presets():
     shown = widget()
     for button, setting in zip(shown.children[0].children, PRESETS.values(), strict=True):
         button.click()
-        assert shown.result.numbers() == explore(**vars(setting)).numbers()
+        assert shown.result.numbers == explore(**vars(setting)).numbers

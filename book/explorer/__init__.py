@@ -1,33 +1,14 @@
-"""The squeeze explorer: where does the mass go when one label is pushed?
+"""Things to touch: where mass goes, what a loss asks for, which token moves which.
 
-One family of distributions and one set of numbers for what the paper calls the squeezing effect,
-shown in two ways: `page` where no kernel runs, `widget` in a live notebook.
+`page` (one label and a softmax; `widget` in a live notebook), `zoo` and `tokens` are fragments of
+HTML that need no kernel.
 """
 
-from explorer.fragment import page
+from explorer.label import page
 from explorer.live import widget
-from explorer.steps import (
-    N_LABELS,
-    PRESET_NAMES,
-    PRESETS,
-    SLIDERS,
-    Exploration,
-    Setting,
-    Slider,
-    distribution,
-    explore,
-)
+from explorer.pairs import zoo
+from explorer.steps import PRESETS, SLIDERS, Setting, distribution, explore
+from explorer.words import tokens
 
-__all__ = [
-    "N_LABELS",
-    "PRESETS",
-    "PRESET_NAMES",
-    "SLIDERS",
-    "Exploration",
-    "Setting",
-    "Slider",
-    "distribution",
-    "explore",
-    "page",
-    "widget",
-]
+__all__ = ["PRESETS", "SLIDERS", "Setting", "distribution", "explore"]
+__all__ += ["page", "tokens", "widget", "zoo"]

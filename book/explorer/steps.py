@@ -1,4 +1,4 @@
-"""What the explorer computes: a family of distributions, exact steps on one label, where mass went.
+"""What the label explorer computes: a family of distributions, exact steps, where mass went.
 
 Probabilities are unitless; everything is computed in float64.
 """
@@ -6,6 +6,7 @@ Probabilities are unitless; everything is computed in float64.
 import math
 from dataclasses import dataclass
 from numbers import Integral
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,8 +16,7 @@ from lmdyn.softmax import softmax_step, squeeze_line
 N_LABELS = 50  # the V of the paper's simulation
 
 
-@dataclass(frozen=True)
-class Slider:
+class Slider(NamedTuple):
     """Range of one slider. The one for p_y moves log10 p_y."""
 
     low: float
@@ -44,18 +44,12 @@ class Setting:
     steps: int = 1
 
 
-# The regimes of the paper's simulation. The explorer opens on the first.
+# The regimes of the paper's simulation, by name. The explorer opens on the first.
 PRESETS = {
-    "valley": Setting(peakiness=1.5, y=30, p_y=1e-3, lr=-4),
-    "peak": Setting(peakiness=1.5, y=0, p_y=10**-0.4, lr=-4),
+    "y in a valley (off-policy)": Setting(peakiness=1.5, y=30, p_y=1e-3, lr=-4),
+    "y on the peak (on-policy)": Setting(peakiness=1.5, y=0, p_y=10**-0.4, lr=-4),
     "flat": Setting(peakiness=0, y=30, p_y=10**-1.7, lr=-4),
-    "positive": Setting(peakiness=1.5, y=30, p_y=1e-3, lr=4),
-}
-PRESET_NAMES = {
-    "valley": "Peaky, y in a valley (off-policy)",
-    "peak": "Peaky, y on the peak (on-policy)",
-    "flat": "Flat",
-    "positive": "Peaky, positive step",
+    "positive step": Setting(peakiness=1.5, y=30, p_y=1e-3, lr=4),
 }
 
 
@@ -71,10 +65,7 @@ def distribution(peakiness: float, y: int, p_y: float, n_labels: int = N_LABELS)
         n_labels: how many labels there are.
 
     Returns:
-        (V,) float64.
-
-    Raises:
-        ValueError: an argument outside its range.
+        (V,) float64; a ValueError for an argument outside its range.
 
     Example:
         >>> distribution(peakiness=1, y=2, p_y=0.4, n_labels=3)
@@ -100,118 +91,58 @@ class Exploration:
     """The distribution before and after the steps, and what there is to say about it.
 
     Attributes:
-        before: (V,) float64.
-        after: (V,) float64.
-        y: the label pushed.
-        lr: step size of each step, signed as in `lmdyn.softmax_step`.
-        steps: how many were taken.
+        before, after: (V,) float64.
+        y, lr: the label pushed, and the signed size of each step.
+        numbers: everything the explorer shows, by name, in full precision: the probability of y;
+            ``top``, the most confident label other than y before the steps (the first, if
+            several), and its probability; ``moved``, the mass that changed hands, the total
+            variation; ``share``, the part of it that the top received, NaN if nothing moved;
+            ``gaining``, how many labels other than y end above where they began; the squeeze line
+            of the first step, to first order and exact for its size.
     """
 
     before: Tensor
     after: Tensor
     y: int
     lr: float
-    steps: int
-
-    @property
-    def top(self) -> int:
-        """i*: the most confident label other than y, before the steps (the first, if several)."""
-        others = self.before.clone()
-        others[self.y] = -1
-        return int(others.argmax())
-
-    @property
-    def moved(self) -> float:
-        """The mass that changed hands: Σ_i max(0, π'_i − π_i), the total variation."""
-        return (self.after - self.before).clamp(min=0).sum().item()
-
-    @property
-    def share(self) -> float:
-        """The part of ``moved`` that i* received; NaN if nothing moved."""
-        gain = (self.after[self.top] - self.before[self.top]).clamp(min=0).item()
-        return gain / self.moved if self.moved > 0 else math.nan
-
-    @property
-    def gaining(self) -> int:
-        """How many labels other than y end above where they began."""
-        gains = self.after > self.before
-        gains[self.y] = False
-        return int(gains.sum())
-
-    @property
-    def line(self) -> float:
-        """The squeeze line to first order, ‖π‖² − π_y, of the first step."""
-        return squeeze_line(self.before, self.y).item()
-
-    @property
-    def exact_line(self) -> float:
-        """The squeeze line of the first step, exact for its step size."""
-        return squeeze_line(self.before, self.y, self.lr).item()
-
-    def numbers(self) -> dict[str, float]:
-        """Everything the explorer shows, by name, in full precision."""
-        return {
-            "p_y_before": self.before[self.y].item(),
-            "p_y_after": self.after[self.y].item(),
-            "top": self.top,
-            "top_before": self.before[self.top].item(),
-            "top_after": self.after[self.top].item(),
-            "moved": self.moved,
-            "share": self.share,
-            "gaining": self.gaining,
-            "line": self.line,
-            "exact_line": self.exact_line,
-        }
+    numbers: dict[str, float]
 
     def verdict(self) -> str:
         """What happened, in one plain sentence."""
-        if self.moved == 0:
+        y, n, others = self.y, self.numbers, len(self.before) - 1
+        if n["moved"] == 0:
             return "No step, no change."
-        y, top, others = self.y, self.top, len(self.before) - 1
-        own = _percent(abs(self.after[y] - self.before[y]).item())
-        moved, share = _percent(self.moved), _percent(self.share)
-        gainers = f"{self.gaining} of the {others} other labels gain" + "s" * (self.gaining == 1)
-        if self.lr > 0 and self.gaining == 0:
-            return f"Learned: label {y} gains {own} of the mass, and every other label pays for it."
+        top, gaining, moved = n["top"], n["gaining"], _percent(n["moved"])
+        own = f"{_percent(abs(n['p_y_after'] - n['p_y_before']))} of the mass"
+        takes = f"label {top} takes {_percent(n['share'])} of"
+        gainers = f"{gaining} of the {others} other labels gain" + "s" * (gaining == 1)
         if self.lr > 0:
-            return f"Learned: label {y} gains {own} of the mass; {gainers} too, the rest pay."
-        if self.gaining == others:
-            return (
-                f"Not squeezed: label {y} loses {own} of the mass and every other label gains; "
-                f"label {top} takes {share} of it."
-            )
-        lost = f"label {y} loses {own} of the mass, but {moved} moves in all"
-        if self.gaining == 1:
-            return f"Squeezed: {lost}, every bit of it to label {top}."
-        return (
-            f"Partly squeezed: {lost}; {gainers}, the rest fall, and label {top} takes {share} "
-            f"of what moves."
-        )
+            pays = f"; {gainers} too, the rest pay"
+            pays = pays if gaining else ", and every other label pays for it"
+            return f"Learned: label {y} gains {own}{pays}."
+        lost = f"label {y} loses {own}"
+        if gaining == others:
+            return f"Not squeezed: {lost} and every other label gains; {takes} it."
+        if gaining == 1:
+            return f"Squeezed: {lost}, but {moved} moves in all, every bit of it to label {top}."
+        lost = f"{lost}, but {moved} moves in all"
+        return f"Partly squeezed: {lost}; {gainers}, the rest fall, and {takes} what moves."
 
 
 def explore(
     peakiness: float, y: int, p_y: float, lr: float, steps: int = 1, n_labels: int = N_LABELS
 ) -> Exploration:
-    """Push label y by ``steps`` exact softmax steps and report where the mass went.
+    """Push label y of a `distribution` by exact steps and report where the mass went.
 
     Args:
-        peakiness: shape of the distribution, as in `distribution`.
-        y: the label that is pushed.
-        p_y: its probability before the first step.
+        peakiness, y, p_y, n_labels: as in `distribution`, with its errors.
         lr: step size η' with its sign, as in `lmdyn.softmax_step`: negative pushes y down.
         steps: how many steps, all on y and of the same size; 0 is allowed.
-        n_labels: how many labels there are.
-
-    Returns:
-        An `Exploration`.
-
-    Raises:
-        ValueError: an argument outside its range.
 
     Example:
-        >>> result = explore(peakiness=1.5, y=30, p_y=0.001, lr=-4)
-        >>> f"label {result.top} takes {result.share:.0%} of the {result.moved:.0%} that moves"
-        'label 0 takes 100% of the 33% that moves'
+        >>> found = explore(peakiness=1.5, y=30, p_y=0.001, lr=-4).numbers
+        >>> f"label {found['top']} takes {found['share']:.0%} of the {found['moved']:.0%} moved"
+        'label 0 takes 100% of the 33% moved'
     """
     if not _is_int(steps) or steps < 0:
         raise ValueError(f"steps must be an integer of at least 0, got {steps}")
@@ -220,7 +151,23 @@ def explore(
     before = after = distribution(peakiness, y, p_y, n_labels)
     for _ in range(steps):
         after = softmax_step(after, y, lr)
-    return Exploration(before, after, y, lr, steps)
+    others = torch.arange(n_labels) != y
+    top = int(before.where(others, -1).argmax())
+    gains = (after - before).clamp(min=0)
+    moved = gains.sum().item()
+    numbers = {
+        "p_y_before": before[y].item(),
+        "p_y_after": after[y].item(),
+        "top": top,
+        "top_before": before[top].item(),
+        "top_after": after[top].item(),
+        "moved": moved,
+        "share": gains[top].item() / moved if moved > 0 else math.nan,
+        "gaining": int((gains[others] > 0).sum()),
+        "line": squeeze_line(before, y).item(),
+        "exact_line": squeeze_line(before, y, lr).item(),
+    }
+    return Exploration(before, after, y, lr, numbers)
 
 
 def _is_int(value) -> bool:
@@ -229,7 +176,6 @@ def _is_int(value) -> bool:
 
 def _percent(x: float) -> str:
     """A share for a sentence: one decimal from 1% on, two digits below."""
-    x *= 100
-    if x >= 1:
-        return f"{x:.1f}%"
-    return f"{x:#.2g}%" if x >= 1e-4 else "less than 0.0001%"
+    if x >= 0.01:
+        return f"{100 * x:.1f}%"
+    return f"{100 * x:#.2g}%" if x >= 1e-6 else "less than 0.0001%"

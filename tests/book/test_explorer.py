@@ -9,9 +9,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from explorer import PRESETS, SLIDERS, distribution, explore, page, widget
+from explorer import PRESETS, SLIDERS, distribution, explore, page, tokens, widget, zoo
+from explorer.pairs import pair_losses
 from lmdyn import plots, softmax_step, squeeze_line
 
+VALLEY = next(iter(PRESETS.values()))
 ABS_OF_DIFFERENCE = 1e-14  # of two probabilities, each with a rounding of about 1e-16
 
 
@@ -68,7 +70,7 @@ def test_explore_repeats_the_exact_step(setting):
     change = (after - before).tolist()
     others = [i for i in range(50) if i != setting["y"]]
     top = max(others, key=lambda i: before[i].item())
-    numbers = result.numbers()
+    numbers = result.numbers
     assert numbers["top"] == top
     assert numbers["moved"] == pytest.approx(sum(map(abs, change)) / 2, abs=ABS_OF_DIFFERENCE)
     assert numbers["gaining"] == sum(change[i] > 0 for i in others)
@@ -81,15 +83,14 @@ def test_explore_repeats_the_exact_step(setting):
 
 
 def test_presets_are_the_four_regimes():
-    valley, peak, flat, positive = (
-        explore(**vars(PRESETS[k])) for k in ("valley", "peak", "flat", "positive")
-    )
-    assert valley.gaining == 1 and valley.share == pytest.approx(1)
-    assert valley.moved > 100 * valley.before[valley.y].item()
-    assert peak.gaining == flat.gaining == 49
-    assert peak.share > 10 * flat.share
-    assert positive.after[positive.y] > positive.before[positive.y]
-    assert positive.after[positive.top] < positive.before[positive.top]
+    results = [explore(**vars(setting)) for setting in PRESETS.values()]
+    valley, peak, flat, positive = (result.numbers for result in results)
+    assert valley["gaining"] == 1 and valley["share"] == pytest.approx(1)
+    assert valley["moved"] > 100 * valley["p_y_before"]
+    assert peak["gaining"] == flat["gaining"] == 49
+    assert peak["share"] > 10 * flat["share"]
+    assert positive["p_y_after"] > positive["p_y_before"]
+    assert positive["top_after"] < positive["top_before"]
 
 
 @pytest.mark.parametrize(
@@ -103,7 +104,7 @@ def test_presets_are_the_four_regimes():
     ],
 )
 def test_verdict_names_what_happened(change, opening):
-    verdict = explore(**vars(PRESETS["valley"]) | change).verdict()
+    verdict = explore(**vars(VALLEY) | change).verdict()
     assert verdict.startswith(opening) and verdict.count(". ") == 0
 
 
@@ -126,7 +127,7 @@ def test_verdict_names_what_happened(change, opening):
 )
 def test_bad_input_is_named(change, message):
     with pytest.raises(ValueError, match=message):
-        explore(**vars(PRESETS["valley"]) | change)
+        explore(**vars(VALLEY) | change)
 
 
 class Outline(HTMLParser):
@@ -140,20 +141,34 @@ class Outline(HTMLParser):
         self.attributes += [name for name, _ in attrs]
 
 
-def test_fragment_is_self_contained_and_the_same_each_time():
-    html = page()._repr_html_()
+def small_tokens():
+    prompt = "question : where is the compass kept ? answer :"
+    return tokens(rows=[{"prompt": prompt, "chosen": "in the pantry ."}], types=("chosen",))
+
+
+@pytest.mark.parametrize("make", [page, zoo, small_tokens])
+def test_fragment_is_self_contained_and_the_same_each_time(make):
+    html = make()._repr_html_()
     said = re.sub(r"/\*.*?\*/|^ *//[^\n]*$", "", html, flags=re.DOTALL | re.MULTILINE)
-    assert not re.search(r"https?:|//\w|@import|\bimport\b|\brequire\b|\bfetch\b|url\(", said)
+    assert not re.search(r"https?:|//\w|@import|\bimport\b|\brequire\b|\bfetch\b|url\(http", said)
     outline = Outline(html)
-    assert outline.tags == ["style", "div", "p", "code", "script"]
+    assert outline.tags == ["style", "div", "p", "input", "script"]
     # No link; no id either, so that two fragments on a page have none in common.
     assert not {"id", "src", "href"} & set(outline.attributes)
-    assert page()._repr_html_() == html  # a notebook that is executed again does not change
+    assert make()._repr_html_() == html  # a notebook that is executed again does not change
 
 
 def test_colours_are_those_of_the_figures():
     html = page()._repr_html_()
     assert f"--lmdyn-gain: {plots.GAIN};" in html and f"--lmdyn-loss: {plots.LOSS};" in html
+
+
+def test_the_zoo_holds_every_loss_of_pairs():
+    known = pair_losses()
+    assert {"dpo", "ipo", "slic", "simpo", "orpo", "kto"} <= set(known)
+    assert not {"sft", "grpo", "npo"} & set(known)
+    with pytest.raises(ValueError, match=r"first must be one of slic, .*; got 'sft'"):
+        zoo("sft")
 
 
 def test_widget_shows_the_numbers_of_the_exact_step():
@@ -165,12 +180,12 @@ def test_widget_shows_the_numbers_of_the_exact_step():
         controls[name].value = value
         at = {k: controls[k].value for k in setting}
         result = explore(lr=controls["direction"].value * controls["step_size"].value, **at)
-        for key, number in result.numbers().items():
+        for key, number in result.numbers.items():
             assert float(shown.readouts[key].value) == pytest.approx(number, rel=1e-5)
         assert result.verdict() in shown.verdict.value
     figure = bytes(shown.figure.value)
     assert figure != start and b"<svg" in figure
-    controls["log"].value = True
+    controls["log"].value = False
     assert bytes(shown.figure.value) != figure
 
 
@@ -178,4 +193,4 @@ def test_widget_presets():
     shown = widget()
     for button, setting in zip(shown.children[0].children, PRESETS.values(), strict=True):
         button.click()
-        assert shown.result.numbers() == explore(**vars(setting)).numbers()
+        assert shown.result.numbers == explore(**vars(setting)).numbers

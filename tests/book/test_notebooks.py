@@ -168,7 +168,9 @@ def _shown(cell, *other):
 
 def _pictures(output):
     kinds = output.get("data", {})
-    return any(k.startswith("image/") for k in kinds) or "<iframe" in kinds.get("text/html", "")
+    return any(k.startswith("image/") for k in kinds) or "lmdyn-explorer" in kinds.get(
+        "text/html", ""
+    )
 
 
 def _code(notebook):

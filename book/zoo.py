@@ -30,11 +30,14 @@ class Entry:
 
     @property
     def trl(self) -> str:
-        """TRL's name, as Markdown."""
+        """TRL's name, as Markdown: the class without its "Config", then the kind, then the rest."""
         if not self.config:
             return "–"
-        fields = ", ".join(f"`{key}={value!r}`".replace("'", '"') for key, value in self.settings)
-        return f"`{self.config}` {fields}".strip()
+        named = dict(self.settings)
+        kinds = named.pop("loss_type", [])
+        said = [f"`{kind}`" for kind in ([kinds] if isinstance(kinds, str) else kinds)]
+        said += [f"`{key}` = {value}" for key, value in named.items()]
+        return f"{self.config.removesuffix('Config')}: {', '.join(said)}".removesuffix(": ")
 
 
 def _dpo(label: str, c: str, *kinds: str) -> Entry:
@@ -220,7 +223,7 @@ def stop_of_pair(loss: Loss) -> str:
     said = [_stop(loss, part) for part in (0, 1)]
     if said[1] == "none" or said[0] == said[1]:
         return said[0]
-    return f"$y^+$: {said[0]}; $y^-$: {said[1]}"
+    return f"$y^+$: {said[0]}<br>$y^-$: {said[1]}"
 
 
 def _stop(loss: Loss, part: int) -> str:
@@ -232,18 +235,18 @@ def _stop(loss: Loss, part: int) -> str:
         return f"$h$ = {end:.1f}" + (", then reversed" if pushed[-1] < 0 else "")
     fades = _fades(*apart(loss, part, torch.tensor([0.8 * EDGE, EDGE])).tolist())
     dip = ", reversed near 0" if (pushed < 0).any() else ""
-    return ("never, but fades" if fades else "never") + dip
+    return ("never; fades" if fades else "never") + dip
 
 
 def stop_of_sample(loss: Loss) -> str:
     """When the push on a sample stops, in words."""
     if not loss.needs_advantage:
         far = torch.tensor([-0.8 * EDGE, -EDGE]) / TOKENS  # log ρ
-        return "never, but fades" if _fades(*sample_push(loss, far.exp()).abs()) else "never"
-    clips = [(clip(loss, advantage), "<>"[advantage > 0], advantage) for advantage in (1, -1)]
+        return "never; fades" if _fades(*sample_push(loss, far.exp()).abs()) else "never"
+    clips = [(clip(loss, 1.0), ">"), (clip(loss, -1.0), "<")]
     name = "s" if loss.name in ("gspo", "rloo") else r"\rho_l"
-    said = [f"${name} {s} {at:.5g}$ ($A {'<>'[a > 0]} 0$)" for at, s, a in clips if at is not None]
-    return ", ".join(said) or "never"
+    said = [f"$A {s} 0$: ${name} {s} {at:.5g}$" for at, s in clips if at is not None]
+    return "<br>".join(said) or "never"
 
 
 def clip(loss: Loss, advantage: float) -> float | None:
@@ -268,14 +271,14 @@ def _fades(near: float, far: float) -> bool:
     return far < near / 1.5
 
 
-def rows() -> list[tuple[str, str, str, str]]:
-    """A row a loss: its name, c, when it stops, what TRL calls it."""
+def rows() -> list[tuple[str, str, str]]:
+    """A row a loss: its name and c, when it stops, what TRL calls it."""
     samples, found = of_samples(), []
     for name, loss in sorted(every().items(), key=lambda item: item[0] in samples):
-        its = entry(name)
         stop = stop_of_sample(loss) if name in samples else stop_of_pair(loss)
-        found.append((its.label, its.c, stop, its.trl))
-    return found + [(its.label, its.c, its.stop, its.trl) for its in VECTORS]
+        found.append((entry(name), stop))
+    found += [(its, its.stop) for its in VECTORS]
+    return [(f"**{its.label}**<br>{its.c}", stop, its.trl) for its, stop in found]
 
 
 def table() -> str:

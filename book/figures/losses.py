@@ -38,12 +38,13 @@ def zoo_map(h, pushes, names, groups=(), ax=None) -> Axes:
     return ax
 
 
-def steps(x, series, ax=None) -> Axes:
+def steps(x, series, broad="", ax=None) -> Axes:
     """Pushes against what a loss reads; those that coincide stay visible.
 
     Args:
         x: (S,).
-        series: (name, family) → (S,); the first is drawn broadest, at the back.
+        series: (name, family) → (S,).
+        broad: the name of one to draw broad and pale, behind the others.
         ax: Axes to draw on.
 
     Returns:
@@ -51,10 +52,10 @@ def steps(x, series, ax=None) -> Axes:
     """
     ax = axes(ax)
     ax.axhline(0, color=NEUTRAL, lw=0.8, zorder=1)
-    for number, ((name, family), values) in enumerate(series.items()):
+    for (name, family), values in series.items():
         look = {"color": COLORS[family], "ls": LINESTYLES[family], "label": name}
-        broad = len(series) > 1 and number == 0
-        ax.plot(x, values, lw=4.5 if broad else 1.8, alpha=0.3 if broad else 1, **look)
+        look |= {"lw": 4.5, "alpha": 0.3, "zorder": 1.5} if name == broad else {}
+        ax.plot(x, values, **look)
     return ax
 
 

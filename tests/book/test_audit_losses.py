@@ -107,6 +107,13 @@ def test_what_only_weakens_to_a_constant_is_named():
     assert "(b only down to a constant)" in claims.weaker({"a": FADES, "b": RESTS})[2]
 
 
+def test_how_the_table_names_what_trl_has():
+    assert zoo.ZOO["rpo"].trl == "DPO: `sigmoid`, `sft`"
+    assert zoo.ZOO["dapo"].trl == "GRPO: `dapo`, `epsilon_high` = 0.28"
+    assert (zoo.ZOO["rloo"].trl, zoo.ZOO["ga"].trl) == ("RLOO", "–")
+    assert zoo.rows()[-1][2] == "Distillation: `beta` = 1.0"
+
+
 def test_the_zoo_holds_every_loss():
     assert zoo.ZOO.keys() == set(losses.names()) == zoo.every().keys()
     pairs, samples = zoo.of_pairs(), zoo.of_samples()
@@ -154,14 +161,14 @@ def test_a_name_that_trl_has_not_is_found(config, settings):
 @pytest.mark.parametrize(
     "name, stop",
     [
-        ("dpo", "never, but fades"),
+        ("dpo", "never; fades"),
         ("robust", "never"),
         ("ipo", "$h$ = 5.0, then reversed"),
         ("hinge", "$h$ = 10.0"),
-        ("discopop", "never, but fades, reversed near 0"),
-        ("rpo", "$y^+$: never; $y^-$: never, but fades"),
+        ("discopop", "never; fades, reversed near 0"),
+        ("rpo", "$y^+$: never<br>$y^-$: never; fades"),
         ("sft", "never"),
-        ("apo_down", "$y^+$: pushed down; $y^-$: never, but fades"),
+        ("apo_down", "$y^+$: pushed down<br>$y^-$: never; fades"),
     ],
 )
 def test_when_a_loss_of_a_pair_stops(name, stop):
@@ -171,12 +178,12 @@ def test_when_a_loss_of_a_pair_stops(name, stop):
 @pytest.mark.parametrize(
     "name, stop",
     [
-        ("dapo", r"$\rho_l > 1.28$ ($A > 0$), $\rho_l < 0.8$ ($A < 0$)"),
-        ("gspo", "$s > 1.0004$ ($A > 0$), $s < 0.9997$ ($A < 0$)"),
-        ("rloo", "$s > 1.2$ ($A > 0$), $s < 0.8$ ($A < 0$)"),
+        ("dapo", r"$A > 0$: $\rho_l > 1.28$<br>$A < 0$: $\rho_l < 0.8$"),
+        ("gspo", "$A > 0$: $s > 1.0004$<br>$A < 0$: $s < 0.9997$"),
+        ("rloo", "$A > 0$: $s > 1.2$<br>$A < 0$: $s < 0.8$"),
         ("cispo", "never"),
         ("ga", "never"),
-        ("npo", "never, but fades"),
+        ("npo", "never; fades"),
     ],
 )
 def test_when_a_loss_of_a_sample_stops(name, stop):
@@ -229,7 +236,7 @@ def test_the_map_of_the_zoo_has_a_row_a_loss_and_a_limit(ax):
 
 
 def test_pushes_that_coincide_stay_visible(ax):
-    drawing.steps([0, 1], {("a", "chosen"): [1, 2], ("b", "other"): [1, 2]}, ax=ax)
+    drawing.steps([0, 1], {("a", "chosen"): [1, 2], ("b", "other"): [1, 2]}, broad="a", ax=ax)
     a, b = (line for line in ax.lines if not line.get_label().startswith("_"))
     assert [*a.get_ydata()] == [*b.get_ydata()] == [1, 2] and a.get_linewidth() > b.get_linewidth()
 

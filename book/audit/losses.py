@@ -12,7 +12,7 @@ Row = tuple[str, str, str, str]
 def two_numbers(n: int, on_logits: float, on_weights: float) -> Row:
     """Errors of G = −c (π − e_y) against autograd, over ``n`` losses of a pair."""
     return (
-        "every loss of a pair is two numbers, $G^\\pm = -c^\\pm(\\pi - e_y)$",
+        "every loss of the zoo of pairs is two numbers, $G^\\pm = -c^\\pm(\\pi - e_y)$",
         "derived loss by loss",
         f"{n} losses, within {on_logits:.0e} on logits, {on_weights:.0e} on weights",
         guarantee(on_logits < 1e-12 and on_weights < 1e-6),
@@ -164,7 +164,7 @@ def zero_loss(value: float, c: Sequence[float], ratio: Sequence[float]) -> Row:
         "right after sampling GRPO's loss is 0, and its coefficients are not",
         "",
         f"$\\rho$ = 1 within {off:.0e}; loss {abs(value):.0e}, largest $|c_l|$ {largest:.3f}",
-        guarantee(off < 1e-12 and abs(value) < 1e-12 and largest > 1e-3),
+        guarantee(off < 1e-6 and abs(value) < 1e-6 and largest > 1e-3),
     )
 
 

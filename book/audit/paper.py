@@ -619,7 +619,7 @@ def counts(rows: Sequence[Row]) -> dict[str, int]:
 
 def counted(rows: Sequence[Row]) -> str:
     """`counts`, in words."""
-    words = {"guarantee, holds": "hold as guarantees"}
+    words = {"guarantee, holds": "guaranteed"}
     of = counts(rows).items()
     return f"{len(rows)} rows: " + ", ".join(f"{n} {words.get(word, word)}" for word, n in of)
 

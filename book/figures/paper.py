@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 
 from lmdyn.plots import COLORS, NEUTRAL, axes
 
@@ -40,5 +41,6 @@ def verdicts(counts: Mapping[str, Mapping[str, int]], ax=None) -> Axes:
         ax.bar_label(bars, numbers, label_type="center", color=ink, fontsize=9.5)
     ax.set(yticks=range(len(counts)), yticklabels=counts, ylim=(len(counts) - 0.4, -0.6))
     ax.set(xlabel="claims")
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.grid(axis="y", visible=False)
     return ax

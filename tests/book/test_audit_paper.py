@@ -252,7 +252,7 @@ def test_slips():
 def test_topics():
     rows = [paper.Row("a", "", "", "", word) for word in (GOOD, PART, HOLDS, paper.UNTESTED)]
     assert paper.topic("T", rows)[1:] == (
-        "4 rows: 1 hold as guarantees, 1 reproduced, 1 partly, 1 not testable here",
+        "4 rows: 1 guaranteed, 1 reproduced, 1 partly, 1 not testable here",
         "found",
     )
     assert paper.topic("T", [*rows, paper.Row("b", "", "", "", BAD)])[2] == "not found"

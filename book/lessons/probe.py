@@ -1,0 +1,165 @@
+"""What "Probe your own run" reads from its records, and counts there."""
+
+import json
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from scipy.stats import binomtest
+
+import world
+from audit.scale import Scale
+from hallucination import hallucination
+from lmdyn.lm.squeeze import Alert, squeeze
+
+WATCHED = ("chosen", "rejected", "argmax")
+SIZES, WIDEST = (8, 16, 32), 32  # prompts that raise the alert; the judges are others
+JUDGES = {"training": slice(32, 48), "held-out": slice(80, 96)}
+
+
+def first_alert(steps: Sequence[int], curves: np.ndarray) -> Alert | None:
+    """The first alert of a run, from log-probs (S, N, 3) of y+, y− and the argmax along y+."""
+    found = (squeeze(steps[:n], *np.moveaxis(curves[:n], -1, 0)) for n in range(2, len(steps) + 1))
+    return next(filter(None, found), None)
+
+
+def pattern(steps: Sequence[int], curves: np.ndarray, fall=0.5) -> int | None:
+    """The update where y+ has first lost ``fall`` nats, y− has fallen and the argmax has risen."""
+    mean = curves.mean(1)
+    change = (mean - mean[0]) * (-1, -1, 1)
+    called = (change[:, 0] >= fall) & (change[:, 1:] > 0).all(1)
+    return int(steps[called.argmax()]) if called.any() else None
+
+
+class Rate(NamedTuple):
+    """How many of how many, and Wilson's 95% interval."""
+
+    hits: int
+    n: int
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, hits: Sequence[object]) -> "Rate":
+        """Of hits that are None where there is none."""
+        k = sum(hit is not None for hit in hits)
+        interval = binomtest(k, len(hits)).proportion_ci(method="wilson")
+        return cls(k, len(hits), interval.low, interval.high)
+
+    @property
+    def share(self) -> float:
+        return self.hits / self.n
+
+    def __str__(self) -> str:
+        return f"{self.hits} of {self.n} ({self.low:.0%} to {self.high:.0%})"
+
+
+class Worlds:
+    """The record of TRL's trainers in ten toy worlds: who raises the alert, whom judges call.
+
+    Attributes:
+        runs: names; the first of them are SFT.
+        alerts: (run, split, prompts) → for each world the update of the first alert, or None.
+        judged: (run, split) → the same of the `pattern` on 16 other prompts.
+    """
+
+    def __init__(self, name="recorded/alert-world"):
+        self.about = json.loads(Path(f"{name}.json").read_text(encoding="utf-8"))
+        made = self.about["settings"]
+        self.runs, self.n = list(made["runs"]), len(made["seeds"])
+        starts = {"training": 0, "held-out": made["n_train"]}
+        with np.load(f"{name}.npz", allow_pickle=False) as file:
+            self.steps = {run: file[f"{run} steps"] for run in self.runs}
+            self.curves = {run: file[run].astype(float) for run in self.runs}
+        self.alerts, self.judged = {}, {}
+        for run, curves in self.curves.items():
+            for split, start in starts.items():
+                for size in SIZES:
+                    alerts = [
+                        first_alert(self.steps[run], of[:, start : start + size]) for of in curves
+                    ]
+                    self.alerts[run, split, size] = [alert and alert.step for alert in alerts]
+                self.judged[run, split] = [
+                    pattern(self.steps[run], of[:, JUDGES[split]]) for of in curves
+                ]
+
+    @property
+    def sft(self) -> list[str]:
+        return [run for run in self.runs if run.startswith("sft")]
+
+    @property
+    def preference(self) -> list[str]:
+        return [run for run in self.runs if not run.startswith("sft")]
+
+    def of(self, runs, split, size=WIDEST, called=None) -> list[int | None]:
+        """First alerts of these runs; of those alone that the judges call, or do not."""
+        return [
+            alert
+            for run in runs
+            for alert, judge in zip(
+                self.alerts[run, split, size], self.judged[run, split], strict=True
+            )
+            if called is None or (judge is not None) == called
+        ]
+
+
+class Written(NamedTuple):
+    """A run: its first alert on held-out prompts, the change of y+ there, and of what it writes."""
+
+    name: str
+    alert: int | None
+    moved: float  # nats
+    before: float
+    after: float
+
+    @property
+    def change(self) -> float:
+        return self.after - self.before
+
+
+@cache
+def written_in_world() -> list[Written]:
+    """15 ways of tuning, 3 seeds each: the share of true answers to 96 held-out questions."""
+    about = json.loads(Path("recorded/helps-world.json").read_text(encoding="utf-8"))
+    with np.load("recorded/helps-world.npz", allow_pickle=False) as file:
+        record = dict(file)
+    types, starts, found = record["types"].tolist(), record["starts"].tolist(), []
+    test, places = record["split"] == "test", [types.index(name) for name in WATCHED[:2]]
+    for number, seed in enumerate(record["seeds"].tolist()):
+        rows = world.probes(**about["rows"], seed=seed)
+        held_out = [i for i, row in enumerate(rows) if row["split"] == "test"]
+
+        def true(said, rows=rows, held_out=held_out):
+            answers = [str(said[i]) for i in held_out]
+            trained = rows[: about["rows"]["n_train"]]
+            return hallucination([rows[i] for i in held_out], answers, trained)["true"]
+
+        before = {start: true(record["start_answers"][i, number]) for i, start in enumerate(starts)}
+        for at, arm in enumerate(record["arms"].tolist()):
+            curves = np.concatenate(
+                [record["logp"][at, number][..., places], record["argmax_logp"][at, number]], -1
+            )[:, test].astype(float)
+            alert = first_alert(record["steps"][at], curves)
+            moved = float((curves[-1] - curves[0]).mean(0)[0])
+            start, after = about["arms"][arm]["start"], true(record["answers"][at, number])
+            found.append(Written(arm, alert and alert.step, moved, before[start], after))
+    return found
+
+
+@cache
+def written_at_scale() -> list[Written]:
+    """13 runs of SmolLM2 on 300 pairs: the share of greedy answers that end within 64 tokens."""
+    record, found = Scale.load("recorded/scale-smollm2"), []
+    for run, about in record.meta["runs"].items():
+        if about["role"] != "whole":
+            continue
+        curves = np.stack([record.values(run, name, "test") for name in WATCHED], -1)
+        alert = first_alert(record.runs[run]["steps"], curves)
+        moved = float((curves[-1] - curves[0]).mean(0)[0])
+        before, after = (
+            float(np.float64(record.runs[of]["said"])[:, 2].mean()) for of in (about["start"], run)
+        )
+        found.append(Written(about["arm"], alert and alert.step, moved, before, after))
+    return found

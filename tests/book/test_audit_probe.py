@@ -1,0 +1,100 @@
+"""Each claim on the callback and its alert, with numbers where it holds and where it does not."""
+
+import numpy as np
+import pytest
+
+import figures.probe
+from audit import probe
+from lessons import probe as lesson
+
+YES, PART, NO = "found", "partly", "not found"
+HIT, MISS = [3, 6, 9, 9, 12], [None] * 5
+
+
+def verdicts(claim, *cases):
+    return [claim(case)[-1] for case in cases]
+
+
+def test_logs_are_scores():
+    same, other = [(1.0, 1.0)], [(1.0, 1.0), (1.0, 1.1)]
+    assert verdicts(probe.logs_are_scores, same, other) == ["guarantee, holds", "violated"]
+
+
+def test_the_pattern_of_off_policy_dpo():
+    cases = ({"training": HIT}, {"training": HIT, "held-out": MISS}, {"held-out": MISS})
+    assert verdicts(probe.off_policy, *cases) == ["reproduced", "partly", "not reproduced"]
+
+
+@pytest.mark.parametrize("claim", [probe.silent_in_sft, probe.silent_without_pattern])
+def test_silence(claim):
+    cases = ({"a": MISS}, {"a": MISS, "b": [*MISS, 3]}, {"b": [*MISS, 3]})
+    assert verdicts(claim, *cases) == [YES, PART, NO]
+    assert claim(cases[1])[2] == "a prompts 0 of 5 (0% to 43%); b prompts 1 of 6 (3% to 56%)"
+
+
+def test_catches_and_more_prompts():
+    most, few = [*HIT[:4], None], [*HIT[:3], None, None]
+    cases = ({"a": most}, {"a": most, "b": few}, {"b": few})
+    assert verdicts(probe.catches, *cases) == [YES, PART, NO]
+    up, down = (0.5, 0.5, 0.8), (0.5, 0.4, 0.8)
+    assert verdicts(probe.more_prompts, {"a": up}, {"a": up, "b": down}) == [YES, PART]
+    assert verdicts(probe.more_prompts, {"a": down}) == [NO]
+
+
+def run(alert, moved, change):
+    return lesson.Written("way", alert, moved, 0.5, 0.5 + change)
+
+
+def test_what_runs_write():
+    right, wrong = [run(3, -9, -0.2), run(None, 0, 0.1)], [run(3, -9, 0.2), run(None, 0, -0.1)]
+    cases = ({"a": right}, {"a": right, "b": wrong}, {"b": wrong})
+    assert verdicts(probe.writes_worse, *cases) == [YES, PART, NO]
+    assert "a without: worse in 0 of 1" in probe.writes_worse(cases[0])[2]
+    assert verdicts(probe.nats_tell, *cases) == [YES, PART, NO]
+
+
+def test_the_cures():
+    falls = {"dpo": -3.8, "extend": -0.1, "rpo": -1.5, "dropped": -3.5}
+    assert probe.extend_weakens(falls, (6, 12))[-1] == "reproduced"
+    assert probe.extend_weakens(falls, (6, 6))[-1] == "partly"
+    assert probe.extend_weakens(falls | {"extend": -4}, (6, 3))[-1] == "not reproduced"
+    never = {"dpo": 3, "extend": np.inf}
+    assert verdicts(probe.real_model, never, {"dpo": 3, "extend": 3}) == [YES, PART]
+    assert verdicts(probe.real_model, {"dpo": np.inf, "extend": np.inf}) == [NO]
+    assert "extend: none" in probe.real_model(never)[2]
+    live, real = {"dpo": 18, "dropped": 24, "rpo": np.inf}, {"dpo": 3, "dropped": 6}
+    same = dict.fromkeys(live, 18)
+    assert probe.later(live, real)[-1] == YES
+    assert probe.later(same, real)[-1] == PART and probe.later(same, same)[-1] == NO
+    assert probe.falls_less(falls, falls)[-1] == YES
+    assert probe.falls_less(falls | {"rpo": -4}, falls)[-1] == PART
+    assert probe.falls_less(dict.fromkeys(falls, -1), dict.fromkeys(falls, -1))[-1] == NO
+
+
+def test_budget():
+    assert [probe.within_budget(of, 0.06, 0.05)[-1] for of in (0.048, 0.051)] == [YES, NO]
+
+
+def test_pattern_and_first_alert():
+    steps, noise = [0, 3, 6], np.random.default_rng(0).normal(0, 0.01, (3, 9, 3))
+    falling = noise + np.array([[0, 0, 0], [-0.3, -1, 0.2], [-0.8, -2, 0.4]])[:, None]
+    assert lesson.pattern(steps, falling) == 6 and lesson.first_alert(steps, falling).step == 3
+    rising = falling * (1, 1, -1)
+    assert lesson.pattern(steps, rising) is None and lesson.first_alert(steps, rising) is None
+
+
+def test_rates_have_wilsons_interval():
+    rate = lesson.Rate.of([3, None, None, None])
+    assert str(rate) == "1 of 4 (5% to 70%)" and rate.share == 0.25
+
+
+def test_figures():
+    ax = figures.probe.written([run(3, -9, -0.2), run(None, 0, 0.1)], "chosen")
+    _, heard, silent = ax.lines
+    np.testing.assert_allclose(heard.get_xydata(), [[-9, -0.2]])
+    np.testing.assert_allclose(silent.get_xydata(), [[0, 0.1]])
+    assert silent.get_markerfacecolor() == "white"
+    figures.probe.alert_line(None, ax)
+    assert len(ax.lines) == 3
+    figures.probe.alert_line(6, ax)
+    assert ax.lines[-1].get_xdata() == [6, 6]

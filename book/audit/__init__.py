@@ -5,12 +5,11 @@ trends are told apart: a guarantee has no exception, a trend has a share. The pa
 reproduced or not; those of this book are found or not.
 """
 
-import re
 from collections.abc import Iterable, Sequence
 
 from show import Table
 
-MARKS = {"not": "✗", "violated": "✗", "partly": "◐"}
+MARKS = {"not testable here": "○", "not": "✗", "violated": "✗", "partly": "◐"}
 
 
 class ClaimTable(Table):
@@ -34,7 +33,8 @@ class ClaimTable(Table):
         *sources, verdict = others
         said = [f"{n}: {s}" for n, s in zip(names[1:-1], sources, strict=True) if s]
         small = f"<br><small>{'<br>'.join(said)}</small>" if said else ""
-        return f"{MARKS.get(re.split(r'[ ,]', verdict)[0], '✓')} {verdict}", claim + small
+        mark = next((MARKS[start] for start in MARKS if verdict.startswith(start)), "✓")
+        return f"{mark} {verdict}", claim + small
 
     def __repr__(self) -> str:
         return "\n".join(f"{claim}: {verdict}" for claim, *_, verdict in self.claims)

@@ -31,11 +31,10 @@ class Row(NamedTuple):
 
 
 class Claims(ClaimTable):
-    """A claim table with the logs; what cannot be tested has a mark of its own."""
+    """A claim table with the logs."""
 
     def __init__(self, rows: Iterable[Row]):
         super().__init__(rows, ("claim", "paper", "its logs", "here", "verdict"))
-        self.rows = [(v.replace(f"✗ {UNTESTED}", f"○ {UNTESTED}"), c) for v, c in self.rows]
 
 
 def judged(claim, paper, here, parts: Parts, logs="", word="reproduced", also="") -> Row:

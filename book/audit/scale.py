@@ -51,6 +51,40 @@ class Moved(NamedTuple):
         return f"{self.mean:+.2f} ± {self.error:.2f}".replace("-", "−")
 
 
+def since_start_and_peak(of_seeds: Sequence[np.ndarray]) -> tuple[Moved, Moved]:
+    """How far curves end from where they begin, and from the peak of their mean.
+
+    Args:
+        of_seeds: (S, N) for each seed, the same N prompts if there are fewer than three seeds. The
+            error is over three seeds or more, over the prompts if there are fewer.
+    """
+    ends = [curves[-1] - curves[[0, int(curves.mean(1).argmax())]] for curves in of_seeds]
+    found = [end.mean(1) for end in ends] if len(ends) >= 3 else np.mean(ends, axis=0).T
+    return tuple(Moved.of(column) for column in np.transpose(found))
+
+
+class Paired(NamedTuple):
+    """A mean difference over the same prompts, nats, and the interval that holds it, 95%."""
+
+    mean: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, differences: np.ndarray, draws: int = 4000, seed: int = 0) -> "Paired":
+        """From (N,) differences: the bootstrap's percentiles over the prompts."""
+        rng, n = np.random.default_rng(seed), len(differences)
+        means = differences[rng.integers(0, n, (draws, n))].mean(1)
+        return cls(float(differences.mean()), *np.percentile(means, [2.5, 97.5]).tolist())
+
+    @property
+    def verdict(self) -> str:
+        return "more" if self.low > 0 else "less" if self.high < 0 else "no difference"
+
+    def __str__(self) -> str:
+        return f"{self.mean:+.1f} ({self.low:+.1f} to {self.high:+.1f})".replace("-", "−")
+
+
 @dataclass(frozen=True)
 class Scale:
     """The record: log-probs of N prompts with R types at the S probings of each run.
@@ -84,6 +118,13 @@ class Scale:
         """The runs of an arm to the end of its epochs, one for each learning rate."""
         told, keys = self.meta["runs"], ("arm", "seed", "role")
         return [r for r in self.runs if [told[r][k] for k in keys] == [arm, seed, "whole"]]
+
+    def at_rate(self, arm: str, lr: float, seed: int = 0) -> str:
+        """The run of an arm at a learning rate; a ValueError if there is none."""
+        found = [run for run in self.sweep(arm, seed) if self.meta["runs"][run]["lr"] == lr]
+        if not found:
+            raise ValueError(f"the record has no run of {arm!r} at the learning rate {lr:g}")
+        return found[0]
 
     def stop(self, arm: str, seed: int = 0) -> tuple[str, int]:
         """The run of an arm and the probing where the pairs held out for that say to stop."""
@@ -119,32 +160,46 @@ def falls(record: Scale, arm: str = "dpo", seed: int = 0, name: str = "chosen") 
     """Does it fall? Rows (run, group, mean at first, moved by the end, moved since its peak)."""
     rows = []
     for run, group in product(record.sweep(arm, seed), ("train", "test")):
-        means = record.values(run, name, group).mean(1)
-        last, peak = len(means) - 1, int(means.argmax())
-        moved = [Moved.of(record.changes(run, name, group, last, since)) for since in (0, peak)]
-        rows.append((run, group, float(means[0]), *moved))
+        curves = record.values(run, name, group)
+        rows.append((run, group, float(curves[0].mean()), *since_start_and_peak([curves])))
     return rows
 
 
-def at_margin(record: Scale, arms: Sequence[str], margin: float, name="chosen") -> list[tuple]:
-    """Arms that reach a held-out margin, there: (arm, run, moved on train, test, test − first)."""
+def at_margin(
+    record: Scale,
+    arms: Sequence[str],
+    margin: float,
+    name: str = "chosen",
+    group: str = "test",
+    lr: float | None = None,
+) -> list[tuple]:
+    """Arms that reach a margin, there: (arm, run, moved on train, on test, test − first arm's).
+
+    Args:
+        group: whose mean margin it is.
+        lr: the learning rate of the runs to compare; by default that of each arm's `Scale.stop`.
+    """
     rows, first = [], None
     for arm in arms:
-        run, _ = record.stop(arm)
-        if (at := record.reaches(run, margin)) is not None:
-            train, test = (record.changes(run, name, group, at) for group in ("train", "test"))
+        run = record.stop(arm)[0] if lr is None else record.at_rate(arm, lr)
+        if (at := record.reaches(run, margin, group)) is not None:
+            train, test = (record.changes(run, name, of, at) for of in ("train", "test"))
             first = test if first is None else first
-            rows.append((arm, run, *map(Moved.of, (train, test, test - first))))
+            rows.append((arm, run, Moved.of(train), Moved.of(test), Paired.of(test - first)))
     return rows
 
 
 def at_stop(record: Scale, arms: Sequence[str], seed: int = 0, name="chosen") -> list[tuple]:
-    """Arms where each does best: (arm, run, updates, loss, margin, moved on train, test)."""
-    rows = []
+    """Arms where each does best, beside the first: (arm, run, updates, loss, margin, moved on
+    train, on test, margin − first arm's, test − first arm's)."""
+    rows, first = [], None
     for arm in arms:
         run, at = record.stop(arm, seed)
         pair, steps = record.pair(run, "test"), record.runs[run]["steps"]
-        found = float(preference_loss(pair)[at]), Moved.of(margins(pair)[at])
-        moved = [Moved.of(record.changes(run, name, group, at)) for group in ("train", "test")]
-        rows.append((arm, run, int(steps[at]), *found, *moved))
+        train, test = (record.changes(run, name, group, at) for group in ("train", "test"))
+        found = margins(pair)[at], test
+        first = found if first is None else first
+        beside = [Paired.of(mine - its) for mine, its in zip(found, first, strict=True)]
+        loss, moved = float(preference_loss(pair)[at]), map(Moved.of, (found[0], train, test))
+        rows.append((arm, run, int(steps[at]), loss, *moved, *beside))
     return rows

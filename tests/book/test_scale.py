@@ -5,7 +5,17 @@ import numpy as np
 import pytest
 
 import record_scale
-from audit.scale import Moved, Scale, at_margin, at_stop, best_stop, falls, preference_loss
+from audit.scale import (
+    Moved,
+    Paired,
+    Scale,
+    at_margin,
+    at_stop,
+    best_stop,
+    falls,
+    preference_loss,
+    since_start_and_peak,
+)
 from scale_runs import ARMS, RATES, SMALL, plan
 
 GROUP = np.repeat(["train", "test", "tune"], [40, 30, 20])
@@ -32,7 +42,8 @@ def record():
         "ipo": made((0, 0, 0), (0, 0, -1), (0, 0, -1)),
         "dpo again": made((0, 0, 0), (0, 0, -900)),
     }
-    told = {name: {"arm": name.split()[0], "seed": 0, "role": "whole"} for name in runs}
+    told = {n: {"arm": n.split()[0], "seed": 0, "role": "whole", "lr": 1e-6} for n in runs}
+    told["dpo b"]["lr"] = 3e-6
     told["dpo again"]["role"] = "stop"
     return Scale(TYPES, GROUP, runs, {"runs": told})
 
@@ -65,15 +76,48 @@ def test_arms_are_compared_where_their_margin_is_the_same(record):
     rows = at_margin(record, ["rpo", "dpo", "ipo"], margin=5)
     assert [row[:2] for row in rows] == [("rpo", "rpo"), ("dpo", "dpo a")]  # IPO never has it
     _, _, train, test, against = rows[0]
-    assert (train, test, against) == (Moved(1, 0), Moved(0.5, 0), Moved(0, 0))  # halfway to 10
+    assert (train, test, against) == (Moved(1, 0), Moved(0.5, 0), Paired(0, 0, 0))  # halfway to 10
     assert rows[1][4].mean == pytest.approx(rows[1][3].mean - 0.5)
 
 
+def test_arms_are_compared_at_one_learning_rate(record):
+    rows = at_margin(record, ["dpo"], margin=1, group="train", lr=3e-6)
+    assert [row[:2] for row in rows] == [("dpo", "dpo b")]
+    with pytest.raises(ValueError, match="no run of 'rpo' at the learning rate 3e-06"):
+        at_margin(record, ["dpo", "rpo"], margin=1, lr=3e-6)
+
+
+def test_a_difference_has_the_interval_of_the_bootstrap():
+    differences = np.random.default_rng(1).normal(0.5, 1, 400)
+    found = Paired.of(differences)
+    assert found.mean == pytest.approx(differences.mean())
+    assert found.low < found.mean < found.high
+    assert found.high - found.low == pytest.approx(2 * 1.96 / 20, rel=0.1)
+    assert [Paired.of(d).verdict for d in (differences, -differences)] == ["more", "less"]
+    assert Paired.of(differences - differences.mean()).verdict == "no difference"
+    assert str(Paired(-1, -2.04, 0.3)) == "−1.0 (−2.0 to +0.3)"
+
+
+def test_a_fall_is_counted_from_the_peak_of_each_seed():
+    rising, turning = np.array([[0.0, 2], [1, 3], [2, 4]]), np.array([[0.0, 0], [3, 5], [1, 1]])
+    start, peak = since_start_and_peak([rising])
+    assert (start, peak) == (Moved(2, 0), Moved(0, 0))
+    start, peak = since_start_and_peak([turning])
+    assert start == Moved(1, 0) and peak.mean == -3 and peak.error == pytest.approx(1)
+    start, peak = since_start_and_peak([rising, turning])  # over the prompts
+    assert (start.mean, peak.mean) == (1.5, -1.5) and peak.error == pytest.approx(0.5)
+    start, peak = since_start_and_peak([rising, turning, turning])  # over the seeds
+    assert peak.mean == -2 and peak.error == pytest.approx(1)
+
+
 def test_arms_are_compared_where_each_does_best(record):
-    ((arm, run, updates, loss, margin, train, test),) = at_stop(record, ["rpo"])
+    ((arm, run, updates, loss, margin, train, test, *beside),) = at_stop(record, ["rpo"])
     assert (arm, run, updates) == ("rpo", "rpo", 50)
     assert loss == pytest.approx(np.log1p(np.exp(-2)))
     assert (margin, train, test) == (Moved(20, 0), Moved(4, 0), Moved(1, 0))
+    assert beside == [Paired(0, 0, 0)] * 2
+    *_, its_margin, its_test = at_stop(record, ["rpo", "ipo"])[1]
+    assert (its_margin, its_test) == (Paired(-19, -19, -19), Paired(-1, -1, -1))
 
 
 def test_a_change_is_written_with_its_error():

@@ -1,0 +1,175 @@
+"""The claims of the chapter "Who squeezes whom"."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from audit import found, guarantee, trend
+from audit.sft import Change, spread
+
+
+def split_is_exact(gap: float, agree: float, off: float):
+    return (
+        "the effect of a step is the sum of a pull and a push",
+        "Eq. 5 for two sequences",
+        f"to {max(gap, agree):.0e}; against a measured step, error {off:.1%}",
+        guarantee(gap < 1e-5 and agree < 1e-3),
+    )
+
+
+def brief_rise(falling: np.ndarray):
+    """(worlds, 2): does the mean of y+ fall in epoch 1, in epoch 2."""
+    first, second = falling.sum(0)
+    return (
+        "$y^+$ rises briefly, then falls",
+        "observed",
+        f"toy: falls in epoch 1 in {first} of {len(falling)} worlds, in epoch 2 in {second}",
+        trend(*falling[:, 1]),
+    )
+
+
+def own_pair_lowers(own_net: np.ndarray, falls: np.ndarray, real_falls: np.ndarray):
+    """The own pair's net force at each world and moment; falls of y+ in steps on a pair alone."""
+    return (
+        "a step on its own pair makes $y^+$ fall",
+        "",
+        f"toy: its net force is above zero in {(own_net > 0).mean():.0%} of worlds and moments; "
+        f"$y^+$ falls in {(falls > 0).sum()} of {falls.size} steps on a pair alone, SmolLM2 "
+        f"{(real_falls > 0).sum()} of {real_falls.size}",
+        found(*(of.mean() > 0.5 for of in (own_net < 0, falls > 0, real_falls > 0))),
+    )
+
+
+def alone_lifts(rise: np.ndarray):
+    """(pairs,) from the start of y+ to its peak, nats, in training on the pair alone."""
+    return (
+        "trained on alone, a pair first lifts its $y^+$",
+        "",
+        f"toy: in {(rise > 0).sum()} of {rise.size} pairs, by {spread(rise, 1)} nats",
+        found(*(rise > 0)),
+    )
+
+
+def alone_lowers(end: np.ndarray, updates: int):
+    """(pairs,) from the start of y+ to its end, nats."""
+    return (
+        "trained on alone and long, it lowers $y^+$ below its start",
+        "",
+        f"toy: after {updates} updates in {(end < 0).sum()} of {end.size} pairs",
+        found(*(end < 0)),
+    )
+
+
+def others_lower(others_net: np.ndarray):
+    """(worlds,) pull and push of the other pairs, after one epoch."""
+    return (
+        "the other pairs' pushes outweigh their pulls",
+        "",
+        f"toy: after one epoch in {(others_net < 0).sum()} of {len(others_net)} worlds",
+        found(*(others_net < 0)),
+    )
+
+
+def so_under_adamw(own: np.ndarray, others: np.ndarray):
+    """(runs,) what the own pair and the others add to AdamW's next step, nats."""
+    return (
+        "so it is in AdamW's own step",
+        "",
+        f"toy, three runs: own pair {spread(1e3 * own, 1, True)}, others "
+        f"{spread(1e3 * others, 1, True)} thousandths of a nat",
+        found(*(own > 0), *(others < 0)),
+    )
+
+
+def held_out_falls(falls: np.ndarray):
+    """(worlds, 2): does the mean of held-out y+ fall in each epoch."""
+    first, second = falls.sum(0)
+    return (
+        "held-out $y^+$, with no pair of its own, falls from the start",
+        "",
+        f"toy: in {first} and {second} of {len(falls)} worlds",
+        found(*falls.ravel()),
+    )
+
+
+def held_out_falls_in_smollm2(held_out: Sequence[Change], trained: Sequence[Change]):
+    """The change of y+ in each run, on held-out and on trained prompts."""
+    told = (", ".join(map(str, of)) for of in (held_out, trained))
+    return (
+        "and in SmolLM2, where trained $y^+$ does not",
+        "",
+        "held-out {}, trained {} nats; two runs of four epochs".format(*told),
+        found(
+            *(of.mean < -2 * of.error for of in held_out),
+            *(of.mean > -2 * of.error for of in trained),
+        ),
+    )
+
+
+def forecast_ranks(by_all: np.ndarray, by_own: np.ndarray):
+    """(worlds,) rank correlations with the change of y+ in epoch 2."""
+    return (
+        "the sum over all pairs ranks which $y^+$ fall next (≥ 0.3)",
+        "",
+        f"toy, training prompts: {spread(by_all, sign=True)}; own pair {spread(by_own, sign=True)}",
+        found(*(by_all >= 0.3)),
+    )
+
+
+def valleys_push(tokens: np.ndarray, push: np.ndarray):
+    """(runs,) the share of rejected tokens in a valley, and their share of the push."""
+    return (
+        "the few tokens in a valley do most of the pushing",
+        "",
+        f"toy, three runs: {spread(tokens)} of the tokens, {spread(push)} of the push; not "
+        "measured in SmolLM2, where half the tokens are valleys",
+        found(*(push > 0.5)),
+    )
+
+
+def longer_sft_deepens(short: np.ndarray, long: np.ndarray):
+    """(runs,) the share of tokens of y− in a valley."""
+    return (
+        "longer SFT puts more of $y^-$ in a valley",
+        "worse after longer SFT",
+        f"toy: {spread(short)} → {spread(long)}",
+        trend(*(long > short)),
+    )
+
+
+def ranks(claim: str, of: Sequence[float], paper: str = ""):
+    """Rank correlations of a prediction, the last that of SmolLM2: all runs, and it, ≥ 0.5."""
+    *tiny, real = of
+    return (
+        f"{claim} (≥ 0.5)",
+        paper,
+        f"toy {spread(tiny, sign=True)}; SmolLM2 {real:+.2f}",
+        found(bool((np.array(tiny) >= 0.5).all()), bool(real >= 0.5)),
+    )
+
+
+RANKED = {
+    ("handed", "squeeze line"): "the squeeze line ranks what a pair hands to the rivals",
+    ("fall", "first order"): "the first order ranks the fall of a pair's own $y^+$",
+    ("fall", "CHES"): "CHES does",
+    ("fall", "CHES per token"): "CHES per token does",
+}
+
+
+def all_ranks(ranking: Mapping[str, Mapping[str, Sequence[float]]]):
+    """What → prediction → rank correlations: the rows of `RANKED`."""
+    theirs = "Razin et al., for other models and measures"
+    return [
+        ranks(claim, ranking[what][name], theirs if "CHES" in name else "")
+        for (what, name), claim in RANKED.items()
+    ]
+
+
+def worst_quarter(gain: np.ndarray, margin: np.ndarray):
+    """(worlds,) against 12 left out at random, nats: held-out y+, and the margin."""
+    return (
+        "leaving out the worst quarter spares held-out $y^+$",
+        "",
+        f"toy: against 12 at random {spread(gain, 1, True)} nats, margin {spread(margin, 1, True)}",
+        found(*(gain > 0)),
+    )

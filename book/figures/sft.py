@@ -1,0 +1,88 @@
+"""Figures of the chapter "What SFT does"."""
+
+import numpy as np
+
+import figures
+from lmdyn import plots
+
+SIZE = 9  # points, the smallest text of a figure
+
+
+def readable(ax):
+    """No text of the Axes smaller than `SIZE`."""
+    for text in ax.texts:
+        text.set_fontsize(max(SIZE, text.get_fontsize()))
+    return ax
+
+
+def changes(x, panels, axes):
+    """The change of each type's log-prob since the start, one panel for each set of them.
+
+    Args:
+        x: (S,) epochs.
+        panels: title → type → log-probs, (S,) or (runs, S).
+        axes: an Axes for each.
+    """
+    for ax, (title, series) in zip(axes, panels.items(), strict=True):
+        moved = {name: curve - curve[..., :1] for name, curve in series.items()}
+        readable(plots.responses(x, moved, ax=ax)).set(title=title, xlabel="epoch")
+        ax.axhline(0, color=plots.NEUTRAL, lw=0.6, zorder=1)
+    axes[0].set_ylabel("change of log π, nats")
+
+
+def facts(parts, axes):
+    """How the fact and the wording of a response move: at the start, half-way, at the end.
+
+    Args:
+        parts: type → (runs, 3, 2) log-prob of the fact and of the wording.
+        axes: an Axes for each type.
+    """
+    for ax, (name, values) in zip(axes, parts.items(), strict=True):
+        moved = np.moveaxis(values - values[:, :1], -1, 0)
+        shown = zip((("fact", "chosen"), ("wording", "random")), moved, strict=True)
+        plots.curves(range(3), dict(shown), ax=ax)
+        ax.axhline(0, color=plots.NEUTRAL, lw=0.6, zorder=1)
+        ax.set(title=plots.NAMES[name][1], xticks=range(3))
+        ax.set_xticklabels(["start", "half-way", "end"])
+    axes[0].set_ylabel("change of log π, nats")
+    axes[0].legend()
+
+
+def pulls(before, after, types, when, ax):
+    """Who pulls on what: two tables of three sources, (3, types) each."""
+    tables = []
+    for found in (before, after):
+        shown = found.T.round() + 0.0  # no −0
+        shown[[name != "irr_train" for name in types], 1] = np.nan
+        tables.append(shown)
+    columns = ("its own row", "the answer's row", "all other rows")
+    figures.table(
+        np.hstack([tables[0], np.full((len(types), 1), np.nan), tables[1]]),
+        [plots.NAMES[name][1] for name in types],
+        [*columns, "", *columns],
+        "nats per unit of learning rate",
+        "{:+.0f}",
+        top=40,
+        ax=ax,
+    )
+    for column, moment in zip((1, 5), when, strict=True):
+        ax.text(column, -0.7, moment, ha="center")
+    return readable(ax)
+
+
+def answers(bars, rates, axes):
+    """What answers are made of, as stacked bars; and rates before and after.
+
+    Args:
+        bars: name → part → share.
+        rates: (name, family) → (runs, 2).
+        axes: two Axes.
+    """
+    left, right = axes
+    figures.shares(bars, ("chosen", "other", "rejected", "random"), ax=left)
+    left.set_xlabel("share of the answers")
+    left.legend(ncols=2, loc="lower center", bbox_to_anchor=(0.35, 1), fontsize=SIZE)
+    plots.curves([0, 1], rates, ax=right)
+    right.set(ylabel="share that borrows a value", ylim=(0, None), xlim=(-0.15, 1.15))
+    right.set_xticks([0, 1], ["before", "after"])
+    right.legend(fontsize=SIZE)

@@ -263,7 +263,7 @@ def _name_dots(ax: Axes, dots: dict[str, np.ndarray]) -> None:
     further = (9, -9, 18, -18, 27, -27, 36, -36)
     places += [(x, y, ha) for y in further for x, ha in ((5, "left"), (-5, "right"))]
     for name, dot in dots.items():
-        style = {"textcoords": "offset points", "va": "center", "fontsize": 8.5}
+        style = {"textcoords": "offset points", "va": "center", "fontsize": 9}
         text = ax.annotate(name, dot, xytext=(0, 0), **style)
         for x, y, side in places:  # where none is free, the last
             text.set(position=(x, y), ha=side)

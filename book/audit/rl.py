@@ -1,0 +1,194 @@
+"""What the chapter on RL claims, of samples, of steps and of the runs in its record."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from audit import found, guarantee
+
+TRAIN, TEST = 0, 1
+
+
+def told(values, form: str = "+.2f") -> str:
+    """Seed by seed, as text."""
+    return ", ".join(f"{value:{form}}" for value in values)
+
+
+def moved(values: np.ndarray) -> np.ndarray:
+    """(seeds,), from the first moment to the last of (seeds, moments)."""
+    return values[:, -1] - values[:, 0]
+
+
+class Runs:
+    """The record of five ways to learn which answers are true: (arms, seeds, probings, …)."""
+
+    def __init__(self, record: dict[str, np.ndarray], about: dict):
+        self.record, self.about, self.steps = record, about, record["steps"]
+        self.arms, self.types, self.seeds = (
+            record[key].tolist() for key in ("arms", "types", "seeds")
+        )
+
+    @classmethod
+    def load(cls, name: str) -> "Runs":
+        with np.load(f"{name}.npz") as file:
+            record = dict(file)
+        return cls(record, json.loads(Path(f"{name}.json").read_text(encoding="utf-8")))
+
+    def curve(self, arm: str, name: str = "chosen", stat: str = "logp") -> np.ndarray:
+        """(seeds, probings): the mean over training prompts."""
+        values = self.record[stat][self.arms.index(arm)][..., self.types.index(name)]
+        return values[..., self.record["split"] == "train"].mean(-1, dtype=float)
+
+    def true(self, arm: str, split: int = TRAIN) -> np.ndarray:
+        """(seeds, samplings): the share of sampled answers that are true."""
+        return self.record["true"][self.arms.index(arm)][..., split]
+
+
+# Of samples, before the first update.
+
+
+def coefficient(off: float) -> tuple:
+    claim = "right after sampling GRPO is SFT with weight A/n"
+    return claim, f"c differs from −A/n by {off:.0e}", guarantee(off < 1e-6)
+
+
+def of_samples(mean: dict, valley: dict, error: np.ndarray) -> list[tuple]:
+    """Mean squeeze lines and shares of tokens in valleys, kind of answer → (seeds,)."""
+    wrong, bound = mean["wrong samples"], 3 * error
+    return [
+        (
+            "on policy the squeeze line is 0 on average",
+            f"{told(mean['all samples'], '+.3f')}; three standard errors: {bound.max():.3f}",
+            found(*(np.abs(mean["all samples"]) < bound)),
+        ),
+        (
+            "most tokens of sampled wrong answers lie on hills",
+            f"in valleys: {told(valley['wrong samples'], '.2f')}",
+            found(*(valley["wrong samples"] < 0.5)),
+        ),
+        (
+            "rejected answers begin deeper in valleys than sampled wrong ones",
+            f"mean line {told(mean['rejected'], '+.3f')} against {told(wrong, '+.3f')}",
+            found(*(mean["rejected"] > wrong + bound)),
+        ),
+        (
+            "answers sampled too hot do",
+            f"mean line {told(mean['too hot'], '+.3f')}",
+            found(*(mean["too hot"] > wrong + bound)),
+        ),
+    ]
+
+
+# Of runs.
+
+
+def negatives(runs: Runs, early: int) -> list[tuple]:
+    """On-policy negatives against borrowed ones; ``early`` probings in, the latter squeeze."""
+    on, off, error = "negative only", "off-policy negative", noise(runs)
+    peak, chosen = (
+        runs.curve(off, **which)[:, early] - runs.curve(off, **which)[:, 0]
+        for which in ({"stat": "argmax_logp"}, {"name": "chosen"})
+    )
+    gain, gold, end = moved(runs.true(on)), moved(runs.curve(on)), runs.true(off)[:, -1]
+    return [
+        (
+            "off-policy negatives first squeeze: early on only the argmax gains",
+            f"argmax {told(peak)}; $y^+$ {told(chosen)} nats",
+            found(*(peak > 0), *(chosen < 0)),
+        ),
+        (
+            "on-policy negatives alone make true answers commoner, by two standard errors",
+            f"training questions {told(gain)}; mean {gain.mean():+.2f} ± {error:.2f}",
+            found(*(gain > 0), gain.mean() > 2 * error),
+        ),
+        (
+            "and leave the gold wording where it was (within 1 nat)",
+            f"{told(gold, '+.1f')} nats",
+            found(*(np.abs(gold) < 1)),
+        ),
+        (
+            "off-policy negatives of the same size destroy: a tenth true at most",
+            f"true in the end {told(end, '.2f')}",
+            found(*(end <= 0.1)),
+        ),
+    ]
+
+
+def grpo(runs: Runs) -> list[tuple]:
+    gain, gold = moved(runs.true("both")), moved(runs.curve("both"))
+    held, error = moved(runs.true("both", TEST)), noise(runs)
+    dpo, up, down = (
+        moved(runs.true("dpo")),
+        *(moved(runs.curve(arm)) for arm in ("positive only", "negative only")),
+    )
+    drop = moved(runs.curve("both", stat="entropy"))
+    return [
+        (
+            "GRPO makes true answers commoner and the gold wording rarer",
+            f"true {told(gain)}; $y^+$ {told(gold, '+.1f')} nats",
+            found(*(gain > 0), *(gold < 0)),
+        ),
+        (
+            "what GRPO teaches carries over to held-out questions, by two standard errors",
+            f"true {told(held)}; ± {error:.2f} in the mean",
+            found(held.mean() > 2 * error),
+        ),
+        (
+            "DPO on the same questions makes true answers rarer",
+            f"true {told(dpo)}; $y^+$ {told(moved(runs.curve('dpo')), '+.1f')} nats",
+            found(*(dpo < 0)),
+        ),
+        (
+            "rewarding alone costs the gold wording more than punishing alone",
+            f"{told(up, '+.1f')} against {told(down, '+.1f')}",
+            found(*(up < down)),
+        ),
+        ("GRPO lowers entropy along $y^+$", f"{told(drop)} nats", found(*(drop < 0))),
+    ]
+
+
+def noise(runs: Runs, samples: int = 64) -> float:
+    """The standard error, at most, of a mean difference of two shares of so many samples."""
+    return float(np.sqrt(2 * 0.25 / (samples * len(runs.seeds))))
+
+
+# Of steps.
+
+
+def entropy_falls(total: dict) -> list[tuple]:
+    """Mean measured changes of entropy by the first step and its halves, nats: → (seeds,)."""
+    both, up, down = (1e3 * total[name] for name in ("both", "positive", "negative"))
+    return [
+        (
+            "a first step of GRPO lowers the entropy of what is sampled",
+            f"{told(both)} thousandths of a nat",
+            found(*(both < 0)),
+        ),
+        (
+            "and it is the rewarded answers that do it",
+            f"positive half {told(up)}, negative half {told(down)}",
+            found(*(up < down)),
+        ),
+    ]
+
+
+def predictions(line_agrees: bool, off: float, correlation: float) -> list[tuple]:
+    """``off``: the largest share of a change of entropy that the first order misses."""
+    return [
+        (
+            "the entropy line tells the sign of a small step",
+            "30 of 30 labels" if line_agrees else "not for all labels",
+            guarantee(line_agrees),
+        ),
+        (
+            "the first order predicts a step’s change of entropy (within 10 percent)",
+            f"off by {100 * off:.1f} percent at most",
+            found(off < 0.1),
+        ),
+        (
+            "influence predicts what other questions suffer (correlation ≥ 0.95)",
+            f"{correlation:.3f}, first seed",
+            found(correlation >= 0.95),
+        ),
+    ]

@@ -26,7 +26,7 @@ def runs(ends, chosen, entropy=-0.1, peak=1.0):
 
 
 AS_FOUND = ([0.9, 0.9, 0.9, 0.0, 0.1], [-0.5, -1.0, -0.2, -20, -9])
-OTHERWISE = ([0.2, 0.2, 0.2, 0.9, 0.9], [0.5, 1.0, 3.0, 20, 9])
+OTHERWISE = ([0.2, 0.2, 0.2, 0.9, 0.9], [0.5, 5.0, 3.0, 20, 9])
 
 
 def test_claims_on_runs_hold_and_fail():

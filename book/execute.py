@@ -1,7 +1,8 @@
 """Run the book's notebooks in place: `python book/execute.py [NOTEBOOK …]` (all by default).
 
 Leaves each notebook as it is committed: executed top to bottom by kernel ``python3``, without
-timestamps or machine-specific metadata. Stops at a cell that fails or writes to stderr.
+timestamps or machine-specific metadata; what it asks Colab for, such as a GPU, stays. Stops at a
+cell that fails or writes to stderr.
 """
 
 import sys
@@ -12,11 +13,18 @@ import nbformat
 from nbclient import NotebookClient
 
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
+COLAB = ("accelerator", "colab")  # the hardware that a notebook asks Colab for
+
+
+def plain(metadata: dict) -> dict:
+    """What is kept of a notebook's metadata."""
+    kept = {key: metadata[key] for key in COLAB if key in metadata}
+    return {"kernelspec": KERNEL, "language_info": {"name": "python"}} | kept
 
 
 def execute(path: Path) -> None:
     notebook = nbformat.read(path, as_version=4)
-    notebook.metadata = {"kernelspec": KERNEL, "language_info": {"name": "python"}}
+    notebook.metadata = plain(notebook.metadata)
     start = time.perf_counter()
     client = NotebookClient(
         notebook,
@@ -32,7 +40,7 @@ def execute(path: Path) -> None:
         for output in cell.get("outputs", []):
             if output.get("name") == "stderr":
                 raise SystemExit(f"{path}, cell {number}, writes to stderr:\n{output['text']}")
-    notebook.metadata = {"kernelspec": KERNEL, "language_info": {"name": "python"}}
+    notebook.metadata = plain(notebook.metadata)
     temporary = path.with_suffix(".tmp")
     nbformat.write(notebook, temporary)
     temporary.replace(path)

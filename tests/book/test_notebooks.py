@@ -54,8 +54,11 @@ def without_errors(notebook):
 def with_plain_metadata(notebook):
     if notebook.metadata.get("kernelspec", {}).get("name") != "python3":
         yield "the kernel is not python3"
-    if "jupytext" in notebook.metadata:
-        yield "jupytext metadata"
+    known = {"kernelspec", "language_info", "accelerator", "colab"}  # the last two ask for a GPU
+    if more := notebook.metadata.keys() - known:
+        yield f"{', '.join(sorted(more))} metadata"
+    if notebook.metadata.get("colab", {}).keys() - {"gpuType"}:
+        yield "Colab metadata that asks for no GPU"
 
 
 def free_of_machine_paths(notebook):
@@ -285,6 +288,7 @@ def _set(path, value):
         ("without_errors", _set(["cells", 2, "outputs", 0, "name"], "stderr")),
         ("with_plain_metadata", _set(["metadata", "kernelspec", "name"], "my-env")),
         ("with_plain_metadata", _set(["metadata", "jupytext"], {"formats": "ipynb,py"})),
+        ("with_plain_metadata", _set(["metadata", "colab"], {"provenance": []})),
         ("free_of_machine_paths", _set(["cells", 2, "outputs", 0, "text"], "in /home/me/a.py\n")),
         ("free_of_machine_paths", _set(["cells", 2, "outputs", 0, "text"], "<f at 0x7f00aa12>\n")),
         ("free_of_machine_paths", _set(["cells", 3, "outputs", 0, "data", "text/html"], "/tmp/x")),

@@ -18,7 +18,7 @@ from lmdyn.lm.records import replacing
 from lmdyn.lm.report import figures
 from lmdyn.lm.rows import text_of
 from lmdyn.lm.score import known_mean
-from lmdyn.lm.squeeze import ERRORS, REMEDIES, squeeze
+from lmdyn.lm.squeeze import REMEDIES, is_sure, squeeze
 from lmdyn.lm.tokens import prompts_of
 from lmdyn.lm.trajectory import Trajectory
 
@@ -156,8 +156,7 @@ def _judge(trajectory: Trajectory) -> dict:
 
 def _is_noise(change: np.ndarray) -> bool:
     """Whether a mean change is no further from zero than the rule of a squeeze asks."""
-    error = np.sqrt(change.var() / max(len(change) - 1, 1))
-    return abs(change.mean()) <= ERRORS * error
+    return not is_sure(change * np.sign(change.mean()))
 
 
 def _models(runs: list[dict], model, rows, device: str) -> dict | None:

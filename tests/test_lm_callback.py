@@ -1,5 +1,7 @@
 """The probes inside transformers' Trainer and TRL's: what they log, and what they disturb."""
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -8,8 +10,9 @@ from tiny import tiny, tiny_rows
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from lmdyn.lm.callback import ProbeCallback
+from lmdyn.lm.data import as_probes
 from lmdyn.lm.score import score
-from lmdyn.lm.squeeze import Alert
+from lmdyn.lm.squeeze import Alert, fades
 from lmdyn.lm.trajectory import Trajectory
 
 disable_progress_bars()
@@ -178,6 +181,78 @@ def test_an_alert_warns_and_can_stop_the_run(tmp_path, monkeypatch):
     assert made.state.global_step == 2
     assert logged(made, "lmdyn/alert") == {0: 0.0, 2: 1.0}
     assert probe.alerts == [alert]
+
+
+def frozen():
+    """Probes as a reward sorts them, of which one prompt has no right answer."""
+    rows = [
+        {"prompt": r["prompt"], "chosen_initial": r["rejected"], "wrong": r["rejected"]}
+        | ({} if r["chosen"] == " words" else {"correct": r["chosen"]})
+        for r in ROWS
+    ]
+    return as_probes(rows, ["chosen_initial", "correct", "wrong"])
+
+
+def learning(folder, probe, answers, **options):
+    """Six updates on these answers to the prompts."""
+    texts = [f"{row['prompt']} {said} <eos>" for row, said in zip(ROWS, answers, strict=True)]
+    data = [{"input_ids": ids, "labels": ids} for ids in tiny("llama")[1](texts)["input_ids"]]
+    return trainer(folder, probe, data=data, **options)
+
+
+def test_answers_sorted_by_a_reward_give_entropy_and_kl(tmp_path):
+    probe = ProbeCallback(frozen(), every=3, budget=None)
+    made = learning(tmp_path, probe, [row["chosen"] for row in ROWS])
+    start = score(made.model, made.processing_class, frozen())
+    with warnings.catch_warnings(action="error", category=UserWarning):
+        made.train()  # what it learns is right
+    now = score(made.model, made.processing_class, frozen())
+    for step, scores in ((0, start), (6, now)):
+        expected = {name: scores.mean(name) for name in scores.types}
+        expected["entropy"] = scores.mean("correct", "entropy")
+        expected["kl"] = (start.column("chosen_initial", "logp") - scores.logp[:, 0]).mean()
+        for name, value in expected.items():
+            found = logged(made, f"lmdyn/{name}")[step]
+            np.testing.assert_allclose(found, value, rtol=1e-4, atol=1e-6)
+    assert logged(made, "lmdyn/kl")[0] == 0 != logged(made, "lmdyn/kl")[6]
+    assert logged(made, "lmdyn/correct")[6] > logged(made, "lmdyn/correct")[0]
+    assert logged(made, "lmdyn/alert") == {0: 0.0, 3: 0.0, 6: 0.0} and not probe.alerts
+    assert not logged(made, "lmdyn/argmax_gain") and not logged(made, "lmdyn/chosen")
+
+
+def test_right_answers_that_fade_warn_and_can_stop_the_run(tmp_path):
+    probe = ProbeCallback(frozen(), every=2, budget=None, stop=True)
+    made = learning(tmp_path, probe, ["people have water"] * 5, learning_rate=0.1)
+    with pytest.warns(UserWarning, match=r"^at step 4 right answers have changed by -\d.*or KL$"):
+        made.train()
+    assert logged(made, "lmdyn/alert") == {0: 0.0, 2: 0.0, 4: 1.0}
+    assert made.state.global_step == 4
+    done = probe.trajectory
+    curves = done.values("correct"), done.values("correct", "entropy")
+    assert probe.alerts == [fades(done.steps, *curves)]
+
+
+def test_without_answers_sorted_by_a_reward_entropy_is_of_chosen(runs):
+    made, _ = runs["alone"]
+    before = score(*tiny("llama", torch.float32), ROWS)
+    found = logged(made, "lmdyn/entropy")
+    np.testing.assert_allclose(found[0], before.mean("chosen", "entropy"), rtol=1e-5)
+    assert list(found) == [0, 2, 4, 6] and not logged(made, "lmdyn/kl")
+
+
+def test_a_trainer_without_a_tokenizer_is_told_what_it_lacks(tmp_path):
+    probe = ProbeCallback(ROWS, every=2, budget=None)
+    made = trainer(tmp_path, probe, max_steps=1)
+    made.callback_handler.processing_class = None
+    what = r"not be scored after update 0 .*the trainer has no tokenizer: ProbeCallback\(…, tokeni"
+    with pytest.warns(UserWarning, match=what):
+        made.train()
+    assert made.state.global_step == 1 and not probe.trajectory.steps.size
+    own = ProbeCallback(ROWS, every=2, budget=None, tokenizer=tiny("llama")[1])
+    made = trainer(tmp_path, own, max_steps=1)
+    made.callback_handler.processing_class = None
+    made.train()
+    assert own.trajectory.steps.tolist() == [0, 1]
 
 
 def test_a_folder_that_cannot_be_written_costs_the_file_alone(tmp_path):

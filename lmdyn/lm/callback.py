@@ -141,6 +141,8 @@ class ProbeCallback(transformers.TrainerCallback):
         """Score the probes: what goes to the trainer's log."""
         model, step = kwargs["model"], state.global_step
         tokenizer = self.tokenizer or kwargs.get("processing_class")
+        if tokenizer is None:
+            raise ValueError("the trainer has no tokenizer: ProbeCallback(…, tokenizer=tokenizer)")
         seen = args.train_batch_size * args.gradient_accumulation_steps * args.world_size * step
         half = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
         share = not (args.fsdp or args.deepspeed)  # what has sharded the weights may not be FSDP2

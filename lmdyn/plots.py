@@ -40,6 +40,7 @@ NAMES = {
     "random_nonhum": ("random", "random words"),
     "argmax": ("argmax", "argmax $y^*$"),
 }
+SORTED = {"correct": ("chosen", "right answer"), "wrong": ("rejected", "wrong answer")}
 _VARIANTS = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
 STYLE = Path(__file__).with_name("style.mplstyle")  # the settings of every figure
 
@@ -65,7 +66,7 @@ def look(name: str, among: Iterable[str] = ()) -> tuple[str, object, str]:
     The first type of a family has the family's own line style, the others have the rest in turn;
     the unknown in the order in which they are ``among`` the types of the figure.
     """
-    family, label = NAMES.get(name, ("argmax", name))
+    family, label = (NAMES | SORTED).get(name, ("argmax", name))
     members = [other for other, (its, _) in NAMES.items() if its == family]
     if name not in members:
         members += [other for other in (*among, name) if other not in NAMES]

@@ -1,5 +1,7 @@
 """The probes inside transformers' Trainer and TRL's: what they log, and what they disturb."""
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -8,12 +10,14 @@ from tiny import tiny, tiny_rows
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from lmdyn.lm.callback import ProbeCallback
+from lmdyn.lm.data import ProbeSet, as_probes
 from lmdyn.lm.score import score
-from lmdyn.lm.squeeze import Alert
+from lmdyn.lm.squeeze import Alert, fades
+from lmdyn.lm.tokens import encode
 from lmdyn.lm.trajectory import Trajectory
 
 disable_progress_bars()
-ROWS = tiny_rows()
+ROWS, PAIR = tiny_rows(), ("prompt", "chosen", "rejected")
 
 
 def trainer(folder, *callbacks, model=None, data=None, **options):
@@ -180,6 +184,78 @@ def test_an_alert_warns_and_can_stop_the_run(tmp_path, monkeypatch):
     assert probe.alerts == [alert]
 
 
+def frozen():
+    """Probes as a reward sorts them, of which one prompt has no right answer."""
+    rows = [
+        {"prompt": r["prompt"], "chosen_initial": r["rejected"], "wrong": r["rejected"]}
+        | ({} if r["chosen"] == " words" else {"correct": r["chosen"]})
+        for r in ROWS
+    ]
+    return as_probes(rows, ["chosen_initial", "correct", "wrong"])
+
+
+def learning(folder, probe, answers, **options):
+    """Six updates on these answers to the prompts."""
+    texts = [f"{row['prompt']} {said} <eos>" for row, said in zip(ROWS, answers, strict=True)]
+    data = [{"input_ids": ids, "labels": ids} for ids in tiny("llama")[1](texts)["input_ids"]]
+    return trainer(folder, probe, data=data, **options)
+
+
+def test_answers_sorted_by_a_reward_give_entropy_and_kl(tmp_path):
+    probe = ProbeCallback(frozen(), every=3, budget=None)
+    made = learning(tmp_path, probe, [row["chosen"] for row in ROWS])
+    start = score(made.model, made.processing_class, frozen())
+    with warnings.catch_warnings(action="error", category=UserWarning):
+        made.train()  # what it learns is right
+    now = score(made.model, made.processing_class, frozen())
+    for step, scores in ((0, start), (6, now)):
+        expected = {name: scores.mean(name) for name in scores.types}
+        expected["entropy"] = scores.mean("correct", "entropy")
+        expected["kl"] = (start.column("chosen_initial", "logp") - scores.logp[:, 0]).mean()
+        for name, value in expected.items():
+            found = logged(made, f"lmdyn/{name}")[step]
+            np.testing.assert_allclose(found, value, rtol=1e-4, atol=1e-6)
+    assert logged(made, "lmdyn/kl")[0] == 0 != logged(made, "lmdyn/kl")[6]
+    assert logged(made, "lmdyn/correct")[6] > logged(made, "lmdyn/correct")[0]
+    assert logged(made, "lmdyn/alert") == {0: 0.0, 3: 0.0, 6: 0.0} and not probe.alerts
+    assert not logged(made, "lmdyn/argmax_gain") and not logged(made, "lmdyn/chosen")
+
+
+def test_right_answers_that_fade_warn_and_can_stop_the_run(tmp_path):
+    probe = ProbeCallback(frozen(), every=2, budget=None, stop=True)
+    made = learning(tmp_path, probe, ["people have water"] * 5, learning_rate=0.1)
+    with pytest.warns(UserWarning, match=r"^at step 4 right answers have changed by -\d.*or KL$"):
+        made.train()
+    assert logged(made, "lmdyn/alert") == {0: 0.0, 2: 0.0, 4: 1.0}
+    assert made.state.global_step == 4
+    done = probe.trajectory
+    curves = done.values("correct"), done.values("correct", "entropy")
+    assert probe.alerts == [fades(done.steps, *curves)]
+
+
+def test_without_answers_sorted_by_a_reward_entropy_is_of_chosen(runs):
+    made, _ = runs["alone"]
+    before = score(*tiny("llama", torch.float32), ROWS)
+    found = logged(made, "lmdyn/entropy")
+    np.testing.assert_allclose(found[0], before.mean("chosen", "entropy"), rtol=1e-5)
+    assert list(found) == [0, 2, 4, 6] and not logged(made, "lmdyn/kl")
+
+
+def test_a_trainer_without_a_tokenizer_is_told_what_it_lacks(tmp_path):
+    probe = ProbeCallback(ROWS, every=2, budget=None)
+    made = trainer(tmp_path, probe, max_steps=1)
+    made.callback_handler.processing_class = None
+    what = r"not be scored after update 0 .*the trainer has no tokenizer: ProbeCallback\(…, tokeni"
+    with pytest.warns(UserWarning, match=what):
+        made.train()
+    assert made.state.global_step == 1 and not probe.trajectory.steps.size
+    own = ProbeCallback(ROWS, every=2, budget=None, tokenizer=tiny("llama")[1])
+    made = trainer(tmp_path, own, max_steps=1)
+    made.callback_handler.processing_class = None
+    made.train()
+    assert own.trajectory.steps.tolist() == [0, 1]
+
+
 def test_a_folder_that_cannot_be_written_costs_the_file_alone(tmp_path):
     (tmp_path / "file").write_text("in the way")
     made = trainer(tmp_path / "out", ProbeCallback(ROWS, 2, budget=None, out=tmp_path / "file"))
@@ -208,40 +284,104 @@ def test_a_resumed_training_goes_on_with_its_trajectory(tmp_path):
     assert others.trajectory.steps.tolist() == [4, 6]
 
 
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")  # TRL's own
-@pytest.mark.parametrize(("kind", "lora"), [("dpo", False), ("dpo", True), ("sft", False)])
-def test_it_runs_in_the_trainers_of_trl(tmp_path, kind, lora):
+# --- TRL ------------------------------------------------------------------------------------------
+
+PAIRS = [{key: " " * (key != "prompt") + r[key].strip() for key in PAIR} for r in ROWS]
+GIVEN = [{"prompt": r["prompt"], "completion": r["chosen"]} for r in PAIRS]
+RL = {"num_generations": 2, "max_completion_length": 4}
+# trainer → its rows, its settings, and what it logs itself.
+TRL = {
+    "DPO": (PAIRS, {"precompute_ref_log_probs": True}, "rewards/margins"),
+    "KTO": (
+        [row | {"label": i % 2 == 0} for i, row in enumerate(GIVEN)],
+        {"precompute_ref_log_probs": True},
+        "kl",
+    ),
+    "SFT": (GIVEN, {}, "mean_token_accuracy"),
+    "GRPO": ([{"prompt": r["prompt"]} for r in PAIRS], RL, "reward"),
+    "RLOO": ([{"prompt": r["prompt"]} for r in PAIRS], RL | {"beta": 0.0}, "reward"),
+    "Distillation": (
+        [{"prompt": r["prompt"]} for r in PAIRS],
+        {"max_completion_length": 4},
+        "loss",
+    ),
+}
+
+
+def made_by_trl(kind, folder, lora):
+    """A trainer of TRL on its rows, and the prompts that it has generated from."""
     import peft
     import trl
 
+    rows, settings, _ = TRL[kind]
     model, tokenizer = tiny("llama", torch.float32)
-    adapter = peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj"]) if lora else None
-    rows = [row | {key: " " + row[key] for key in ("chosen", "rejected")} for row in ROWS]
-    rows = [row | {"completion": row["chosen"]} for row in rows]
-    keys, config, maker, own = {
-        "dpo": (("prompt", "chosen", "rejected"), trl.DPOConfig, trl.DPOTrainer, "rewards/margins"),
-        "sft": (("prompt", "completion"), trl.SFTConfig, trl.SFTTrainer, "mean_token_accuracy"),
-    }[kind]
-    data = Dataset.from_list([{key: row[key] for key in keys} for row in rows])
-    options = {"max_steps": 4, "per_device_train_batch_size": 2, "logging_steps": 4}
-    options |= {"report_to": [], "save_strategy": "no", "disable_tqdm": True, "use_cpu": True}
-    options |= {"precompute_ref_log_probs": True} if kind == "dpo" else {}
-    args = config(str(tmp_path), learning_rate=1e-2 if lora else 1e-3, bf16=False, **options)
-    given = {"train_dataset": data, "processing_class": tokenizer, "peft_config": adapter}
-    made, seen = maker(model, args=args, **given), Seen()
-    probe = ProbeCallback(ROWS, every=2, budget=None, trainer=made)
+    quiet = {"report_to": [], "save_strategy": "no", "disable_tqdm": True, "use_cpu": True}
+    sizes = {"max_steps": 2, "per_device_train_batch_size": 2, "logging_steps": 2, "bf16": False}
+    args = getattr(trl, f"{kind}Config")(
+        str(folder), learning_rate=1e-2 if lora else 1e-3, **quiet, **sizes, **settings
+    )
+    asked, parent = [], getattr(trl, f"{kind}Trainer")
+
+    class Telling(parent):
+        def _generate_single_turn(self, prompt_ids, *others, **named):
+            asked.extend(prompt_ids)
+            return super()._generate_single_turn(prompt_ids, *others, **named)
+
+    given = {"args": args, "train_dataset": Dataset.from_list(rows), "processing_class": tokenizer}
+    if lora:
+        given["peft_config"] = peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj"])
+    if kind == "Distillation":
+        given["teacher_model"] = tiny("llama", torch.float32, initializer_range=0.3)[0]
+    if kind in ("GRPO", "RLOO"):
+        given["reward_funcs"] = lambda completions, **_: [float(len(c) % 3) for c in completions]
+    return Telling(model, **given), asked
+
+
+def learned_by_trl(made, kind):
+    """(prompt, response …) of each row, as the trainer's own data set has them."""
+    for row in made.train_dataset:
+        if kind == "SFT":
+            first = next(i for i, label in enumerate(row["labels"]) if label != -100)
+            yield row["input_ids"][:first], row["input_ids"][first:]
+        else:
+            names = [name for name in row if name.endswith("_ids") and "KL" not in name]
+            yield tuple(row[name] for name in sorted(names, key=lambda n: n != "prompt_ids"))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # TRL's own
+@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
+@pytest.mark.parametrize("kind", TRL)
+def test_it_runs_in_the_trainers_of_trl(tmp_path, kind, lora):
+    rows, _, own = TRL[kind]
+    (made, asked), seen = made_by_trl(kind, tmp_path, lora), Seen()
+    tokenizer, samples = made.processing_class, "prompt" in rows[0] and len(rows[0]) == 1
+    options = {"model": made.model, "reward": lambda row, said: len(said) % 2, "max_new_tokens": 4}
+    options = options if samples else {"types": ["chosen", "rejected"][: 1 + (kind != "SFT")]}
+    probes = ProbeSet.from_dataset(rows, tokenizer, **options)
+    before = score(made.model, tokenizer, probes)
+    probe = ProbeCallback(probes, every=1, budget=None, trainer=made)
     made.add_callback(seen)
     made.add_callback(probe)
+    encoded = encode(tokenizer, probes)
+    if not samples:
+        expected = [*learned_by_trl(made, kind)]
+        assert [(row.prompt, *row.responses.values()) for row in encoded] == expected
     made.train()
-    after = score(made.model, tokenizer, ROWS)
-    assert list(logged(made, "lmdyn/chosen")) == [0, 2, 4]
-    np.testing.assert_allclose(logged(made, "lmdyn/chosen")[4], after.mean("chosen"), rtol=1e-5)
-    assert [step for step, logs in seen.logs if "lmdyn/chosen" in logs] == [0, 2, 4]
-    assert list(logged(made, own)) == [4]  # over all updates, as without the callback
-    change = probe.trajectory.mean("chosen")
-    if kind == "sft":
-        assert change[-1] > change[0]
+    if samples:  # what the trainer has generated from is what the probes are asked
+        assert asked and {*map(tuple, asked)} <= {tuple(row.prompt) for row in encoded}
+        assert not any(row.own for row in encoded)
+    after = score(made.model, tokenizer, probes)
+    for name in probes.types:
+        found = logged(made, f"lmdyn/{name}")
+        assert list(found) == [0, 1, 2]
+        ends = before.mean(name), after.mean(name)
+        np.testing.assert_allclose([found[0], found[2]], ends, rtol=1e-5)
+        assert found[0] != found[2]
+    assert np.isfinite([*logged(made, "lmdyn/entropy").values()]).all()
+    assert (list(logged(made, "lmdyn/kl")) == [0, 1, 2]) == samples
+    assert [step for step, logs in seen.logs if "lmdyn/entropy" in logs] == [0, 1, 2]
+    assert list(logged(made, own)) == [2]  # over all updates, as without the callback
 
 
 def test_settings_out_of_range_are_refused():

@@ -7,10 +7,14 @@ import datasets
 import numpy as np
 import pandas
 import pytest
-from tiny import tiny_rows
+from tiny import tiny, tiny_rows
+from traits import tokenizer_with
 
 from lmdyn.lm import TYPES, load_probes
-from lmdyn.lm.data import as_probes, with_all
+from lmdyn.lm.data import Format, ProbeSet, as_probes, with_all
+from lmdyn.lm.generate import generate
+from lmdyn.lm.score import score
+from lmdyn.lm.tokens import encode, prompts_of
 
 
 def say(role, text):
@@ -196,3 +200,113 @@ def test_the_paper_s_files_come_through_datasets_from_the_pinned_commit(monkeypa
     monkeypatch.setattr(datasets, "load_dataset", None)  # as good as offline
     with pytest.raises(ConnectionError, match=r"'hh' could not be fetched.*'sample'"):
         load_probes("hh")
+
+
+# --- answers of the model itself, sorted by a reward ----------------------------------------------
+
+ASKED = [{"prompt": row["prompt"], "limit": 3 + i} for i, row in enumerate(tiny_rows())]
+SAMPLED = {"group_size": 6, "max_new_tokens": 5, "seed": 2}
+
+
+def is_short(row, answer):
+    """It reads a column that is no part of a probe."""
+    return len(answer.split()) < row["limit"]
+
+
+@pytest.fixture(scope="module")
+def llama():
+    model, tokenizer = tiny("llama")
+    model.generation_config.eos_token_id = [1, *range(20, 40)]  # so that some answers end
+    return model, tokenizer
+
+
+def sorted_by(reward, llama, rows=ASKED, **options):
+    model, tokenizer = llama
+    return ProbeSet.from_dataset(rows, tokenizer, model=model, reward=reward, **SAMPLED | options)
+
+
+def test_the_first_answers_of_each_kind_are_kept_as_tokens(llama):
+    probes = sorted_by(is_short, llama)
+    assert probes.types == ("chosen_initial", "correct", "wrong")
+    prompts = prompts_of(llama[1], ASKED, Format())
+    how = {"sample": True, "seed": 2, "return_ids": True}
+    asked = [ids for ids in prompts for _ in range(6)]
+    texts, said, ended = generate(*llama, asked, 5, **how)
+    assert {*ended} == {True, False}
+    for i, (row, encoded) in enumerate(zip(probes, encode(llama[1], probes), strict=True)):
+        own = range(6 * i, 6 * i + 6)
+        right = [is_short(ASKED[i], texts[k]) for k in own]
+        expected = {"chosen_initial": said[own[0]]}
+        expected |= {"correct": said[own[right.index(True)]]} if any(right) else {}
+        expected |= {"wrong": said[own[right.index(False)]]} if not all(right) else {}
+        assert {name: row[name] for name in probes.types if name in row} == expected
+        assert encoded.responses == expected and encoded.prompt == prompts[i]
+        for ids in expected.values():
+            ends = ended[6 * i + said[6 * i : 6 * i + 6].index(ids)]
+            last = ids[-1] in llama[0].generation_config.eos_token_id
+            assert last if ends else len(ids) == 5
+
+
+def test_the_same_seed_gives_the_same_answers(llama):
+    one, same, other = (sorted_by(is_short, llama, seed=seed) for seed in (2, 2, 3))
+    assert one.rows == same.rows and one.rows != other.rows
+
+
+def test_a_prompt_may_have_answers_of_one_kind_alone(llama):
+    probes = sorted_by(lambda row, answer: row["limit"] == 3, llama)
+    assert [("correct" in row, "wrong" in row) for row in probes] == [
+        (i == 0, i > 0) for i in range(5)
+    ]
+    assert np.isnan(score(*llama, probes).logp).tolist() == [
+        [False, i > 0, i == 0] for i in range(5)
+    ]
+    assert sorted_by(lambda *_: True, llama).types == ("chosen_initial", "correct")
+    assert sorted_by(lambda *_: 0.5, llama).types == ("chosen_initial", "wrong")
+
+
+def test_types_that_are_asked_for_are_the_ones(llama):
+    probes = sorted_by(is_short, llama, types=["correct", "wrong"])
+    assert probes.types == ("correct", "wrong")
+    assert [row["correct"] for row in probes if "correct" in row] == [
+        row["correct"] for row in sorted_by(is_short, llama) if "correct" in row
+    ]
+    rows = [row | {"chosen": " no"} for row in ASKED]  # what is there stays
+    probes = sorted_by(is_short, llama, rows, types=["chosen", "correct"])
+    assert probes.types == ("chosen", "correct") and probes[0]["chosen"] == " no"
+
+
+def test_conversations_without_an_answer_are_asked_as_the_template_has_it():
+    model, tokenizer = tiny("llama", vocab_size=400)[0], tokenizer_with("turn end")
+    rows = [{"prompt": [say("user", row["prompt"])], "limit": 9} for row in tiny_rows()]
+    probes = sorted_by(lambda row, answer: len(answer) % 2, (model, tokenizer), rows)
+    asked = prompts_of(tokenizer, rows, Format())
+    assert probes.types == ("chosen_initial", "correct", "wrong")
+    for row, encoded, prompt in zip(probes, encode(tokenizer, probes), asked, strict=True):
+        assert encoded.prompt == prompt and not encoded.own
+        assert encoded.responses["chosen_initial"] == row["chosen_initial"]
+
+
+def raises(row, answer):
+    return 1.0 if row["limit"] < 5 else 1 / 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"reward": raises}, r"^the reward of dataset\[2\] for '.*' raised ZeroDivisionError: div"),
+        ({"reward": raises, "limit": 2}, r"^the reward of dataset\[4\] for"),
+        (
+            {"reward": lambda *_: float("nan")},
+            r"the reward of dataset\[0\] for '.*' is nan: give a",
+        ),
+        ({"reward": lambda *_: None}, r"the reward of dataset\[0\] for '.*' raised TypeError"),
+        ({"reward": "dpo"}, "a reward is a function of a row and an answer"),
+        ({"model": None}, "a reward is a function of a row and an answer: pass model, too"),
+        ({"tokenizer": None}, "tokenizer must be one of transformers"),
+        ({"group_size": 0}, "group_size must be an integer of at least 1"),
+    ],
+)
+def test_a_reward_that_cannot_be_used_is_named(options, message, llama):
+    given = {"model": llama[0], "tokenizer": llama[1], "reward": is_short} | SAMPLED | options
+    with pytest.raises(ValueError, match=message):
+        ProbeSet.from_dataset([row | {"chosen": " no"} for row in ASKED], **given)

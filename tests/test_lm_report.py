@@ -179,6 +179,53 @@ def test_verdicts_of_stages_in_order(tmp_path):
     assert shown["chosen"][:2] == [f"{x:.2f}" for x in kept[[0, -1]]]
 
 
+def for_a_reward(correct, entropy=(2, 2, 2, 2), reward=(0.2, 0.8), **options):
+    """A made-up run: its right answers move as said, wrong ones fall."""
+    n = len(correct)
+    means = {"chosen_initial": [0] * n, "correct": correct, "wrong": [0, -1, -2, -3][:n]}
+    record = trajectory(means, split=False, **options)
+    record.entropy[..., 1] = np.array(entropy)[:n, None]
+    record.log["reward"] = np.linspace(*reward, 30)
+    return record
+
+
+FADES = (
+    "Right answers fade: .* answers have changed by -8.. nats since step 10; first seen at step "
+)
+REWARDED = {
+    "1-fades": (for_a_reward([0, 2, -1, -6]), FADES + "20[.] The reward went from 0.20 to 0.80"),
+    "2-flat": (for_a_reward([0, 1, 2, 3], [2, 2, 1, 0.5]), "At step 30 entropy has gone from 2.00"),
+    "3-faded": (for_a_reward([0, -3, 0, 3]), "Right answers had faded on the way, and no longer"),
+    "4-kept": (
+        for_a_reward([0, 1, 2, 3]),
+        "Right answers are kept: .* right answers of the start r",
+    ),
+    "5-short": (for_a_reward([0]), "Not judged: that takes at least two probings, and two prompts"),
+    "6-bad": (for_a_reward([0, 1, 2, 3], reward=(-2, -1)), "The reward went from -2.00 to -1.00"),
+}
+
+
+def test_a_run_for_a_reward_is_judged_by_its_right_answers(tmp_path):
+    page = page_of(tmp_path, *((name, record) for name, (record, _) in REWARDED.items()))
+    for name, (record, said) in REWARDED.items():
+        assert re.search(said, page.sections[name]), (name, page.sections[name][:900])
+        assert ("Fewer passes over" in page.sections[name]) == (name in ("1-fades", "2-flat"))
+        assert "squeeze shows in chosen" not in page.sections[name]
+        logged = page.table("All that was logged", name)
+        assert logged["reward"][0] == "30" and logged["lmdyn/entropy"][0] == str(len(record.steps))
+
+
+@pytest.mark.slow
+def test_its_curves_are_right_and_wrong_answers_entropy_and_reward(tmp_path):
+    page = page_of(tmp_path, ("", REWARDED["1-fades"][0]), drawn=True)
+    first, second, *_ = page("svg")
+    texts = [{words(text) for text in svg("text")} for svg in (first, second)]
+    assert {"right answer", "wrong answer", "own answer"} <= texts[0]
+    assert {"reward", "entropy, nats", "loss"} <= texts[1]
+    assert "correct -6." in first["aria-label"].replace("−", "-")
+    assert "reward 0.2 → 0.8" in second["aria-label"]
+
+
 def test_rounds_are_one_run(tmp_path):
     first = trajectory(split=False)
     later = trajectory({name: [curve[-1]] * 2 for name, curve in SQUEEZE.items()}, split=False)

@@ -1,8 +1,11 @@
-"""When a squeeze is called, on made-up curves and on noise."""
+"""When a squeeze or fading answers are called, on made-up curves and on noise."""
+
+import re
 
 import numpy as np
+import pytest
 
-from lmdyn.lm.squeeze import squeeze
+from lmdyn.lm.squeeze import fades, squeeze
 
 STEPS = [0, 10, 20, 30]
 
@@ -61,3 +64,59 @@ def test_prompts_that_were_left_out_once_do_not_count():
     alert = squeeze([0, 1], falls, falls, rises)
     whole = squeeze([0, 1], falls[:, 1::2], falls[:, 1::2], rises[:, 1::2])
     assert alert == whole
+
+
+# --- right answers that fade ----------------------------------------------------------------------
+
+
+def levels(*means, prompts=32, seed=1):
+    """(S, N) entropies around these means, each prompt's on its own scale."""
+    random = np.random.default_rng(seed)
+    own = random.uniform(0.5, 1.5, prompts)
+    return np.array(means)[:, None] * own + 0.01 * random.normal(size=(len(means), prompts))
+
+
+FULL, GONE = levels(2, 2, 2, 2), levels(2, 2, 1, 0.5)
+FALLS, STAYS = curves(0, 2, 0, -6), curves(0, 2, 4, 6)
+
+
+@pytest.mark.parametrize(
+    ("correct", "entropy", "said"),
+    [
+        (FALLS, FULL, r"^at step 30 right answers have changed by -8.* nats since step 10: fewer"),
+        (STAYS, GONE, r"^at step 30 entropy has gone from [12]\.\d\d to 0\.\d\d: fewer passes"),
+        (FALLS, GONE, r"since step 10 and entropy has gone from"),
+        (STAYS, FULL, None),
+        (curves(0, 4, 3, 1), FULL, None),  # what was learned and is partly lost again
+        (curves(0, -9, -9, 2), FULL, None),  # what came back
+        (curves(0, 0, 0, -0.2, noise=0.01), FULL, None),
+        (curves(0, 0, 0, -0.3, noise=0.01), FULL, "changed by -0.3 nats"),
+        (STAYS, levels(2, 2, 2, 1.1), None),
+        (STAYS, levels(2, 2, 2, 0.9), "entropy has gone"),
+        (STAYS, levels(2, 0.1, 0.1, 2), None),
+    ],
+)
+def test_right_answers_fade_by_their_log_prob_or_their_entropy(correct, entropy, said):
+    found = fades(STEPS, correct, entropy)
+    assert found is None if said is None else re.search(said, found), found
+
+
+def test_what_fell_in_a_prompt_or_two_is_no_fading():
+    correct, entropy = np.zeros((2, 32)), levels(2, 2)
+    correct[1, 0] = -30  # the mean falls by almost a nat
+    assert fades([0, 1], correct, entropy) is None
+    correct[1, :8] = -30
+    assert fades([0, 1], correct, entropy) is not None
+    entropy[1, :8] = 0.0
+    assert fades([0, 1], 0 * correct, entropy) is None  # a quarter of them: not below half
+
+
+def test_prompts_without_a_right_answer_do_not_count_and_one_is_too_few():
+    correct, entropy = FALLS.copy(), FULL.copy()
+    correct[:, 2:], entropy[:, 2:] = np.nan, np.nan
+    assert fades(STEPS, correct, entropy) == fades(STEPS, FALLS[:, :2], FULL[:, :2]) is not None
+    entropy[1, 0] = np.nan  # left out once
+    assert fades(STEPS, correct, entropy) is None
+    assert fades(STEPS, FALLS * np.nan, FULL) is None
+    assert fades(STEPS[:1], FALLS[:1], FULL[:1]) is None
+    assert fades([], FALLS[:0], FULL[:0]) is None

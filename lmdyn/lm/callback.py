@@ -2,7 +2,6 @@
 
 import time
 import warnings
-from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -13,9 +12,10 @@ from accelerate.utils import gather_object
 
 from lmdyn.checks import check_count
 from lmdyn.lm.checkpoint import fingerprint_probes
-from lmdyn.lm.data import ProbeSet, as_probes
+from lmdyn.lm.data import Rows, as_probes
 from lmdyn.lm.generate import CORRECT, OWN
 from lmdyn.lm.records import environment
+from lmdyn.lm.score import known_mean
 from lmdyn.lm.squeeze import Alert, fades, squeeze
 from lmdyn.lm.trajectory import Recorder, Trajectory
 
@@ -51,7 +51,7 @@ class ProbeCallback(transformers.TrainerCallback):
 
     def __init__(
         self,
-        probes: ProbeSet | Iterable[Mapping[str, str]],
+        probes: Rows,
         every: int = 50,
         *,
         trainer: "transformers.Trainer | None" = None,
@@ -141,6 +141,8 @@ class ProbeCallback(transformers.TrainerCallback):
         """Score the probes: what goes to the trainer's log."""
         model, step = kwargs["model"], state.global_step
         tokenizer = self.tokenizer or kwargs.get("processing_class")
+        if tokenizer is None:
+            raise ValueError("the trainer has no tokenizer: ProbeCallback(…, tokenizer=tokenizer)")
         seen = args.train_batch_size * args.gradient_accumulation_steps * args.world_size * step
         half = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
         share = not (args.fsdp or args.deepspeed)  # what has sharded the weights may not be FSDP2
@@ -148,16 +150,16 @@ class ProbeCallback(transformers.TrainerCallback):
             pushed = self._recorder.probe(model, tokenizer, step, seen, share, self._rows)
         done, alert = self.trajectory, None
         means = {name: curve[-1] for name, curve in done.mean().items()}
+        for name in [name for name in (CORRECT, "chosen") if name in done.types][:1]:
+            means["entropy"] = done.mean(name, "entropy")[-1]
+        if OWN in done.types:
+            means["kl"] = known_mean(done.values(OWN)[0] - done.values(OWN)[-1])
         logs = {f"lmdyn/{name}": float(x) for name, x in means.items() if np.isfinite(x)}
         self._top = pushed["top"] if self._top is None else self._top
         if {"chosen", "rejected"} <= set(done.types):
             logs["lmdyn/valley"] = float(np.nanmean(pushed["valley"]))
             logs["lmdyn/argmax_gain"] = float(np.nanmean(pushed["top"] - self._top))
             alert = squeeze(done.steps, *(done.values(n) for n in ("chosen", "rejected", "argmax")))
-        if along := [name for name in (CORRECT, "chosen") if name in done.types]:
-            logs["lmdyn/entropy"] = float(done.mean(along[0], "entropy")[-1])
-        if OWN in done.types:
-            logs["lmdyn/kl"] = float(np.nanmean(done.values(OWN)[0] - done.values(OWN)[-1]))
         if CORRECT in done.types:
             alert = fades(done.steps, done.values(CORRECT), done.values(CORRECT, "entropy"))
         logs["lmdyn/alert"] = float(alert is not None)

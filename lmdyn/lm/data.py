@@ -108,14 +108,14 @@ class ProbeSet(Sequence):
             raise ValueError("the dataset has no row to probe")
         places = np.linspace(0, len(dataset) - 1, min(limit, len(dataset))).astype(int).tolist()
         where, form = [f"dataset[{i}]" for i in places], format or Format()
-        asks = model is not None and (types is None or OWN in types)
+        asks = model is not None and (types is None or OWN in types or reward is not None)
         given = [dataset[i] for i in places]
         rows = each(given, where, lambda row: checked(row, types, not asks))
         settings = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed}
         if reward is not None:
             if model is None or not callable(reward):
                 raise ValueError("a reward is a function of a row and an answer: pass model, too")
-            how = [(reward, row) for row in given], group_size
+            how = reward, given, group_size
             rows = with_rewarded_samples(model, tokenizer, rows, form, where, *how, **settings)
             types = types or [t for t in (OWN, CORRECT, WRONG) if any(t in row for row in rows)]
         elif asks:
@@ -134,6 +134,9 @@ class ProbeSet(Sequence):
     def only(self, *types: str) -> "ProbeSet":
         """The same prompts, with these response types alone."""
         return replace(self, types=_known_types(types, self.rows))
+
+
+Rows = ProbeSet | Iterable[Mapping]  # what every function here takes as rows
 
 
 def load_probes(
@@ -188,11 +191,7 @@ def load_probes(
 
 
 def as_probes(
-    rows: ProbeSet | Iterable[Mapping],
-    types: Sequence[str] | None = None,
-    format: Format | None = None,
-    *,
-    where: Sequence[str] | None = None,
+    rows: Rows, types: Sequence[str] | None = None, format: Format | None = None, *, where=None
 ) -> ProbeSet:
     """Rows, validated, as a `ProbeSet`; a `ProbeSet` passes with its types narrowed.
 

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from itertools import compress
 from pathlib import Path
@@ -15,7 +15,7 @@ from lmdyn import losses
 from lmdyn.checks import check_different, check_number, check_same_vocabulary, trainable
 from lmdyn.lm.batches import Batch
 from lmdyn.lm.checkpoint import fingerprint, fingerprint_model, fingerprint_probes
-from lmdyn.lm.data import ProbeSet, as_probes, with_all
+from lmdyn.lm.data import Rows, as_probes, with_all
 from lmdyn.lm.forward import bar, evaluating, hidden, undisturbed
 from lmdyn.lm.influence import Gradients, Step, inner_products
 from lmdyn.lm.predict import sgd_direction
@@ -103,10 +103,10 @@ class Diagnosis:
 def diagnose(
     model,
     tokenizer,
-    rows: ProbeSet | Iterable[Mapping[str, str]],
+    rows: Rows,
     loss: str | losses.Loss = "dpo",
     *,
-    held_out: ProbeSet | Iterable[Mapping[str, str]] | None = None,
+    held_out: Rows | None = None,
     ref: nn.Module | None = None,
     lr: float = 1.0,
     optimizer: torch.optim.Optimizer | None = None,

@@ -3,7 +3,7 @@
 import json
 import os
 import tomllib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +11,13 @@ from pathlib import Path
 from tqdm import tqdm
 
 from lmdyn.checks import check_known, check_texts
-from lmdyn.lm.data import TYPES, ProbeSet, as_probes
+from lmdyn.lm.data import TYPES, ProbeSet, Rows, as_probes
 from lmdyn.lm.rows import said, saying
 from lmdyn.lm.tokens import begin_alike
 
 REQUESTS = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
 MADE = REQUESTS["made"]  # type → the response it is made of, and how
+Texts = Sequence[str]
 
 
 class EndpointError(RuntimeError):
@@ -114,9 +115,9 @@ def remembering(ask: Callable[..., str], answerer, out, skip_nonsense: bool) -> 
 
 
 def rephrase(
-    rows: ProbeSet | Iterable[Mapping[str, str]],
+    rows: Rows,
     writer: Callable[[str], str],
-    types: Sequence[str] = tuple(MADE)[:4],
+    types: Texts = tuple(MADE)[:4],
     *,
     out: str | Path | None = None,
     skip_nonsense: bool = False,
@@ -191,13 +192,7 @@ class Comparison:
 
 
 def compare(
-    judge: Callable[..., str],
-    prompts: Sequence[str],
-    a: Sequence[str],
-    b: Sequence[str],
-    *,
-    out: str | Path | None = None,
-    skip_nonsense: bool = False,
+    judge: Callable[..., str], prompts: Texts, a: Texts, b: Texts, *, out=None, skip_nonsense=False
 ) -> Comparison:
     """Have two models' answers to the same prompts judged, each pair in both orders.
 

@@ -148,8 +148,9 @@ def with_own_samples(
     return rows
 
 
-def rewarded(reward: Callable, row: Mapping, text: str, told: str) -> float:
-    """What anyone's function gives for an answer; a ValueError with what is ``told`` otherwise."""
+def rewarded(reward: Callable, row: Mapping, text: str, where: str, when="") -> float:
+    """What anyone's function gives for an answer; a ValueError tells of which row otherwise."""
+    told = f"{when}the reward of {where} for {text!r:.80}"
     try:
         found = float(reward(row, text))
     except Exception as error:  # anyone's function may raise anything
@@ -160,21 +161,20 @@ def rewarded(reward: Callable, row: Mapping, text: str, told: str) -> float:
 
 
 def with_rewarded_samples(
-    model, tokenizer, rows, form: Format, where, rewards, size: int, **sampling
+    model, tokenizer, rows, form: Format, where, reward, given, size: int, **sampling
 ) -> list[dict]:
     """The rows with the first of ``size`` samples as ``chosen_initial``, as token ids, the first
     that is rewarded by more than a half as ``correct``, and the first that is not as ``wrong``.
 
-    ``rewards`` has, for each row, the function and the row that it reads.
+    The function reads the rows as they were ``given``.
     """
     check_count("group_size", size, 1)
     ids = [tokens for tokens in prompts_of(tokenizer, rows, form, where) for _ in range(size)]
-    given = {"sample": True, "return_ids": True} | sampling
-    texts, said, _ = generate(model, tokenizer, ids, **given)
+    texts, said, _ = generate(model, tokenizer, ids, sample=True, return_ids=True, **sampling)
     found = [dict(row) for row in rows]
     for i, (text, tokens) in enumerate(zip(texts, said, strict=True)):
-        row, at = found[i // size], i // size
-        got = rewarded(*rewards[at], text, f"the reward of {where[at]} for {text!r:.80}")
-        row.setdefault(OWN, tokens)
-        row.setdefault(CORRECT if got > 0.5 else WRONG, tokens)
+        at = i // size
+        right = rewarded(reward, given[at], text, where[at]) > 0.5
+        for name in (OWN, CORRECT if right else WRONG):
+            found[at].setdefault(name, tokens)
     return found

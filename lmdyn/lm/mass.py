@@ -1,6 +1,5 @@
 """Where probability goes: at each token of a response, the label, its rival, and all the rest."""
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -10,7 +9,7 @@ from torch import Tensor
 
 from lmdyn.checks import check_known
 from lmdyn.lm.batches import Batch
-from lmdyn.lm.data import ProbeSet, as_probes
+from lmdyn.lm.data import Rows, as_probes
 from lmdyn.lm.forward import evaluating
 from lmdyn.lm.records import replacing
 from lmdyn.lm.tokens import encode
@@ -76,11 +75,7 @@ class TokenMass:
 
 
 def token_mass(
-    model,
-    tokenizer,
-    probes: ProbeSet | Sequence[Mapping[str, str]],
-    types: Sequence[str] = ("chosen", "rejected"),
-    follow: TokenMass | None = None,
+    model, tokenizer, probes: Rows, types=("chosen", "rejected"), follow: TokenMass | None = None
 ) -> TokenMass:
     """Split π at each response token into the label, its rival and the rest.
 

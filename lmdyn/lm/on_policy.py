@@ -1,7 +1,7 @@
 """Finetuning on what the model has just sampled itself: as rejected responses, or for a reward."""
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from torch import nn
 from lmdyn import losses
 from lmdyn.checks import check_count
 from lmdyn.lm.checkpoint import fingerprint
-from lmdyn.lm.data import ProbeSet, as_probes, load_probes, with_all
+from lmdyn.lm.data import ProbeSet, Rows, as_probes, load_probes, with_all
 from lmdyn.lm.generate import generate, rewarded
 from lmdyn.lm.records import write_jsonl
 from lmdyn.lm.rows import checked, listed, said
@@ -22,9 +22,7 @@ from lmdyn.lm.train import finetune
 from lmdyn.lm.trajectory import Trajectory
 
 
-def sample_rejected(
-    model, tokenizer, rows: ProbeSet | Iterable[Mapping[str, str]], **sampling
-) -> ProbeSet:
+def sample_rejected(model, tokenizer, rows: Rows, **sampling) -> ProbeSet:
     """Rows with ``prompt`` and ``chosen``, and what `generate` samples as ``rejected``.
 
     It is kept as token ids, up to the one that ended it or to ``max_new_tokens``. A sample that is
@@ -81,8 +79,9 @@ class Groups:
             for i, text, ids, ended in zip(asked, *answers, strict=True)
         ]
         try:
-            for sample in samples:
-                sample["reward"] = self._rewarded(sample, number)
+            for i, sample in zip(asked, samples, strict=True):
+                told = sample["text"], f"rows[{i}]", f"round {number}: "
+                sample["reward"] = rewarded(self.reward, self.rows[i], *told)
             rewards = torch.tensor([s["reward"] for s in samples]).double().view(-1, self.size)
             with warnings.catch_warnings(action="ignore"):  # equal rewards are told of in a number
                 found = losses.advantages(rewards, self.kind)
@@ -95,15 +94,11 @@ class Groups:
         self.told = {"reward": rewards.mean().item(), "groups_that_differ": differ.item()}
         return as_probes(samples, ["response"], self.form)
 
-    def _rewarded(self, sample: Mapping, number: int) -> float:
-        told = f"round {number}: the reward of rows[{sample['row']}] for {sample['text']!r:.80}"
-        return rewarded(self.reward, self.rows[sample["row"]], sample["text"], told)
-
 
 def finetune_on_policy(
     model: nn.Module,
     tokenizer,
-    rows: ProbeSet | Iterable[Mapping],
+    rows: Rows,
     reward: Callable[[Mapping, str], float] | None = None,
     loss: str | losses.Loss | None = None,
     *,
@@ -148,12 +143,9 @@ def finetune_on_policy(
     check_count("rounds", rounds, 1)
     sampling = {"max_new_tokens": max_new_tokens, "temperature": temperature}
     sampling["batch_size"] = sample_batch_size
-    kept = {"seed": seed, "out": out, "epochs": epochs}
+    kept, settings = {"seed": seed, "out": out, "epochs": epochs}, {"resume": resume} | settings
     if reward is None:
-        pairs = as_probes(rows)
-        return _on_pairs(
-            model, tokenizer, pairs, loss or "dpo", rounds, sampling, resume, settings, **kept
-        )
+        return _on_pairs(model, tokenizer, rows, loss or "dpo", rounds, sampling, settings, **kept)
     if not callable(reward):
         raise ValueError(f"reward must be a function of a row and an answer, got {reward!r:.40}")
     check_count("group_size", group_size, 2)
@@ -165,8 +157,7 @@ def finetune_on_policy(
         raise ValueError(f"{loss} reads no advantage: take one that does, or leave reward out")
     groups = {"size": group_size, "per_round": per_round} | kept
     fresh = Groups(model, tokenizer, rows, reward, loss.baseline, **groups, **sampling)
-    settings = {"epochs": rounds * epochs, "batch_size": len(fresh)} | settings
-    settings |= {"seed": seed, "out": out, "resume": resume}
+    settings = {"batch_size": len(fresh)} | settings | kept | {"epochs": rounds * epochs}
     run = finetune(model, tokenizer, fresh, loss, **settings)
     if not run.log["groups_that_differ"].any():
         warnings.warn("in no group did rewards differ: nothing was learned", stacklevel=2)
@@ -174,20 +165,21 @@ def finetune_on_policy(
 
 
 def _on_pairs(
-    model, tokenizer, probes, loss, rounds, sampling, resume, settings, *, seed, out, epochs
+    model, tokenizer, rows, loss, rounds, sampling, settings, *, seed, out, epochs
 ) -> Trajectory:
-    parts, types = [], list(dict.fromkeys([*probes.types, "rejected"]))
+    probes, parts = as_probes(rows), []
+    types = list(dict.fromkeys([*probes.types, "rejected"]))
     for number in range(rounds):
         folder = None if out is None else Path(out) / f"round-{number}"
         kept = folder and folder / "pairs.jsonl"  # so that going on need not sample them again
         draw = int(np.random.default_rng((seed, number)).integers(2**31))
-        if resume and kept and kept.is_file():
+        if settings["resume"] and kept and kept.is_file():
             pairs = load_probes(kept, types, format=probes.format)
         else:
             pairs = sample_rejected(model, tokenizer, probes, seed=draw, **sampling)
             if kept and not (folder / "settings.json").is_file():  # a run: finetune refuses it
                 write_jsonl(kept, pairs)
-        options = {"epochs": epochs, "seed": draw, "out": folder, "resume": resume} | settings
+        options = {"epochs": epochs, "seed": draw, "out": folder} | settings
         parts.append(finetune(model, tokenizer, pairs, loss, **options))
     whole = Trajectory.join(parts)
     if out is not None:

@@ -1,7 +1,6 @@
 """How likely the model finds each response, and how it spreads the rest of its probability."""
 
 from collections import namedtuple
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 
@@ -12,7 +11,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from lmdyn.checks import check_known
 from lmdyn.lm.batches import TOKENS, Batch
-from lmdyn.lm.data import ProbeSet, as_probes
+from lmdyn.lm.data import Rows, as_probes
 from lmdyn.lm.forward import bar, evaluating
 from lmdyn.lm.tokens import encode
 from lmdyn.lm.ways import check_kind, token_values
@@ -89,14 +88,7 @@ class Scores(Statistics):
 
 
 def score(
-    model,
-    tokenizer,
-    probes: ProbeSet | Sequence[Mapping[str, str]],
-    stats: bool = True,
-    *,
-    tokens: int = TOKENS,
-    per_token: bool = False,
-    progress: bool | None = None,
+    model, tokenizer, probes: Rows, stats=True, *, tokens=TOKENS, per_token=False, progress=None
 ) -> Scores:
     """Score every response of every prompt under the model: the paper's probing.
 

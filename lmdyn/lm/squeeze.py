@@ -49,18 +49,14 @@ def squeeze(steps, chosen, rejected, argmax) -> Alert | None:
         steps: (S,) updates.
         chosen, rejected, argmax: (S, N) log-probs of N prompts, nats; NaN for prompts left out.
     """
-    curves = np.array([chosen, rejected, argmax], dtype=np.float64)
-    curves = curves[..., ~np.isnan(curves).any((0, 1))]  # (3, S, prompts)
-    prompts = curves.shape[-1]
-    if len(steps) < 2 or prompts < 2:
+    if (curves := _complete(steps, chosen, rejected, argmax)) is None:
         return None
     peak = int(curves[0].mean(1).argmax())
     moved = curves[:, -1] - curves[:, peak]
-    change, error = moved.mean(1), moved.std(1, ddof=1) / np.sqrt(prompts)
     fall = (curves[0, 0] - curves[0, -1]).mean()
-    if fall < FALL or not (change * (-1, -1, 1) > ERRORS * error).all():
+    if fall < FALL or not is_sure(moved * [[-1], [-1], [1]]).all():
         return None
-    return Alert(int(steps[-1]), int(steps[peak]), *change.tolist())
+    return Alert(int(steps[-1]), int(steps[peak]), *moved.mean(1).tolist())
 
 
 def fades(steps, correct, entropy) -> str | None:
@@ -74,22 +70,27 @@ def fades(steps, correct, entropy) -> str | None:
         steps: (S,) updates.
         correct, entropy: (S, N), nats and nats a token, of N prompts; NaN for prompts left out.
     """
-    curves = np.array([correct, entropy], dtype=np.float64)
-    logp, entropy = curves[..., ~np.isnan(curves).any((0, 1))]
-    if len(steps) < 2 or logp.shape[1] < 2:
+    if (curves := _complete(steps, correct, entropy)) is None:
         return None
+    logp, entropy = curves
     peak, found = int(logp.mean(1).argmax()), []
-    if (logp[0] - logp[-1]).mean() >= FALL and _sure(logp[peak] - logp[-1]):
+    if (logp[0] - logp[-1]).mean() >= FALL and is_sure(logp[peak] - logp[-1]):
         fell = (logp[-1] - logp[peak]).mean()
         found.append(f"right answers have changed by {fell:+.1f} nats since step {steps[peak]}")
-    if _sure(entropy[0] / 2 - entropy[-1]):
+    if is_sure(entropy[0] / 2 - entropy[-1]):
         found.append(f"entropy has gone from {entropy[0].mean():.2f} to {entropy[-1].mean():.2f}")
-    told = " and ".join(found)
-    return (
-        f"at step {steps[-1]} {told}: fewer passes a round, a lower rate, or KL" if told else None
-    )
+    told = f"at step {steps[-1]} {' and '.join(found)}: fewer passes a round, a lower rate, or KL"
+    return told if found else None
 
 
-def _sure(gaps: np.ndarray) -> bool:
-    """Whether the mean over prompts lies more than 1.64 standard errors above zero."""
-    return gaps.mean() > ERRORS * gaps.std(ddof=1) / np.sqrt(len(gaps))
+def _complete(steps, *curves) -> np.ndarray | None:
+    """(curves, S, prompts), of prompts never left out; None if there are not two of each."""
+    curves = np.array(curves, dtype=np.float64)
+    curves = curves[..., ~np.isnan(curves).any((0, 1))]
+    return curves if min(len(steps), curves.shape[-1]) > 1 else None
+
+
+def is_sure(gaps: np.ndarray) -> np.ndarray:
+    """Whether the mean over the last axis lies more than 1.64 standard errors above zero."""
+    error = np.sqrt(gaps.var(-1) / max(gaps.shape[-1] - 1, 1))
+    return gaps.mean(-1) > ERRORS * error

@@ -17,12 +17,13 @@ from lmdyn.lm.ways import check_kind, ways
 from lmdyn.softmax import log_softmax_jvp
 
 HELD_BYTES = 2**29  # of the steps that are taken together
+Ids = Sequence[int] | Tensor  # of tokens
 
 
 def token_kernel(
     model,
-    ids_o: Sequence[int] | Tensor,
-    ids_u: Sequence[int] | Tensor | None = None,
+    ids_o: Ids,
+    ids_u: Ids | None = None,
     *,
     positions_o: Sequence[int] | None = None,
     positions_u: Sequence[int] | None = None,
@@ -73,13 +74,7 @@ def token_kernel(
 
 
 def token_influence(
-    model,
-    ids_o: Sequence[int] | Tensor,
-    ids_u: Sequence[int] | Tensor | None = None,
-    *,
-    positions_o: Sequence[int] | None = None,
-    positions_u: Sequence[int] | None = None,
-    vocab: bool = False,
+    model, ids_o: Ids, ids_u: Ids | None = None, *, positions_o=None, positions_u=None, vocab=False
 ) -> Tensor:
     """−A_m K_ml G_l: what learning token l + 1 of the update does to the prediction at m (Eq. 5).
 

@@ -3,7 +3,6 @@
 import math
 import sys
 import time
-from collections.abc import Iterable, Mapping
 from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, replace
 from functools import partial
@@ -20,7 +19,7 @@ from tqdm import tqdm
 from lmdyn import losses
 from lmdyn.checks import check_different, check_same_vocabulary, trainable
 from lmdyn.lm.checkpoint import RunFolder, fingerprint, fingerprint_model, fingerprint_probes
-from lmdyn.lm.data import ProbeSet, as_probes, read_by
+from lmdyn.lm.data import ProbeSet, Rows, as_probes, read_by
 from lmdyn.lm.forward import evaluating
 from lmdyn.lm.processes import as_forward, is_sharded, place, together, whole
 from lmdyn.lm.records import environment
@@ -33,13 +32,13 @@ from lmdyn.lm.ways import LogProbs, ways
 def finetune(
     model: nn.Module,
     tokenizer,
-    rows: ProbeSet | Iterable[Mapping[str, str]],
+    rows: Rows,
     loss: str | losses.Loss = "sft",
     *,
     epochs: int,
     lr: float,
     batch_size: int,
-    probes: ProbeSet | Iterable[Mapping[str, str]] | None = None,
+    probes: Rows | None = None,
     ref: nn.Module | None = None,
     out: str | Path | None = None,
     resume: bool = False,
@@ -231,10 +230,8 @@ class _Learner:
         bad = np.array(rows)[~found[0].isfinite().numpy(force=True)].tolist()
         if bad or not math.isfinite(norm):
             what, named = "loss" if bad else "gradient", [f"rows[{row}]" for row in bad or rows]
-            raise FloatingPointError(
-                f"update {update + 1} is not made: the {what} of {', '.join(named)} is not finite; "
-                "lower lr, or mend the rows"
-            )
+            told = f"the {what} of {', '.join(named)} is not finite; lower lr, or mend the rows"
+            raise FloatingPointError(f"update {update + 1} is not made: {told}")
         names = ("loss", *(f"logp_{key}" for key in self.keys.values()))
         told = dict(zip(names, found.mean(1).tolist(), strict=True))
         return told | (self.fresh.told if self.fresh else {}), norm

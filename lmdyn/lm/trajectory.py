@@ -148,10 +148,8 @@ class Trajectory(Statistics):
                 and np.array_equal(whole.n_tokens, part.n_tokens, equal_nan=True)
                 and np.allclose(*ends, rtol=0, atol=1e-2, equal_nan=True)
             ):
-                raise ValueError(
-                    f"parts[{i}] does not go on from parts[{i - 1}]: the log-probs of its first "
-                    "probing differ from the last ones before"
-                )
+                told = f"parts[{i}] does not go on from parts[{i - 1}]: the log-probs of its first"
+                raise ValueError(f"{told} probing differ from the last ones before")
             later = {name: getattr(part, name)[1:] for name in _OVER_TIME}
             later["steps"] = later["steps"] + whole.updates
             later["examples_seen"] = later["examples_seen"] + whole.examples_seen[-1:]

@@ -108,10 +108,8 @@ def check_fits(model, encoded: Sequence[Encoded]) -> None:
                     f"pass a format with max_length={context}"
                 )
             if (token := max(*prompt, *ids)) >= vocabulary:
-                raise ValueError(
-                    f"rows[{i}], {name!r}: token {token} is not among the model's {vocabulary}: "
-                    "use the tokenizer that belongs to the model"
-                )
+                told = f"rows[{i}], {name!r}: token {token} is not among the model's {vocabulary}"
+                raise ValueError(f"{told}: use the tokenizer that belongs to the model")
 
 
 def _some_noise(model) -> dict[str, Tensor]:

@@ -44,9 +44,8 @@ def get(name: str | Loss, **hyper: float | str) -> Loss:
     """
     if isinstance(name, Loss):
         if hyper:
-            raise ValueError(
-                f"{name} has its hyperparameters: pass a name with {hyper}, or it alone"
-            )
+            told = f"pass a name with {hyper}, or it alone"
+            raise ValueError(f"{name} has its hyperparameters: {told}")
         return name
     check_known("loss", name, REGISTRY)
     known = [field.name for field in fields(REGISTRY[name])]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lmdyn import losses
 from lmdyn.checks import trainable
-from lmdyn.lm.data import ProbeSet, as_probes, read_by
+from lmdyn.lm.data import Rows, as_probes, read_by
 from lmdyn.lm.forward import bar, undisturbed
 from lmdyn.lm.influence._gradients import Block, Gradients, flat, inner_products
 from lmdyn.lm.predict import descent
@@ -33,8 +33,8 @@ class Shares(NamedTuple):
 def influence(
     model,
     tokenizer,
-    updates: ProbeSet | Iterable[Mapping[str, str]],
-    probes: ProbeSet | Iterable[Mapping[str, str]],
+    updates: Rows,
+    probes: Rows,
     loss: str | losses.Loss = "sft",
     *,
     types: Sequence[str] | None = None,

@@ -1,7 +1,7 @@
 """Directions in weight space, and what they do to every response: predicted, and measured."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +13,7 @@ from lmdyn import losses
 from lmdyn.checks import check_known, trainable
 from lmdyn.lm import forward
 from lmdyn.lm.batches import TOKENS, Batch
-from lmdyn.lm.data import ProbeSet, as_probes, read_by
+from lmdyn.lm.data import Rows, as_probes, read_by
 from lmdyn.lm.predict._dual import DualAttention, unpacked
 from lmdyn.lm.score import known_mean, token_coefficients
 from lmdyn.lm.tokens import encode
@@ -22,6 +22,7 @@ from lmdyn.softmax import entropy_jvp, log_softmax_jvp
 
 CHUNK = 64  # positions whose logits are there at a time
 VOCAB_GIB = 4.0  # the most that ``vocab=True`` may return
+Weights = Mapping[str, Tensor]  # of parameters, by name
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +51,7 @@ class Change:
 def sgd_direction(
     model,
     tokenizer,
-    rows: ProbeSet | Sequence[Mapping[str, str]],
+    rows: Rows,
     loss: str | losses.Loss = "sft",
     lr: float = 1.0,
     *,
@@ -106,9 +107,7 @@ def descent(model, encoded: Sequence, c: Mapping, lr: float, tokens: int = 1024)
     return {name: -lr * p.grad for name, p in moving.items() if p.grad is not None}
 
 
-def update_direction(
-    before: Mapping[str, Tensor], after: Mapping[str, Tensor]
-) -> dict[str, Tensor]:
+def update_direction(before: Weights, after: Weights) -> dict[str, Tensor]:
     """What an optimiser did: parameter name → after − before, for those that changed.
 
     Args:
@@ -127,14 +126,7 @@ def update_direction(
 
 
 def predict_change(
-    model,
-    tokenizer,
-    probes: ProbeSet | Iterable[Mapping[str, str]],
-    direction: Mapping[str, Tensor],
-    vocab: bool = False,
-    *,
-    tokens: int = TOKENS,
-    progress: bool | None = None,
+    model, tokenizer, probes: Rows, direction: Weights, vocab=False, *, tokens=TOKENS, progress=None
 ) -> Change:
     """Predict what θ → θ + Δθ does to log π, to first order and exactly so.
 
@@ -157,10 +149,8 @@ def predict_change(
     """
     weights, moves = _weights_and_moves(model, direction)
     if model.config._attn_implementation not in ("sdpa", "eager"):
-        raise ValueError(
-            f"attention {model.config._attn_implementation!r} has no forward-mode derivative: "
-            'call model.set_attn_implementation("sdpa") first'
-        )
+        told = f"attention {model.config._attn_implementation!r} has no forward-mode derivative"
+        raise ValueError(f'{told}: call model.set_attn_implementation("sdpa") first')
 
     def change(logits: Tensor) -> tuple[Tensor, Tensor]:
         z, dz = unpacked(logits)
@@ -183,14 +173,7 @@ def predict_change(
 
 
 def measure_change(
-    model,
-    tokenizer,
-    probes: ProbeSet | Iterable[Mapping[str, str]],
-    direction: Mapping[str, Tensor],
-    vocab: bool = False,
-    *,
-    tokens: int = TOKENS,
-    progress: bool | None = None,
+    model, tokenizer, probes: Rows, direction: Weights, vocab=False, *, tokens=TOKENS, progress=None
 ) -> Change:
     """Measure what θ → θ + Δθ does to log π: what `predict_change` predicts, by two passes.
 
@@ -278,7 +261,7 @@ def _float_weights(model) -> dict[str, Tensor]:
 
 
 @torch.inference_mode(False)
-def _weights_and_moves(model, direction: Mapping[str, Tensor]) -> tuple[dict, dict]:
+def _weights_and_moves(model, direction: Weights) -> tuple[dict, dict]:
     """`_float_weights`, and the direction under their names, in their dtype and place."""
     weights, moves = _float_weights(model), {}
     if not isinstance(direction, Mapping) or not direction:

@@ -11,14 +11,14 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from lmdyn.lm.checkpoint import fingerprint_model
 from lmdyn.lm.data import ProbeSet, load_probes
 from lmdyn.lm.diagnose import FLAGS, diagnose
-from lmdyn.lm.generate import generate, repeated
+from lmdyn.lm.generate import CORRECT, generate, repeated
 from lmdyn.lm.mass import token_mass
 from lmdyn.lm.models import base_of, is_adapter, load
 from lmdyn.lm.records import replacing
 from lmdyn.lm.report import figures
 from lmdyn.lm.rows import text_of
 from lmdyn.lm.score import known_mean
-from lmdyn.lm.squeeze import ERRORS, REMEDIES, squeeze
+from lmdyn.lm.squeeze import REMEDIES, fades, is_sure, squeeze
 from lmdyn.lm.tokens import prompts_of
 from lmdyn.lm.trajectory import Trajectory
 
@@ -31,6 +31,7 @@ def report(
     """Write one self-contained HTML page about a run, and return its path.
 
     A verdict in plain words: whether the run squeezed, since when, and what to do; then its curves.
+    Of a run for a reward, whose probes have ``correct``: whether it loses right answers (`fades`).
 
     Args:
         folder: what ``finetune(out=…)`` or `finetune_on_policy` wrote, the ``output_dir`` of a
@@ -85,6 +86,8 @@ def _view(where: Path, whole: Trajectory, home: Path) -> dict:
     trajectory, (log, settings) = whole.complete(), _logged(whole, home)
     checkpoint = max(home.glob("checkpoint-*[0-9]"), key=_in_order, default=None)
     types, n_tokens = enumerate(trajectory.types), trajectory.n_tokens
+    if CORRECT in trajectory.types:  # a trainer may have logged it, too
+        log = {"lmdyn/entropy": (trajectory.steps, trajectory.mean(CORRECT, "entropy"))} | log
     known = {  # of the likeliest token the sum of logs is recorded, hence geometric means
         "label": np.exp(trajectory.logp / n_tokens),
         "likeliest": np.exp(trajectory.argmax_logp / n_tokens),
@@ -137,6 +140,11 @@ def _judge(trajectory: Trajectory) -> dict:
         if not np.isnan(change).all():
             moved[split][name] = change[~np.isnan(change)]
     verdict = {"kind": "unknown", "alerts": [], "held_out": False, "moved": moved}
+    if len(moved[None].get(CORRECT, ())) > 1:
+        curves = trajectory.steps, trajectory.values(CORRECT), trajectory.values(CORRECT, "entropy")
+        told = [fades(*(y[:s] for y in curves)) for s in range(1, n + 1)]
+        kind = "fades" if told[-1] else "faded" if any(told) else "kept"
+        return verdict | {"kind": kind, "told": [*filter(None, told)]}
     if not {"chosen", "rejected"} <= moved[None].keys():
         return verdict
     pairs = trajectory.values("chosen") + trajectory.values("rejected")
@@ -156,8 +164,7 @@ def _judge(trajectory: Trajectory) -> dict:
 
 def _is_noise(change: np.ndarray) -> bool:
     """Whether a mean change is no further from zero than the rule of a squeeze asks."""
-    error = np.sqrt(change.var() / max(len(change) - 1, 1))
-    return abs(change.mean()) <= ERRORS * error
+    return not is_sure(change * np.sign(change.mean()))
 
 
 def _models(runs: list[dict], model, rows, device: str) -> dict | None:

@@ -14,8 +14,9 @@ from lmdyn.plots import COLORS, NEUTRAL, STYLE, curves, mass, responses
 VARIABLES = {"#000000": "ink", "#b0b0b0": "soft", NEUTRAL: "soft"}
 VARIABLES |= {color: name for name, color in COLORS.items()}
 TITLES = {None: "", "train": "train prompts", "test": "held-out prompts"}
+# Of what was logged.
 DRAWN = {"loss": "loss", "lr": "learning rate", "learning_rate": "learning rate"}
-DRAWN |= {"grad_norm": "gradient norm"}  # of what was logged
+DRAWN |= {"grad_norm": "gradient norm", "reward": "reward", "lmdyn/entropy": "entropy, nats"}
 MOST = 240  # points of a logged curve: more makes the page large and shows no more
 
 
@@ -58,7 +59,7 @@ def log(logged: dict[str, tuple[np.ndarray, np.ndarray]]) -> dict | None:
         x, y = (np.array([values[part].mean() for part in parts]) for values in of)
         ax.plot(x, y, color=COLORS["chosen"], lw=1.2, marker="o" if len(x) < 3 else None)
         ax.locator_params(nbins=5)
-        ax.set_ylim(None if ax.get_title() == "loss" else 0, None)
+        ax.set_ylim(None if ax.get_title() == "loss" or y.min() < 0 else 0, None)
 
     return svg({DRAWN[key]: of for key, of in logged.items() if key in DRAWN}, draw, 2.5)
 

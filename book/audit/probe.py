@@ -121,3 +121,25 @@ def falls_less(live: Mapping[str, float], real: Mapping[str, float]) -> tuple:
 def within_budget(later_: float, whole: float, budget: float) -> tuple:
     here = f"{later_:.1%} of the time, budget {budget:.0%}; with the first probing {whole:.1%}"
     return "probing keeps to its budget once it has begun", "", here, found(later_ <= budget)
+
+
+# Of `fades`, the rule for a reward: runs as in fades-world.json.
+
+
+def fades_rate(runs: Sequence[Mapping], harm: bool, deepest: float = 0.25) -> Rate:
+    """In how many runs with harm, or without, right answers stood ``deepest`` nats lower."""
+    of = [run["fires"] and run["deepest"] >= deepest for run in runs if run["harm"] == harm]
+    return Rate.of([fell or None for fell in of])
+
+
+def fades_catches(runs: Sequence[Mapping]) -> tuple:
+    rate = fades_rate(runs, True)
+    claim = "with a reward: right answers fade in four harmful runs of five"
+    return claim, "", f"{rate}", found(rate.share >= 0.8)
+
+
+def fades_is_harm(runs: Sequence[Mapping]) -> tuple:
+    """The rule alone tells little: healthy runs may lose these answers and find others."""
+    rate = fades_rate(runs, False)
+    claim = "and in runs that do no harm they do not, in four of five"
+    return claim, "", f"they do in {rate}", found(rate.share <= 0.2)

@@ -30,7 +30,7 @@ class Alert:
         return (
             f"since step {self.since} the chosen responses have changed by {self.chosen:+.1f} nats "
             f"and the rejected ones by {self.rejected:+.1f}, while the likeliest tokens have gained"
-            f" {self.argmax:+.1f}. Probability leaves both answers for what the model says anyway."
+            f" {self.argmax:+.1f}. Both lose to what the model finds likelier."
         )
 
     def __str__(self) -> str:

@@ -98,3 +98,13 @@ def test_figures():
     assert len(ax.lines) == 3
     figures.probe.alert_line(6, ax)
     assert ax.lines[-1].get_xdata() == [6, 6]
+
+
+def test_right_answers_that_fade():
+    def runs(fires, harm):
+        return [{"fires": f, "deepest": 1.0 if f else 0.1, "harm": harm} for f in fires]
+
+    most, few = [True] * 4 + [False], [True] + [False] * 4
+    assert verdicts(probe.fades_catches, runs(most, True), runs(few, True)) == [YES, NO]
+    assert verdicts(probe.fades_is_harm, runs(few, False), runs(most, False)) == [YES, NO]
+    assert probe.fades_rate(runs(most, True), True, deepest=2.0).hits == 0

@@ -88,7 +88,14 @@ class Scores(Statistics):
 
 
 def score(
-    model, tokenizer, probes: Rows, stats=True, *, tokens=TOKENS, per_token=False, progress=None
+    model,
+    tokenizer,
+    probes: Rows,
+    stats: bool = True,
+    *,
+    tokens: int = TOKENS,
+    per_token: bool = False,
+    progress: bool | None = None,
 ) -> Scores:
     """Score every response of every prompt under the model: the paper's probing.
 

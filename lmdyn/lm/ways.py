@@ -102,11 +102,9 @@ def check_fits(model, encoded: Sequence[Encoded]) -> None:
         for name, ids in row.responses.items():
             prompt = row.own.get(name, row.prompt)
             if 0 < context < len(prompt) + len(ids) - 1:  # the last is not fed
-                raise ValueError(
-                    f"rows[{i}]: the prompt ({len(prompt)} tokens) and {name!r} ({len(ids)}) "
-                    f"are longer than the {context} tokens that the model reads: "
-                    f"pass a format with max_length={context}"
-                )
+                told = f"rows[{i}]: the prompt ({len(prompt)} tokens) and {name!r} ({len(ids)}) are"
+                told = f"{told} longer than the {context} tokens that the model reads"
+                raise ValueError(f"{told}: pass a format with max_length={context}")
             if (token := max(*prompt, *ids)) >= vocabulary:
                 told = f"rows[{i}], {name!r}: token {token} is not among the model's {vocabulary}"
                 raise ValueError(f"{told}: use the tokenizer that belongs to the model")

@@ -166,10 +166,9 @@ def predict_change(
     except RuntimeError as error:
         if "forward AD" not in str(error) and "jvp" not in str(error):
             raise
-        raise ValueError(
-            f"{type(model).__name__} runs an operation that has no forward-mode derivative "
-            f"({str(error).splitlines()[0]:.100}): load it without custom kernels"
-        ) from error
+        told = f"{type(model).__name__} runs an operation that has no forward-mode derivative"
+        why = f"{str(error).splitlines()[0]:.100}"
+        raise ValueError(f"{told} ({why}): load it without custom kernels") from error
 
 
 def measure_change(
@@ -205,10 +204,8 @@ def _collect(model, tokenizer, probes, passes, change, vocab, tokens, progress) 
         n, v = sum(map(len, every)), model.get_output_embeddings().weight.shape[0]
         gib = n * v * (8 if model.dtype == torch.float64 else 4) / 2**30
         if gib > VOCAB_GIB:
-            raise ValueError(
-                f"vocab=True would take {gib:.1f} GiB ({n:,} tokens × {v:,} labels), more than "
-                f"{VOCAB_GIB:g}: pass fewer rows or types at a time"
-            )
+            told = f"vocab=True would take {gib:.1f} GiB ({n:,} tokens × {v:,} labels), more than"
+            raise ValueError(f"{told} {VOCAB_GIB:g}: pass fewer rows or types at a time")
     found = ways(model, encoded, tokens)
     states_of = forward.Reweighted(model, forward.hidden)
     logits_of = forward.Reweighted(model, part=found.required_head(model))
@@ -273,10 +270,9 @@ def _weights_and_moves(model, direction: Weights) -> tuple[dict, dict]:
         own = first[known[name]]
         move, shape = torch.as_tensor(move).detach().to(weights[own]), weights[own].shape
         if move.shape != shape or not move.isfinite().all():
-            raise ValueError(
-                f"direction[{name!r}] must be finite and of the parameter's shape {tuple(shape)}, "
-                f"got {tuple(move.shape)} with {int((~move.isfinite()).sum())} NaN or infinite"
-            )
+            must = f"must be finite and of the parameter's shape {tuple(shape)}"
+            got = f"{tuple(move.shape)} with {int((~move.isfinite()).sum())} NaN or infinite"
+            raise ValueError(f"direction[{name!r}] {must}, got {got}")
         if own in moves and not torch.equal(moves[own], move):
             told = f"direction[{name!r}] is another than that of {own!r}, but they are one weight"
             raise ValueError(f"{told} (tied): keep one of them")

@@ -14,7 +14,6 @@ from lmdyn.plots import COLORS, NEUTRAL, STYLE, curves, mass, responses
 VARIABLES = {"#000000": "ink", "#b0b0b0": "soft", NEUTRAL: "soft"}
 VARIABLES |= {color: name for name, color in COLORS.items()}
 TITLES = {None: "", "train": "train prompts", "test": "held-out prompts"}
-# Of what was logged.
 DRAWN = {"loss": "loss", "lr": "learning rate", "learning_rate": "learning rate"}
 DRAWN |= {"grad_norm": "gradient norm", "reward": "reward", "lmdyn/entropy": "entropy, nats"}
 MOST = 240  # points of a logged curve: more makes the page large and shows no more

@@ -192,3 +192,51 @@ def predictions(line_agrees: bool, off: float, correlation: float) -> list[tuple
             found(correlation >= 0.95),
         ),
     ]
+
+
+# Of the record on a real model, one run.
+
+
+def learns_sums(reward: np.ndarray, answers: np.ndarray, n: tuple[int, int]) -> list[tuple]:
+    """Reward at each update; greedy answers (2, 2, …): before and after, by split, right first."""
+    first, last = reward[:10], reward[-10:]
+    error = np.sqrt((first.var(ddof=1) + last.var(ddof=1)) / 10)
+    gain = last.mean() - first.mean()
+    before, after = answers[:, 1, 0]
+    spread = np.sqrt((before * (1 - before) + after * (1 - after)) / n[1])
+    return [
+        (
+            "SmolLM2: the reward rises (first against last ten updates)",
+            f"{first.mean():.2f} to {last.mean():.2f} ± {error:.2f}",
+            found(gain > 2 * error),
+        ),
+        (
+            "and greedy answers to held-out sums are right more often",
+            f"{before:.0%} to {after:.0%} ± {100 * spread:.0f} points, {n[1]} sums",
+            found(after - before > 2 * spread),
+        ),
+    ]
+
+
+def frozen_answers(right: np.ndarray, wrong: np.ndarray, sampled: np.ndarray) -> list[tuple]:
+    """Changes of log π of held-out answers of the start, nats; entropy of samples, by update."""
+    rows = []
+    for name, moved_, sign in (("right", right, 1), ("wrong", wrong, -1)):
+        error = moved_.std(ddof=1) / np.sqrt(len(moved_))
+        word = "likelier" if sign > 0 else "less likely"
+        rows.append(
+            (
+                f"frozen {name} answers of the start get {word} (held out)",
+                f"{moved_.mean():+.1f} ± {error:.1f} nats, {len(moved_)} answers",
+                found(sign * moved_.mean() > 2 * error),
+            )
+        )
+    ends = sampled[:10].mean(), sampled[-10:].mean()
+    rows.append(
+        (
+            "the entropy of what it samples falls",
+            f"{ends[0]:.2f} to {ends[1]:.2f} nats a token",
+            found(ends[1] < ends[0]),
+        )
+    )
+    return rows

@@ -64,3 +64,16 @@ def test_claims_on_steps_hold_and_fail(holds):
 def test_seeds_are_told_one_by_one():
     assert rl.told([0.5, -1]) == "+0.50, -1.00"
     assert rl.moved(np.array([[1.0, 5.0, 3.0]])).tolist() == [2.0]
+
+
+@pytest.mark.parametrize("holds", [True, False])
+def test_claims_on_the_real_model_hold_and_fail(holds):
+    word = "found" if holds else "not found"
+    noise = np.tile([0.01, -0.01], 15)
+    reward = np.linspace(0.2, 0.9, 30) + noise if holds else 0.5 + noise
+    answers = np.array([[[0.2, 0], [0.2, 0]], [[0.9, 0], [0.9 if holds else 0.25, 0]]])
+    assert verdicts(rl.learns_sums(reward, answers, (64, 32))) == [word] * 2
+    sign = 1 if holds else -1
+    entropy = np.linspace(2, 1, 30)[:: 1 if holds else -1]
+    rows = rl.frozen_answers(sign * (3 + noise), -sign * (3 + noise), entropy)
+    assert verdicts(rows) == [word] * 3

@@ -8,6 +8,7 @@ from torch import Tensor
 
 import lmdyn
 from lmdyn import lm, losses
+from lmdyn.lm.influence import Shares
 
 model = torch.nn.Linear(2, 3)
 x = torch.ones(1, 2)
@@ -33,7 +34,7 @@ assert_type(scores.logp, np.ndarray)
 direction = lm.sgd_direction(net, tokenizer, rows, "sft", lr=1e-4)
 assert_type(direction, dict[str, Tensor])
 assert_type(lm.predict_change(net, tokenizer, rows, direction), lm.Change)
-assert_type(lm.influence(net, tokenizer, rows, rows), np.ndarray)
+assert_type(lm.influence(net, tokenizer, rows, rows), np.ndarray | Shares)  # with an optimizer
 run = lm.finetune(net, tokenizer, rows, "sft", epochs=1, lr=1e-4, batch_size=2, probes=rows)
 assert_type(run, lm.Trajectory)
 assert_type(lm.diagnose(net, tokenizer, rows), lm.Diagnosis)

@@ -65,7 +65,7 @@ def test_does_chosen_fall_has_one_rule_for_all_lines():
     falling, rising = -3 * steps + 0.1 * steps * noise, 3 * steps + 0.1 * steps * noise
     lines = [dpo.Watched("tiny, 48", 4, 1e-4, [rising] * 3, [falling] * 3)]
     lines.append(dpo.Watched("SmolLM2, 300", 4, 3e-6, [rising], [falling]))
-    bell, vague = np.array([[0.0], [5], [3]]) + 0 * falling, -0.3 * steps + 9 * steps * (noise - noise.mean())
+    bell, vague = np.array([[0.0], [5], [3]]), 9 * steps * (noise - noise.mean()) - 0.3 * steps
     lines.append(dpo.Watched("bells", 4, 3e-6, [bell + 0.1 * steps * noise], [vague]))
     table = dpo.does_chosen_fall(lines)
     assert [row[0] for row in table.rows] == [

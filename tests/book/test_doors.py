@@ -16,6 +16,7 @@ PAGES = {"odd.md": 40, "trainers.md": 15}
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:1 of 1 groups of 2 have equal rewards")  # as shown there
 @pytest.mark.parametrize("name, least", PAGES.items())
 def test_every_example_prints_what_is_written(name, least, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

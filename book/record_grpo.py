@@ -125,9 +125,8 @@ def main():
     out = HERE / "recorded" / "grpo-smollm2"
     old = dict(np.load(f"{out}.npz")) if out.with_name(f"{out.name}.npz").is_file() else {}
     arrays = old | {f"{options.seed}|{key}": values for key, values in found.items()}
-    meta = environment(torch.device("cpu")) | {
-        "command": " ".join(["python", "book/record_grpo.py"])
-    }
+    command = f"python book/record_grpo.py --seed {options.seed} --steps {options.steps}"
+    meta = environment(torch.device("cpu")) | {"command": command}
     meta |= {"model": "smollm2-135m", "steps": options.steps, "settings": SETTINGS}
     meta |= {"train": TRAIN, "test": TEST, "seconds": {str(options.seed): seconds}}
     kept.write(out, arrays, meta)

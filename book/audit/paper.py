@@ -398,7 +398,9 @@ def dpo_chosen(runs) -> Row:
     here, parts = _on_all(runs, ["chosen"], bell, told)
     below = [falls(run, "chosen") for run in _all(runs)]
     here += f"; ends below its start in {sum(below)} of {len(below)} runs"
-    return judged("48 pairs: $y^+$ rises briefly, then falls", "rises, then falls", here, parts, logs)
+    return judged(
+        "48 pairs: $y^+$ rises briefly, then falls", "rises, then falls", here, parts, logs
+    )
 
 
 def dpo_others(runs) -> Row:

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from scipy.stats import binomtest
 
 import kept
 import world
@@ -146,10 +147,8 @@ def wilson(hits: int, n: int) -> list[float]:
     """The 95% score interval of a share."""
     if n == 0:
         return [0.0, 1.0]
-    z, p = 1.959964, hits / n
-    middle = (p + z * z / (2 * n)) / (1 + z * z / n)
-    half = z * np.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
-    return [round(float(max(0.0, middle - half)), 3), round(float(min(1.0, middle + half)), 3)]
+    interval = binomtest(hits, n).proportion_ci(method="wilson")
+    return [round(float(end), 3) for end in interval]
 
 
 def rates(runs: list[dict]) -> dict:

@@ -74,9 +74,8 @@ def answers(model, tokenizer, rows) -> tuple[float, float]:
     """Of greedy answers: the share that is right, and of words that repeat."""
     prompts = prompts_of(tokenizer, [{"prompt": row["prompt"]} for row in rows], lm.Format())
     said = generate(model, tokenizer, prompts, LONGEST)
-    return float(np.mean([is_right(*both) for both in zip(rows, said, strict=True)])), repeated(
-        said
-    )
+    right = [is_right(*both) for both in zip(rows, said, strict=True)]
+    return float(np.mean(right)), repeated(said)
 
 
 def run(seed: int, steps: int) -> tuple[dict, dict]:

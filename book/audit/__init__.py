@@ -7,6 +7,8 @@ reproduced or not; those of this book are found or not.
 
 from collections.abc import Iterable, Sequence
 
+import numpy as np
+
 from show import Table
 
 MARKS = {"not testable here": "○", "not": "✗", "violated": "✗", "partly": "◐"}
@@ -55,3 +57,10 @@ def trend(*parts: bool, word: str = "reproduced") -> str:
 def found(*parts: bool) -> str:
     """`trend`, for what this book claims and the paper does not."""
     return trend(*parts, word="found")
+
+
+def spread(values, digits: int = 2, sign: bool = False) -> str:
+    """The smallest and the largest, as text; one number if both read alike."""
+    values = np.asarray(values)  # tensors, too
+    low, high = (f"{v:{'+' if sign else ''}.{digits}f}" for v in (values.min(), values.max()))
+    return low if low == high else f"{low} to {high}"

@@ -9,15 +9,15 @@ from typing import NamedTuple
 
 import numpy as np
 
+import audit
 from audit import found, guarantee, trend
 from audit.scale import since_start_and_peak
 from show import Table
 
 
 def spread(values, digits: int = 1, sign: bool = True) -> str:
-    """The smallest and the largest, as text."""
-    low, high = (f"{v:{'+' if sign else ''}.{digits}f}" for v in (np.min(values), np.max(values)))
-    return low if low == high else f"{low} to {high}"
+    """`audit.spread`, with signs: here most are changes in nats."""
+    return audit.spread(values, digits, sign)
 
 
 def count(conditions) -> str:

@@ -4,18 +4,12 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from audit import guarantee, trend
+from audit import guarantee, spread, trend
 
 Row = tuple[str, str, str, str]
 STABLE = 0.9  # rank correlation from one epoch to the next, in every network
 FAIR = 0.7  # rank correlation of a fair proxy
 LAZY = 0.1  # of its size, the most that a lazy kernel changes in an epoch
-
-
-def spread(values, digits: int = 2) -> str:
-    """The smallest and the largest over the networks."""
-    low, high = f"{min(values):.{digits}f}", f"{max(values):.{digits}f}"
-    return low if low == high else f"{low} to {high}"
 
 
 def settles(moved) -> bool:

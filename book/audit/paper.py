@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from audit import ClaimTable, found, guarantee, trend
+from audit.dpo import spread
 from lessons.paper import GREEDY, LOGS, OFF_POLICY, QWEN, WINS, arrow, gain, logged
 from lmdyn.plots import NAMES
 
@@ -121,12 +122,6 @@ def moved(run: Run, kind: str) -> str:
     values = change(run, kind)
     values = values[~np.isnan(values)]
     return f"{values.mean():+.1f} ± {values.std(ddof=1) / len(values) ** 0.5:.1f}"
-
-
-def spread(values: Sequence[float], digits=1, plus=True) -> str:
-    """The smallest and the largest, as text."""
-    low, high = (f"{v:{'+' if plus else ''}.{digits}f}" for v in (min(values), max(values)))
-    return low if low == high else f"{low} to {high}"
 
 
 def name(kind: str) -> str:
@@ -478,7 +473,7 @@ def extend_start(pairs) -> Row:
     }
     here = "higher by " + ", ".join(f"{np.nanmean(d):.1f}" for d in apart[first])
     for where in others:
-        here += f", {where} {spread([np.nanmean(d) for d in apart[where]], plus=False)}"
+        here += f", {where} {spread([np.nanmean(d) for d in apart[where]], sign=False)}"
     parts = [("$y^-$", where, sign(d) > 0) for where, of in apart.items() for d in of]
     logs = f"{LOGS[QWEN[0]]['rejected'][0]} against {LOGS[QWEN[1]]['rejected'][0]}"
     return judged("$y^-$ is likelier before DPO", "starts higher", here, parts, logs)

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from kept import unpacked
+from show import minus
 
 BETA = 0.1  # of DPO, per nat
 
@@ -48,7 +49,7 @@ class Moved(NamedTuple):
         return "neither" if not sure else "rises" if self.mean > 0 else "falls"
 
     def __str__(self) -> str:
-        return f"{self.mean:+.2f} ± {self.error:.2f}".replace("-", "−")
+        return minus(f"{self.mean:+.2f} ± {self.error:.2f}")
 
 
 def since_start_and_peak(of_seeds: Sequence[np.ndarray]) -> tuple[Moved, Moved]:
@@ -82,7 +83,7 @@ class Paired(NamedTuple):
         return "more" if self.low > 0 else "less" if self.high < 0 else "no difference"
 
     def __str__(self) -> str:
-        return f"{self.mean:+.1f} ({self.low:+.1f} to {self.high:+.1f})".replace("-", "−")
+        return minus(f"{self.mean:+.1f} ({self.low:+.1f} to {self.high:+.1f})")
 
 
 @dataclass(frozen=True)

@@ -5,13 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from audit import found, guarantee, trend
-
-
-def spread(values, digits=2, sign=False):
-    """The smallest and the largest, as text."""
-    low, high = (f"{v:{'+' if sign else ''}.{digits}f}" for v in (np.min(values), np.max(values)))
-    return low if low == high else f"{low} to {high}"
+from audit import found, guarantee, spread, trend
 
 
 class Change(NamedTuple):

@@ -2,6 +2,7 @@
 
     python book/record_scale.py --rows FILE --workers 7 --deadline 400    # a GPU: some minutes
     python book/record_scale.py --rows FILE --bf16                        # a CPU: a day on a thread
+    python book/record_scale.py --rows FILE --bf16 --arms on-policy       # a CPU: some hours
     python book/record_scale.py --rows FILE --small                       # all of it in small
 
 Leaves ``scale-smollm2.npz`` (the numbers) and ``scale-smollm2.json`` (settings, command, versions,
@@ -20,6 +21,7 @@ import argparse
 import hashlib
 import math
 import multiprocessing
+import shlex
 import sys
 import time
 import traceback
@@ -199,7 +201,9 @@ class Progress:
         kept.write(self.out, arrays, meta)
 
 
-def make(progress: Progress, pool: Executor, precision: str, workers: int, deadline: float):
+def make(
+    progress: Progress, pool: Executor, precision: str, workers: int, deadline: float, arms=()
+):
     """Run all that `plan` tells, so many at a time; after the deadline start none."""
     setup, going = progress.setup, {}
 
@@ -208,7 +212,7 @@ def make(progress: Progress, pool: Executor, precision: str, workers: int, deadl
         return started and run.name not in progress.found and run not in going.values()
 
     while True:
-        more = [run for run in plan(progress.found, setup.size, precision) if ready(run)]
+        more = [run for run in plan(progress.found, setup.size, precision, arms) if ready(run)]
         if resumed := [run for run in more if progress.kept(run) is not None]:
             for run in resumed:
                 progress.take(run)
@@ -232,24 +236,27 @@ def main():
         "--deadline", type=float, default=math.inf, help="start none after, seconds"
     )
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--arms", nargs="+", default=[], metavar="ARM[:SEED]", help="only these")
     parser.add_argument("--bf16", action="store_true", help="compute in bfloat16")
     parser.add_argument("--small", action="store_true", help="a few rows, to see that it runs")
     args = parser.parse_args()
     device = pick_device(args.device)
     on_gpu, name = device.type == "cuda", f"scale-{Path(args.model).name.removesuffix('-135m')}"
+    name += "-arms" * bool(args.arms)
     size = SMALL if args.small else FULL if on_gpu else ON_CPU
     precision = "bf16" if args.bf16 else "tf32" if on_gpu else "fp32"
     parts = record.RUNS / f"{name}{'-small' * args.small}"
     setup = Setup(args.model, args.rows, size, str(device), parts)
     locate(args.model)  # converts SmolLM2, unless that is done
     options = " --bf16" * args.bf16 + " --small" * args.small  # the others are of this machine
+    options += f" --arms {shlex.join(args.arms)}" if args.arms else ""
     meta = environment(device) | {"command": f"python book/record_scale.py{options}"}
     meta |= {"model": args.model, "workers": args.workers, "size": asdict(size)}
     meta["rows"] = read(args.rows, size).sha256
     progress = Progress(setup, args.out / name, meta)
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(args.workers, mp_context=spawn) as pool:
-        make(progress, pool, precision, args.workers, args.deadline)
+        make(progress, pool, precision, args.workers, args.deadline, args.arms)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """The runs of the record at scale, the most telling first: `record_scale.py` makes them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -83,8 +83,12 @@ class Run:
         return f"{self.arm}, lr {of['lr']:g}, {long}, seed {of['seed']}, {self.precision}"
 
 
-def plan(found: dict, size: Size, precision: str) -> Iterator[Run]:
-    """All runs that can be told from what has been found, the most telling first."""
+def plan(found: dict, size: Size, precision: str, arms: Sequence[str] = ()) -> Iterator[Run]:
+    """All runs that can be told from what has been found, the most telling first.
+
+    Args:
+        arms: "ARM" or "ARM:SEED"; only these then, at the first learning rate.
+    """
 
     def start(name, seed):
         share, both = STARTS[name]
@@ -98,6 +102,11 @@ def plan(found: dict, size: Size, precision: str) -> Iterator[Run]:
         exact = "fp32" if arm == "on-policy" and precision == "tf32" else precision
         return Run(arm, settings, exact, role, start(begin, seed))
 
+    if arms:
+        for arm, _, number in (name.partition(":") for name in arms):
+            run = tune(arm, RATES[0], seed=int(number or 0))
+            yield from (run.start, run)
+        return
     sweeps, best = {arm: [tune(arm, lr) for lr in RATES] for arm in ARMS}, {}
     for arm, runs in sweeps.items():
         done = [run for run in runs if found.get(run.name) is not None]

@@ -45,6 +45,40 @@ SMALL = {  # a size → the names that configurations have for it
     1: "n_group topk_group n_shared_experts first_k_dense_replace num_nextn_predict_layers"
     " pad_token_id bos_token_id eos_token_id",
 }
+# Sizes that must fit each other, or that the default configuration leaves out.
+LATENT = {"qk_head_dim": 16, "num_experts_per_tok": 2, "n_routed_experts": 4}
+MAMBA = {"head_dim": 16, "mamba_headdim": 16, "mamba_d_head": 16, "num_heads": 4, "n_groups": 1}
+MAMBA |= {"mamba_n_groups": 1, "mamba_ngroups": 1, "n_mamba_heads": 4, "mamba_d_ssm": 64}
+HYBRID = {"layers_block_type": ["linear_attention", "hybrid"] * 2, "num_hidden_layers": 4}
+ROPE = {"rope_type": "default", "rope_theta": 1e4}
+FIT = {
+    "cohere_compass_text": {
+        "rope_parameters": dict.fromkeys(("full_attention", "sliding_attention"), ROPE)
+    },
+    "deepseek_v2": LATENT,
+    "dots1": {**LATENT, "head_dim": 8, "n_shared_experts": 1},
+    "falcon_h1": MAMBA,
+    "hunyuan_v1_dense": {"head_dim": 8},
+    "hunyuan_v1_moe": {"head_dim": 8, "moe_topk": 2, "num_experts": 4},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"], "num_experts": 4},
+    "longcat_flash": LATENT,
+    "mamba2": MAMBA,
+    "ministral": {"head_dim": 8},
+    "nemotron": {"num_key_value_heads": 2, "head_dim": 8},
+    "prophetnet": {"num_decoder_layers": 2, "is_decoder": True},
+    "qwen4_exp_text": {
+        "indexer_budget": 8,
+        "indexer_compress_ratio": 2,
+        "indexer_n_heads": 4,
+        "indexer_kv_heads": 1,
+        "indexer_head_dim": 16,
+    },
+    "reformer": {"is_decoder": True, "axial_pos_embds": False},
+    "xlstm": {"embedding_dim": 32, "num_blocks": 2},
+    "xmod": {"default_language": "en_XX"},
+    "zamba": HYBRID,
+    "zamba2": {**MAMBA, **HYBRID, "hybrid_layer_ids": [1, 3]},
+}
 ROWS = [  # the packed rows are longer than any window, the sequences too
     Encoded([3, 17, 40, 8], {"chosen": [5, 11, 60, 9, 2], "rejected": [7, 31, 22, 2]}),
     Encoded([9, 4, 8, 50, 33, 21, 70], {"chosen": [14, 6, 90, 77, 13, 2], "rejected": [8, 2]}),
@@ -55,26 +89,31 @@ ROWS = [  # the packed rows are longer than any window, the sequences too
 def small_config(kind: str):
     """The default configuration, with few layers and small sizes."""
     config = CONFIG_MAPPING[kind]()
-    for part in (config, config.get_text_config()):
+    towers = [getattr(config, name, None) for name in getattr(config, "sub_configs", ())]
+    for part in filter(None, (*towers, config, config.get_text_config())):
         for size, names in SMALL.items():
             for name in names.split():
-                with suppress(AttributeError, ValueError):  # what is read off others, or per layer
+                with suppress(Exception):  # what is read off others, or differs by layer
                     if isinstance(getattr(part, name, None), int):
                         setattr(part, name, size)
-        if getattr(part, "kv_lora_rank", None):  # latent attention has as many keys as queries
-            part.num_key_value_heads = part.num_attention_heads
+        with suppress(Exception):  # latent attention has as many keys as queries
+            if part.kv_lora_rank:
+                part.num_key_value_heads = part.num_attention_heads
         for name in ("layer_types", "mlp_layer_types", "layers_block_type", "attention_layers"):
             if isinstance(of := getattr(part, name, None), list | tuple):
                 kinds = list(dict.fromkeys(of))  # one of each
                 with suppress(AttributeError):  # some only read it off other settings
                     setattr(part, name, (kinds * 2)[: max(2, len(kinds))])
                     part.num_hidden_layers = max(2, len(kinds))
+    for name, value in FIT.get(kind, {}).items():
+        setattr(config, name, value)
     return config
 
 
 def build(kind: str):
     """A tiny model in float64, all of whose weights are random."""
     torch.manual_seed(0)
+    torch.set_default_dtype(torch.float64)  # of constants that some make in their forward pass
     with torch.device("meta"):  # a size that has another name must not fill the memory
         model = AutoModelForCausalLM.from_config(small_config(kind))
     if (n := model.num_parameters()) > 2e7:

@@ -77,26 +77,28 @@ ZOO = {
     ),
     "discopop": _dpo("DiscoPOP", "$-c^+=c^-$, with a dip around 0", "discopop"),
     "rpo": _dpo("RPO", r"DPO's, and $-\alpha/n^+$ on $y^+$", "sigmoid", "sft"),
-    "dpop": Entry("DPOP", r"$c^+=-(1+\lambda[\Delta^+<0])\,c^-$"),
+    "dpop": Entry("DPOP", r"$c^+=-(1+w[\Delta^+<0])\,c^-$"),
     "cal_dpo": Entry("Cal-DPO", r"SPPO's, and DPO's with $\beta=1$"),
     "cw_dpo": Entry("CW-DPO", r"DPO's, $c^-$ times $\sigma((\bar\ell^--f)/\tau)$"),
-    "cw_sft": Entry("CW-SFT", r"$c^+=-1$, $c^-=\lambda[\bar\ell^->f]$"),
-    "reinforce": Entry("REINFORCE", r"$c=-A$"),
-    "grpo": _grpo("GRPO", r"$c_l=-A\rho_l/n$", loss_type="grpo"),
+    "cw_sft": Entry("CW-SFT", r"$c^+=-1$, $c^-=w[\bar\ell^->f]$"),
+    "reinforce": Entry("REINFORCE", r"$c=-\hat A$"),
+    "grpo": _grpo("GRPO", r"$c_l=-\hat A\rho_l/n$", loss_type="grpo"),
     "dr_grpo": _grpo(
-        "Dr. GRPO", r"$c_l=-A\rho_l/L_{\max}$", loss_type="dr_grpo", scale_rewards="none"
+        "Dr. GRPO", r"$c_l=-\hat A\rho_l/L_{\max}$", loss_type="dr_grpo", scale_rewards="none"
     ),
-    "bnpo": _grpo("BNPO", r"$c_l=-A\rho_l/\sum n$", loss_type="bnpo"),
-    "dapo": _grpo("DAPO", r"$c_l=-A\rho_l/\sum n$", loss_type="dapo", epsilon_high=0.28),
+    "bnpo": _grpo("BNPO", r"$c_l=-\hat A\rho_l/\sum n$", loss_type="bnpo"),
+    "dapo": _grpo("DAPO", r"$c_l=-\hat A\rho_l/\sum n$", loss_type="dapo", epsilon_high=0.28),
     "cispo": _grpo(
         "CISPO",
-        r"$c_l=-A\min(\rho_l,1+\varepsilon)/\sum n$",
+        r"$c_l=-\hat A\min(\rho_l,1+\varepsilon_\text{high})/\sum n$",
         loss_type="cispo",
         epsilon_high=5.0,
     ),
-    "gspo": _grpo("GSPO", r"$c_l=-As/n$", loss_type="grpo", importance_sampling_level="sequence"),
-    "rloo": Entry("RLOO", r"$c=-As$", "RLOOConfig"),
-    "sppo": _dpo("SPPO", r"$c^\pm=2(\Delta^\pm\mp\eta/2)$", "sppo_hard"),
+    "gspo": _grpo(
+        "GSPO", r"$c_l=-\hat As/n$", loss_type="grpo", importance_sampling_level="sequence"
+    ),
+    "rloo": Entry("RLOO", r"$c=-\hat As$", "RLOOConfig"),
+    "sppo": _dpo("SPPO", r"$c^\pm=2(\Delta^\pm\mp\Delta^*)$", "sppo_hard"),
     "nca": _dpo(
         "NCA",
         r"$-c^+=\beta(\sigma(-\beta\Delta^+)-\frac12\sigma(\beta\Delta^+))$, "
@@ -114,7 +116,7 @@ ZOO = {
     ),
     "kto": Entry(
         "KTO",
-        r"$c^\pm=\mp\lambda\beta\sigma'(\beta(\Delta^\pm-\mathrm{kl}))$",
+        r"$c^\pm=\mp w\beta\sigma'(\beta(\Delta^\pm-\mathrm{kl}))$",
         "KTOConfig",
         (("loss_type", "kto"),),
     ),
@@ -245,7 +247,7 @@ def stop_of_sample(loss: Loss) -> str:
         return "never; fades" if _fades(*sample_push(loss, far.exp()).abs()) else "never"
     clips = [(clip(loss, 1.0), ">"), (clip(loss, -1.0), "<")]
     name = "s" if loss.name in ("gspo", "rloo") else r"\rho_l"
-    said = [f"$A {s} 0$: ${name} {s} {at:.5g}$" for at, s in clips if at is not None]
+    said = [rf"$\hat A {s} 0$: ${name} {s} {at:.5g}$" for at, s in clips if at is not None]
     return "<br>".join(said) or "never"
 
 

@@ -2,7 +2,7 @@
 
 A function takes what the chapter computed and returns rows of its `ClaimTable`. Guarantees and
 trends are told apart: a guarantee has no exception, a trend has a share. The paper's claims are
-reproduced or not; those of this book are found or not.
+reproduced or not; those of this book are found or not; its slips are corrected.
 """
 
 from collections.abc import Iterable, Sequence
@@ -57,6 +57,11 @@ def trend(*parts: bool, word: str = "reproduced") -> str:
 def found(*parts: bool) -> str:
     """`trend`, for what this book claims and the paper does not."""
     return trend(*parts, word="found")
+
+
+def slip(confirmed: bool) -> str:
+    """The verdict on an error in the paper, its code or its data: it is one, or it is none."""
+    return "a slip, corrected" if confirmed else "not a slip"
 
 
 def spread(values, digits: int = 2, sign: bool = False) -> str:

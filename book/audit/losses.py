@@ -115,7 +115,7 @@ def sppo_lifts(start: Sequence[float], somewhere: bool) -> Row:
         "SPPO lifts both responses, $y^+$ with the longer vector",
         "Figure 2",
         f"at the start {start[0]:+.0f} and {start[1]:+.0f}; both up only where "
-        "$\\Delta^- < -\\eta/2$, $y^+$ the more where also $h < \\eta$",
+        "$\\Delta^- < -\\Delta^*$, $y^+$ the more where also $h < 2\\Delta^*$",
         trend(bool(start[1] > 0), somewhere),
     )
 
@@ -152,7 +152,7 @@ def clipped(
     return (
         "where a clip acts, $c_l$ is exactly 0, and elsewhere it is not; CISPO's never is",
         "",
-        f"{len(c)} losses, up to a millionth from the edge, both signs of $A$",
+        f"{len(c)} losses, up to a millionth from the edge, both signs of $\\hat A$",
         guarantee(all(fits) and any(map(any, outside.values())) and set(never) < set(c)),
     )
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from audit import guarantee
+from audit import guarantee, slip
 
 EXACT = 1e-12  # the largest error, in float64, of what should be equal
 
@@ -72,7 +72,7 @@ def softmax_diagonal(ours: float, printed: float) -> tuple[str, ...]:
         "diagonal of $\\nabla_z \\pi$ below the first row",
         "$1 - \\pi_i \\pi_i$",
         f"$\\pi_i (1 - \\pi_i)$, to {ours:.1g}; the printed one is off by {printed:.2f}",
-        _correction(printed > 1e-3, ours < EXACT),
+        slip(printed > 1e-3 and ours < EXACT),
     )
 
 
@@ -82,9 +82,5 @@ def uniform_collision(v: int, collision: float) -> tuple[str, ...]:
         "$\\lVert\\pi\\rVert^2$ of the uniform prediction",
         f"$1/\\sqrt V$: {v**-0.5:.4f} at $V = {v}$",
         f"$1/V$: {collision:.4f}",
-        _correction(abs(collision - v**-0.5) > 1e-3, abs(collision - 1 / v) < EXACT),
+        slip(abs(collision - v**-0.5) > 1e-3 and abs(collision - 1 / v) < EXACT),
     )
-
-
-def _correction(printed_is_off: bool, ours_is_right: bool) -> str:
-    return "a slip, corrected" if printed_is_off and ours_is_right else "as printed"

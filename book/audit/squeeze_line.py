@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from audit import found, guarantee, trend
+from audit import found, guarantee, slip, trend
 
 Row = tuple[str, str, str, str]
 
@@ -131,12 +131,11 @@ def regimes(valley: list[int], peak: list[int], large: list[int], n_labels: int)
 
 def collision(value: float, n_labels: int) -> Row:
     """‖π‖² of the uniform distribution."""
-    equal = abs(value - n_labels**-0.5) < 1e-9
     return (
         "Uniform $\\pi$: $\\lVert\\pi\\rVert^2$",
         "$1/\\sqrt{V}$",
         f"{value:.3f} at $V = {n_labels}$, which is $1/V$",
-        trend(equal) + ("" if equal else ": a slip"),
+        slip(abs(value - 1 / n_labels) < 1e-9),
     )
 
 

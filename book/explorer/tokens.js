@@ -12,11 +12,12 @@
   const changes = ({ table }, n) => table.map((row) => (n ? row[n - 1] : sum(row)));
 
   function verdict(learned, { name, words }, values) {
+    const moves = (i) => signed(values[i]) !== "0.0";
     const told = (i) => `“${words[i]}” by ${signed(values[i])}`;
     const of = (best) => values.indexOf(best(...values));
     const [most, least] = [of(Math.max), of(Math.min)];
-    const lifts = values[most] > 0 ? `lifts ${told(most)}` : "lifts no token";
-    const lowers = values[least] < 0 ? `lowers ${told(least)}` : "lowers none";
+    const lifts = values[most] > 0 && moves(most) ? `lifts ${told(most)}` : "lifts no token";
+    const lowers = values[least] < 0 && moves(least) ? `lowers ${told(least)}` : "lowers none";
     return `Learning ${learned} ${lifts} and ${lowers}; all of the answer (${name}) moves by ${signed(sum(values))}.`;
   }
 
@@ -34,9 +35,10 @@
     find("#moved").innerHTML = values
       .map((value, i) => {
         const [kind, sign] = value < 0 ? ["loss", "▼"] : ["gain", "▲"];
+        const text = signed(value) === "0.0" ? "unchanged" : `${sign} ${signed(value)}`;
         const share = Math.round(55 * Math.sqrt(Math.abs(value) / (scale || 1)));
         const color = `color-mix(in srgb, var(--lmdyn-${kind}) ${share}%, transparent)`;
-        return `<li data-value="${value}" style="background:${color}"><span></span><small>${sign} ${signed(value)}</small></li>`;
+        return `<li data-value="${value}" style="background:${color}"><span></span><small>${text}</small></li>`;
       })
       .join("");
     answer.words.forEach((word, i) => (find("#moved").children[i].firstChild.textContent = word));

@@ -178,9 +178,9 @@ def test_when_a_loss_of_a_pair_stops(name, stop):
 @pytest.mark.parametrize(
     "name, stop",
     [
-        ("dapo", r"$A > 0$: $\rho_l > 1.28$<br>$A < 0$: $\rho_l < 0.8$"),
-        ("gspo", "$A > 0$: $s > 1.0004$<br>$A < 0$: $s < 0.9997$"),
-        ("rloo", "$A > 0$: $s > 1.2$<br>$A < 0$: $s < 0.8$"),
+        ("dapo", r"$\hat A > 0$: $\rho_l > 1.28$<br>$\hat A < 0$: $\rho_l < 0.8$"),
+        ("gspo", r"$\hat A > 0$: $s > 1.0004$<br>$\hat A < 0$: $s < 0.9997$"),
+        ("rloo", r"$\hat A > 0$: $s > 1.2$<br>$\hat A < 0$: $s < 0.8$"),
         ("cispo", "never"),
         ("ga", "never"),
         ("npo", "never; fades"),

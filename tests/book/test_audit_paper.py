@@ -237,7 +237,7 @@ def test_what_cannot_be_tested_is_neither_right_nor_wrong():
 
 
 def test_slips():
-    yes, no = "found", "not found"
+    yes, no = "a slip, corrected", "not a slip"
     right = np.array([-30.0, -22.0])
     assert [paper.slip_argmax(right, k * right)[-1] for k in (2, 1)] == [yes, no]
     assert [paper.slip_norm(0.09, of)[-1] for of in (0.02, 0.08)] == [yes, no]
@@ -255,7 +255,8 @@ def test_topics():
         "4 rows: 1 guaranteed, 1 reproduced, 1 partly, 1 not testable here",
         "found",
     )
-    assert paper.topic("T", [*rows, paper.Row("b", "", "", "", BAD)])[2] == "not found"
+    bad = paper.Row("b", "", "", "", BAD)
+    assert [paper.topic("T", of)[2] for of in ([*rows, bad], [bad])] == ["partly", "not found"]
     assert paper.failed([paper.Row("b", "", "", "", FAILS)]) == ["b"]
     with pytest.raises(ValueError, match="no such verdict: perhaps"):
         paper.counts([paper.Row("a", "", "", "", "perhaps")])

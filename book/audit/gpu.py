@@ -1,7 +1,6 @@
 """What chapter 13 claims: of plans, of resuming, of precision, and of DPO after SFT and extend."""
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
 
 import numpy as np
 
@@ -216,21 +215,11 @@ def of_extend(margin: float, after_sft: np.ndarray, after_extend: np.ndarray) ->
     )
 
 
-class Measured(NamedTuple):
-    """A line of a record of ``benchmarks/gpu.py``: what was measured, and what was planned."""
+def of_measured(rows: Sequence, differences: Mapping[str, float]) -> list:
+    """Claims on a real GPU: plans that held, and agreement with the CPU in float64, nats.
 
-    model: str
-    what: str
-    dtype: str
-    seconds: float
-    tokens_per_second: float
-    share: float
-    peak_gb: float
-    planned_gb: float | None
-
-
-def of_measured(rows: Sequence[Measured], differences: Mapping[str, float]) -> list:
-    """Claims on a real GPU: plans that held, and agreement with the CPU in float64, nats."""
+    The rows are those of a record of ``benchmarks/gpu.py``, with its names.
+    """
     held = [row.peak_gb <= row.planned_gb for row in rows if row.planned_gb is not None]
     worst = max(differences.values())
     return [

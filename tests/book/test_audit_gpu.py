@@ -42,7 +42,7 @@ def test_precision(whole, half, holds):
 
 
 def measured(peak, planned):
-    return claims.Measured("m", "finetune sft", "float32", 1, 1, 1, peak, planned)
+    return SimpleNamespace(peak_gb=peak, planned_gb=planned)
 
 
 def test_what_was_measured_can_exceed_its_plan_and_differ_from_the_cpu():

@@ -1,5 +1,6 @@
 """The pages that people arrive at from a symptom or from their trainer."""
 
+import importlib
 import re
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pytest
 import torch
 from datasets import Dataset
 from pages import check
+from transformers import LlamaConfig
 from trl import DPOConfig, DPOTrainer
 
 from lmdyn import lm, losses
@@ -91,3 +93,29 @@ def test_sparing_valleys_changes_the_gradient_and_not_the_value(pairs, tmp_path)
     (value, plain), (same, spared) = found
     assert value == pytest.approx(same, rel=1e-6)
     assert not torch.allclose(plain, spared)
+
+
+@pytest.fixture
+def cost(monkeypatch):
+    monkeypatch.syspath_prepend(BOOK.parent / "benchmarks")
+    return importlib.import_module("cost")
+
+
+def test_what_the_page_says_of_7b_is_what_the_formulas_say(cost):
+    model, rows = cost.shaped(LlamaConfig(), "bfloat16"), cost.Rows(64, 250, 250)
+    once = cost.Cost(model).forward(rows.fed, rows.predicted)
+    text = (BOOK / "trainers.md").read_text(encoding="utf-8")
+    assert f"{once:.1e} operations".replace("e+", "e") in text
+    for call, (size, work) in cost.plan(model, rows).items():
+        (line,) = re.findall(rf"^\| `{call}`.* \| (.* GB \| .*) \|$", text, re.M)
+        gb = size / 1e9
+        assert line == f"{gb:.{int(gb < 1)}f} GB | {work / once:.2g}"
+
+
+@pytest.mark.slow
+def test_the_formulas_hold_on_a_small_model(cost):
+    ((_, *case),) = cost.models("Llama, width 128")
+    for call, planned, held, work, counted in cost.check(*case):
+        low, high = (1, 1.6) if call == "finetune" else (0.85, 1.15)
+        assert low < planned / held < high, call
+        assert 0.5 < work / counted < 1, call  # attention and trials come on top

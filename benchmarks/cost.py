@@ -130,12 +130,12 @@ class Cost:
         return max(body, states + head), self.forward(rows.fed, rows.predicted)
 
     def sgd_direction(self, rows: Rows) -> tuple[float, float]:
-        """The gradient, and the direction made of it; before that, a batch's backward pass."""
+        """The gradient, which becomes the direction; before that, a batch's backward pass."""
         tokens = min(STEP_TOKENS, rows.fed)
         passing = self.kept(tokens) + 3 * self.logits(rows.predicted * tokens // rows.fed)
         passing += (rows.fed > STEP_TOKENS) * self.weights  # the gradient of the batches before
         work = 4 * self.forward(rows.fed, rows.predicted)  # one to have the coefficients
-        return self.half_copy + max(2 * self.weights, passing), work
+        return self.half_copy + max(self.weights, passing), work
 
     def predict_change(self, rows: Rows) -> tuple[float, float]:
         """Beyond the direction, too, which is as large as the weights in float32.

@@ -436,3 +436,22 @@ def test_smollm2():
         errors.append(float((lr * per_lr - measured).norm() / measured.norm()))
     assert errors[0] <= 0.05 and errors[1] <= 0.006
     assert 5 < errors[0] / errors[1] < 15
+
+
+def test_weights_that_are_packed_stay_as_they_are():
+    """Integers are no floating-point numbers, whatever they hold: 4-bit weights are such."""
+    model, tokenizer = tiny("llama")
+    direction = direction_of(model)
+    expected = predict_change(model, tokenizer, ROWS, direction).logp
+    packed = torch.nn.Parameter(torch.arange(4, dtype=torch.uint8), requires_grad=False)
+    layer = model.model.layers[0].mlp
+    layer.register_parameter("packed", packed)
+
+    def checked(layer, *_):
+        assert layer.packed.dtype == torch.uint8
+
+    with layer.register_forward_pre_hook(checked):
+        found = predict_change(model, tokenizer, ROWS, direction).logp
+        scored = sgd_direction(model, tokenizer, ROWS, "sft", lr=1e-3)
+    assert np.array_equal(found, expected, equal_nan=True)
+    assert set(scored) == set(sgd_direction(tiny("llama")[0], tokenizer, ROWS, "sft", lr=1e-3))

@@ -114,8 +114,10 @@ def _some_noise(model) -> dict[str, Tensor]:
     """Weights whose entries are all equal, made to differ; their signs stay."""
     found, generator = {}, torch.Generator().manual_seed(0)
     for name, weight in model.named_parameters():
+        if type(weight.detach()) is not Tensor or not weight.is_floating_point():  # packed
+            continue
         first = weight.detach().flatten()[:16]
-        alike = weight.is_floating_point() and len(first) and (first == first[0]).all()
+        alike = len(first) and (first == first[0]).all()
         if alike and (weight == first[0]).all():
             noise = torch.rand(weight.shape, generator=generator).to(weight)
             found[name] = torch.where(weight == 0, 0.1 * noise, weight.sign() * (0.1 + noise))

@@ -104,7 +104,7 @@ def descent(model, encoded: Sequence, c: Mapping, lr: float, tokens: int = 1024)
         for batch in found.batches(model, encoded):
             logp = forward.token_logps(logits.at(weights, states.at(weights, batch)), batch)
             (logp @ batch.join(c).to(logp)).backward()  # into `moving`, not the model
-    return {name: -lr * p.grad for name, p in moving.items() if p.grad is not None}
+    return {name: p.grad.mul_(-lr) for name, p in moving.items() if p.grad is not None}
 
 
 def update_direction(before: Weights, after: Weights) -> dict[str, Tensor]:
@@ -254,6 +254,7 @@ def _float_weights(model) -> dict[str, Tensor]:
     return {
         name: p.detach().to(torch.promote_types(p.dtype, torch.float32))
         for name, p in model.named_parameters()
+        if p.is_floating_point()  # packed ones stay with their module
     }
 
 

@@ -29,6 +29,7 @@ book: $(READY)
 
 preview: $(READY)
 	$(BIN)/jupyter-book build --all -W --keep-going .
+	$(BIN)/python book/links.py _build/html
 	@echo "The book is ready: open $(CURDIR)/_build/html/index.html"
 
 test: $(READY)

@@ -22,17 +22,23 @@ help:
 	@echo "make clean       back to a fresh clone (also removes .venv)"
 	@echo "PYTHON=python3.12 picks another interpreter (3.11 or newer)"
 
+# The chapters that take longest begin first, so that none of them is left to run alone.
+NOTEBOOKS := $(wildcard book/*.ipynb)
+LONGEST := $(addprefix book/,$(addsuffix .ipynb,10_squeeze 05_sentence 06_probes 07_sft 13_gpu))
+IN_ORDER := --dist loadfile --no-loadscope-reorder $(LONGEST) $(filter-out $(LONGEST),$(NOTEBOOKS))
+
 # Chapters and tests need no hub: without it, a slip fails at once instead of after a minute.
 book: $(READY)
-	$(SIDE_BY_SIDE) $(BIN)/python -m pytest -n auto --dist loadfile --nbval-lax --nbval-current-env --nbval-cell-timeout=300 book
+	$(SIDE_BY_SIDE) $(BIN)/python -m pytest -n auto --nbval-lax --nbval-current-env --nbval-cell-timeout=300 $(IN_ORDER)
 	$(MAKE) preview
 
 preview: $(READY)
 	$(BIN)/jupyter-book build --all -W --keep-going .
+	$(BIN)/python book/links.py _build/html
 	@echo "The book is ready: open $(CURDIR)/_build/html/index.html"
 
 test: $(READY)
-	$(SIDE_BY_SIDE) $(BIN)/python -m pytest -n auto --dist loadscope tests lmdyn
+	$(SIDE_BY_SIDE) $(BIN)/python -m pytest -n auto --dist loadscope tests lmdyn book
 
 test-fast: $(READY)
 	$(SIDE_BY_SIDE) $(BIN)/python -m pytest -n auto --dist loadscope -m "not slow" $(NOT_FAST) tests lmdyn

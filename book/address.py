@@ -15,6 +15,7 @@ BEFORE = r"git\+|git clone |repository-code: |^repository:\n  url: "
 WHOLE = re.compile(rf"({BEFORE})(https://[^\s\"\\`]+)", re.M)
 INSIDE = re.compile(r"https://[\w.-]+/[\w.-]+/[\w.-]+(?=/(?:blob/main|issues)\b)")
 SHORT = re.compile(r"(colab\.research\.google\.com/github/)([\w.-]+/[\w.-]+)")
+PAGES = re.compile(r"^(  baseurl: )(\S+)", re.M)  # where the built book is published
 VERSION = re.compile(r"^(version: ).*$", re.M)
 
 
@@ -27,6 +28,13 @@ def project(root: Path = ROOT) -> dict:
 def address(root: Path = ROOT) -> str:
     """The public address, as pyproject.toml gives it."""
     return project(root)["urls"]["Repository"]
+
+
+def pages(root: Path = ROOT) -> str:
+    """The public address of the built book: GitHub's for the repository, or pyproject.toml's."""
+    urls = project(root)["urls"]
+    owner, name = urls["Repository"].split("/")[-2:]
+    return urls.get("Documentation", f"https://{owner.lower()}.github.io/{name}")
 
 
 def with_address(text: str, url: str) -> str:
@@ -58,6 +66,7 @@ def main(root: Path = ROOT, check: bool = False) -> list[str]:
         except ValueError as error:
             differing.append(f"{name} {error}")
             continue
+        new = PAGES.sub(lambda m: m[1] + pages(root), new)
         if path.suffix == ".cff":
             new = VERSION.sub(rf"\g<1>{project(root)['version']}", new)
         if new != old:

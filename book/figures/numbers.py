@@ -116,7 +116,7 @@ def table(values, rows, columns, label, form=None, top=None, ax=None) -> Axes:
         top = top or max(-low, high)
         style = {"cmap": "RdBu", "norm": TwoSlopeNorm(0, -top, top)}
     else:
-        style = {"cmap": "cividis"}
+        style = {"cmap": "Blues"}
     image = ax.imshow(values, aspect="auto", interpolation="nearest", **style)
     ax.figure.colorbar(image, ax=ax, label=label, shrink=0.9)
     ax.set_xticks(range(len(columns)), columns, rotation=45, ha="right", rotation_mode="anchor")

@@ -8,13 +8,6 @@ from lmdyn import plots
 SIZE = 9  # points, the smallest text of a figure
 
 
-def readable(ax):
-    """No text of the Axes smaller than `SIZE`."""
-    for text in ax.texts:
-        text.set_fontsize(max(SIZE, text.get_fontsize()))
-    return ax
-
-
 def changes(x, panels, axes):
     """The change of each type's log-prob since the start, one panel for each set of them.
 
@@ -23,11 +16,17 @@ def changes(x, panels, axes):
         panels: title → type → log-probs, (S,) or (runs, S).
         axes: an Axes for each.
     """
-    for ax, (title, series) in zip(axes, panels.items(), strict=True):
-        moved = {name: curve - curve[..., :1] for name, curve in series.items()}
-        readable(plots.responses(x, moved, ax=ax)).set(title=title, xlabel="epoch")
-        ax.axhline(0, color=plots.NEUTRAL, lw=0.6, zorder=1)
+    moved = [{n: curve - curve[..., :1] for n, curve in of.items()} for of in panels.values()]
+    ends = np.concatenate([np.ravel(curve) for of in moved for curve in of.values()])
+    shared = len(axes) > 1 and axes[0].get_shared_y_axes().joined(*axes[:2])
     axes[0].set_ylabel("change of log π, nats")
+    for ax, title in zip(axes, panels, strict=True):  # names are placed for the final heights
+        ax.set(title=title, xlabel="epoch")
+        if shared:
+            ax.set_ylim(1.08 * ends.min(), 1.08 * ends.max())
+    for ax, of in zip(axes, moved, strict=True):
+        plots.responses(x, of, ax=ax)
+        ax.axhline(0, color=plots.NEUTRAL, lw=0.6, zorder=1)
 
 
 def facts(parts, axes):
@@ -67,7 +66,7 @@ def pulls(before, after, types, when, ax):
     )
     for column, moment in zip((1, 5), when, strict=True):
         ax.text(column, -0.7, moment, ha="center")
-    return readable(ax)
+    return ax
 
 
 def answers(bars, rates, axes):

@@ -1,6 +1,7 @@
 """The runs of the chapter "What DPO does": three worlds, SFT of two lengths, DPO after each."""
 
 import copy
+from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -9,6 +10,7 @@ import torch
 
 import world
 from lmdyn import lm
+from lmdyn.lm.generate import generate
 
 SEEDS, N_TRAIN, N_TEST = 3, 48, 24
 COMMON = {"batch_size": 4, "optimizer": "adamw", "clip": 10.0}
@@ -16,9 +18,16 @@ SFT = COMMON | {"lr": 3e-4}
 DPO = COMMON | {"lr": 1e-4}
 EPOCHS, PER_EPOCH = 3, 12  # of DPO; updates
 PAIR = ("chosen", "rejected")
+SPLITS = ("train", "test")
 NEAR = ("reject_gptsemantic", "reject_gptformat")  # to y−
 FAR = ("chosen_gptsemantic", "chosen_gptformat", "irr_train", "random_permute")
 WATCHED = (*PAIR, *NEAR, *FAR)
+ARMS = ("short", "long")
+TOLD = (*WATCHED, "argmax")
+ROUNDS = 2  # of sampling, an epoch each
+SHOWN = ("chosen", "chosen_gptsemantic", "rejected", "irr_train", "random_permute", "argmax")
+SOME = 24  # pairs of one step
+KINDS = ("later, valley", "later, hill")
 
 
 class Run(NamedTuple):
@@ -153,3 +162,133 @@ def fastest(curve: np.ndarray, record: lm.Trajectory) -> float:
     per_epoch = record.meta["settings"]["n_rows"] // record.meta["settings"]["batch_size"]
     every = per_epoch // int(record.steps[1] - record.steps[0])  # probings in an epoch
     return np.diff(curve[::every]).max() / per_epoch
+
+
+def logps_of(model, tokenizer, rows) -> dict[str, torch.Tensor]:
+    """response → (B,): its log-prob, as a loss reads it."""
+    scores = lm.score(model, tokenizer, rows.only(*PAIR))
+    return {n: torch.tensor(scores.logp[:, scores.types.index(n)].astype(float)) for n in PAIR}
+
+
+def sft_step(model, tokenizer, rows, response: str, lr: float) -> dict[str, torch.Tensor]:
+    """The SGD step of SFT on one of the responses; of its opposite, if lr is negative."""
+    rows = world.probe_set({"prompt": row["prompt"], "chosen": row[response]} for row in rows)
+    return lm.sgd_direction(model, tokenizer, rows, "sft", lr=lr)
+
+
+def length(step) -> float:
+    return torch.cat([v.flatten() for v in step.values()]).norm().item()
+
+
+def found(base, tokenizer, seed: int) -> dict[str, np.ndarray]:
+    """All that the chapter tells of one world: name → array."""
+    start = begin(base, tokenizer, seed)
+    runs = {name: dpo(start, tokenizer, name, seed) for name in ARMS}
+    both, of = _first_step(start, tokenizer)
+    of |= told(start, runs) | _own_pairs(start, runs["long"], tokenizer)
+    of |= _masses(start, runs["long"], tokenizer)
+    step = {name: both[0][name] + both[1][name] for name in both[0]}
+    of["line"] = np.array([*who_gains(start, runs["long"], tokenizer, step).values()])
+    of["spreads"] = spread_of_others(start, runs["long"], tokenizer)["hill"]
+    of |= _beginnings(start, runs["long"], tokenizer) | _on_policy(
+        start, runs["long"], tokenizer, seed
+    )
+    return {name: np.asarray(value) for name, value in of.items()}
+
+
+def told(start: Start, runs: dict[str, Run]) -> dict:
+    """The curves of some arms."""
+    long = runs["long"].record
+    means = {split: [run.record.mean(split=split) for run in runs.values()] for split in SPLITS}
+    return {split: np.stack([[m[n] for n in TOLD] for m in of]) for split, of in means.items()} | {
+        "steps": long.steps,
+        "sft": start.sft.mean("chosen"),
+        "unsure": [long.mean(n, "argmax_logp", "train")[0] for n in ("chosen", "random_permute")],
+        "entropy": long.mean("rejected", "entropy", "train")[[0, -1]],
+    }
+
+
+def _first_step(start: Start, tokenizer):
+    """Both halves of a first DPO step after long SFT; their lengths and what they do."""
+    lengths = []
+    for name in ARMS:
+        model = start.models[name]
+        both = [
+            sft_step(model, tokenizer, start.train[:SOME], response, sign * 0.05 / SOME)
+            for response, sign in zip(PAIR, (1, -1), strict=True)
+        ]
+        lengths.append([length(step) for step in both])
+    rows = start.probes[:8].only(*WATCHED)
+    effects = [lm.predict_change(model, tokenizer, rows, step).logp.mean(0) for step in both]
+    return both, {"lengths": lengths, "effects": effects}
+
+
+def _own_pairs(start: Start, run: Run, tokenizer) -> dict:
+    """What a step on each pair alone does to its own y+, before DPO and after it."""
+    few, own = start.train[:SOME], []
+    ref = logps_of(start.models["long"], tokenizer, few)
+    for model in (start.models["long"], run.model):
+        effect = lm.influence(
+            model, tokenizer, few, few.only("chosen"), "dpo", ref=ref, progress=False
+        )
+        own.append(np.diagonal(np.asarray(effect)[..., 0]))
+    return {"own_pair": own}  # (2, pairs)
+
+
+def _masses(start: Start, run: Run, tokenizer) -> dict:
+    """The account of the mass, by place, and of the hills by what y− is."""
+    gains = account(start, run, tokenizer)
+    at = [mask for name in PAIR for mask in places(run.before, name).values()]
+    hills = places(run.before, "rejected")
+    evasive = np.array([world.is_evasive(row["rejected"]) for row in start.train])[run.before.row]
+    hill = hills["later, hill"]
+    return {
+        "gained": [gains[:, mask].mean(1) for mask in at],  # (6, 4)
+        "tokens": [mask.sum() for mask in at],
+        "off": np.abs(gains.sum(0)).max(),
+        "rival": [[rival_share(of, hills[k]) for of in (run.before, run.after)] for k in KINDS],
+        "kinds": [gains[0, hill & evasive].mean(), gains[0, hill & ~evasive].mean()],
+    }
+
+
+def _beginnings(start: Start, run: Run, tokenizer) -> dict:
+    """The fall of what is far, at the first token and later; how greedy answers begin."""
+    early = lm.token_mass(start.models["long"], tokenizer, start.probes[:8], FAR)
+    late = lm.token_mass(run.model, tokenizer, start.probes[:8], FAR, follow=early)
+    change = np.log(late.label_prob / early.label_prob)
+    said = []
+    for model in (start.models["long"], run.model):
+        prompts = [row["prompt"] for row in start.train]
+        answers = generate(model, tokenizer, prompts, 2, batch_size=N_TRAIN)
+        said.append(Counter(answer.split()[0] for answer in answers))
+    word, n = said[1].most_common(1)[0]
+    taught = np.mean([row["chosen"].split()[0] == word for row in start.train])
+    return {
+        "by_place": [change[early.position == 0].sum(), change[early.position > 0].sum()],
+        "opener": np.array(word),
+        "opens": [said[0][word] / N_TRAIN, n / N_TRAIN, taught],
+    }
+
+
+def _on_policy(start: Start, run: Run, tokenizer, seed: int) -> dict:
+    """Samples beside the squeeze line, and DPO that samples its y− anew in each epoch."""
+    model = start.models["long"]
+    sampled = {"max_new_tokens": 28, "seed": seed}
+    own = lm.sample_rejected(model, tokenizer, start.train, batch_size=N_TRAIN, **sampled)
+    drawn = []
+    for mass in (lm.token_mass(model, tokenizer, own, types=("rejected",)), run.before):
+        of = mass.squeeze[mass.of("rejected")]
+        drawn.append([of.mean(), of.std() / len(of) ** 0.5, (of > 0).mean()])
+    said = [lm.rows.text_of(row["rejected"], tokenizer) for row in own]
+    true = [world.is_true(row["prompt"], text) for row, text in zip(own, said, strict=True)]
+    settings = DPO | sampled | {"rounds": ROUNDS, "sample_batch_size": N_TRAIN}
+    settings |= {"loss": "dpo", "ref": model, "probes": start.probes.only(*SHOWN[:-1])}
+    record = lm.finetune_on_policy(copy.deepcopy(model), tokenizer, start.train, **settings)
+    mean = record.mean(split="train")
+    return {
+        "drawn": drawn,
+        "said_true": np.mean(true),
+        "own": [mean[name] for name in SHOWN],
+        "own_steps": record.steps,
+        "own_loss": record.log["loss"].reshape(-1, PER_EPOCH).mean(1),
+    }

@@ -1,6 +1,11 @@
 """What the chapter "What SFT does" measures: where the fact is, who pulls, what answers borrow."""
 
+import copy
+from contextlib import contextmanager
+from itertools import count
+
 import numpy as np
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 import world
 from hallucination import hallucination
@@ -17,6 +22,28 @@ def fact_and_wording(model, tokenizer, rows, name):
         fact = len(words) - 1 - words[::-1].index(world.read_answer(row[name]).value)
         parts.append((logp[fact], logp.sum() - logp[fact]))
     return np.mean(parts, axis=0)
+
+
+@contextmanager
+def half_way(model, updates):
+    """A model beside the one in training, which takes over its weights after so many updates.
+
+    Raises:
+        ValueError: the block ends before that.
+    """
+    beside, done = copy.deepcopy(model), count(1)
+
+    def look(*_):
+        if next(done) == updates:
+            beside.load_state_dict(model.state_dict())
+
+    hook = register_optimizer_step_post_hook(look)
+    try:
+        yield beside
+    finally:
+        hook.remove()
+    if next(done) <= updates:
+        raise ValueError(f"fewer than {updates} updates were made")
 
 
 def sources(pull, rows, observed):

@@ -1,10 +1,15 @@
 """Each claim of "What DPO does" holds on numbers where it should, and fails on others."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+import record_dpo
 from audit import dpo
 from audit.scale import Moved
+from lessons import dpo as lesson
 
 YES, NO = [True, True], [False, False]
 FALLS, STAYS = Moved(-3, 1), Moved(-0.5, 1)
@@ -83,3 +88,15 @@ def test_numbers_are_told_from_the_smallest_to_the_largest():
     assert dpo.spread([0.31, -2]) == "-2.0 to +0.3"
     assert dpo.spread([0.25, 0.25], 2, False) == "0.25"
     assert dpo.count([[True, False], [True, True]]) == "3 of 4"
+
+
+def test_the_record_is_of_the_runs_that_the_chapter_describes():
+    recorded = Path(record_dpo.HERE) / "recorded" / "dpo-world"
+    meta = json.loads(recorded.with_suffix(".json").read_text(encoding="utf-8"))
+    assert meta["settings"] == json.loads(json.dumps(record_dpo.RECIPE))
+    assert [*lesson.TOLD] == meta["types"] and [*lesson.SHOWN] == meta["shown"]
+    worlds = dict(np.load(recorded.with_suffix(".npz")))
+    assert {len(of) for of in worlds.values()} == {len(meta["seeds"])} == {lesson.SEEDS}
+    updates = lesson.EPOCHS * lesson.PER_EPOCH
+    assert worlds["steps"][0].tolist() == list(range(0, updates + 1, lesson.PER_EPOCH // 2))
+    np.testing.assert_allclose(worlds["gained"].sum(-1), 0, atol=1e-12)

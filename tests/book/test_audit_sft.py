@@ -2,9 +2,11 @@
 
 import numpy as np
 import pytest
+import torch
 
 from audit import sft as audit
 from audit.sft import Bell, Change
+from lessons import sft as lesson
 
 UP, DOWN, FLAT = Change(5.0, 1.0, 0.9), Change(-5.0, 1.0, 0.1), Change(1.0, 1.0, 0.6)
 RISING, BENT = np.array([[-3.0, -2, -1]] * 3), np.array([[-3.0, -1, -2]] * 3)
@@ -117,3 +119,19 @@ def test_influence_keeps_its_sign():
 def test_pulls_cancel():
     assert verdict(audit.pulls_cancel(np.full(3, 1.7), np.full(3, 9.0))) == "found"
     assert verdict(audit.pulls_cancel(np.full(3, 9.0), np.full(3, 1.7))) == "not found"
+
+
+def test_half_way_keeps_the_weights_of_one_moment():
+    layer = torch.nn.Linear(1, 1)
+    step = torch.optim.SGD(layer.parameters(), lr=1.0)
+    seen = []
+    with lesson.half_way(layer, 2) as beside:
+        for _ in range(3):
+            layer(torch.ones(1, 1)).sum().backward()
+            step.step()
+            seen.append(layer.weight.item())
+    assert beside.weight.item() == seen[1] != seen[2]
+    step.step()  # nobody looks any more
+    assert beside.weight.item() == seen[1]
+    with pytest.raises(ValueError, match="fewer than 2 updates"), lesson.half_way(layer, 2):
+        step.step()

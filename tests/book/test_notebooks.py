@@ -347,6 +347,19 @@ def test_a_new_address_is_copied_everywhere(tree):
     short = "/".join(old.split("/")[-2:])
     for path in address.places(tree):
         assert short not in path.read_text(encoding="utf-8")
+    config = (tree / "_config.yml").read_text(encoding="utf-8")
+    assert "  baseurl: https://me.github.io/dyn # " in config  # and what follows stays
+    assert "lmdyn.github.io" not in config
+
+
+def test_the_pages_may_have_an_address_of_their_own(tree):
+    pyproject = tree / "pyproject.toml"
+    text = pyproject.read_text().replace(
+        "[project.urls]\n", '[project.urls]\nDocumentation = "https://dyn.example"\n'
+    )
+    pyproject.write_text(text)
+    assert address.main(tree)[0].startswith("_config.yml")
+    assert "  baseurl: https://dyn.example # " in (tree / "_config.yml").read_text()
 
 
 def test_a_file_that_lost_its_address_is_named(tree):

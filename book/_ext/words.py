@@ -1,0 +1,49 @@
+"""Words of the glossary bring their definitions along, and numbers stay with their errors."""
+
+from docutils import nodes
+
+GLOSSARY = "book/notation"
+
+
+def said(node) -> str:
+    """A definition as plain text, its formulas between the signs that MathJax looks for."""
+    if isinstance(node, nodes.math):
+        return f"\\({node.astext()}\\)"
+    if isinstance(node, nodes.Text):
+        return node.astext()
+    apart = " " if isinstance(node, nodes.definition) else ""
+    return " ".join(apart.join(map(said, node.children)).split("\n"))
+
+
+def definitions(doctree) -> dict[str, str]:
+    """The anchor of each word of a glossary → what it means."""
+    found = {}
+    for item in doctree.findall(nodes.definition_list_item):
+        terms = [child for child in item.children if isinstance(child, nodes.term)]
+        found |= {anchor: said(item.children[-1]) for term in terms for anchor in term["ids"]}
+    return found
+
+
+def explain(app, doctree, docname):
+    """Give each link to a word of the glossary the definition as its title."""
+    if GLOSSARY not in app.env.all_docs:
+        return
+    known = definitions(app.env.get_doctree(GLOSSARY))
+    for link in doctree.findall(nodes.reference):
+        anchor = link.get("refuri", "").rpartition("#")[2] or link.get("refid", "")
+        if anchor in known and any("std-term" in part.get("classes", ()) for part in link.children):
+            link["reftitle"] = known[anchor]
+
+
+def unbroken(app, doctree, docname):
+    """No line ends before or after a ±."""
+    for text in list(doctree.findall(nodes.Text)):
+        verbatim = isinstance(text.parent, nodes.literal | nodes.literal_block | nodes.math)
+        if " ± " in text and not verbatim and text.parent is not None:
+            text.parent.replace(text, nodes.Text(text.replace(" ± ", "\u00a0±\u00a0")))
+
+
+def setup(app):
+    app.connect("doctree-resolved", explain)
+    app.connect("doctree-resolved", unbroken)
+    return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,0 +1,91 @@
+/* Words of the glossary tell what they mean: under the pointer, under the focus, at a first tap.
+   Without this script the definition is the link's title, which a pointer alone can see. */
+function glossary() {
+  const tip = document.createElement("div");
+  tip.id = "definition";
+  tip.className = "mathjax_process";
+  tip.setAttribute("role", "tooltip");
+  tip.hidden = true;
+  document.body.append(tip);
+  let shown = null; // the link that the tip is of
+  let leaving;
+
+  function place() {
+    const link = shown.getClientRects()[0], room = document.documentElement.clientWidth;
+    tip.style.left = `${scrollX + Math.max(8, Math.min(link.left, room - tip.offsetWidth - 8))}px`;
+    const below = link.bottom + tip.offsetHeight + 8 < innerHeight;
+    tip.style.top = `${scrollY + (below ? link.bottom + 4 : link.top - tip.offsetHeight - 4)}px`;
+  }
+  function hide() {
+    clearTimeout(leaving);
+    shown?.removeAttribute("aria-describedby");
+    shown = null;
+    tip.hidden = true;
+  }
+  async function show(link) {
+    clearTimeout(leaving);
+    if (shown === link) return;
+    hide();
+    shown = link;
+    window.MathJax?.typesetClear?.([tip]);
+    tip.textContent = link.dataset.definition;
+    tip.hidden = false;
+    link.setAttribute("aria-describedby", tip.id);
+    place();
+    if (tip.textContent.includes("\\(") && window.MathJax?.startup) {
+      await MathJax.startup.promise;
+      await MathJax.typesetPromise([tip]);
+      if (shown === link) place();
+    }
+  }
+  const later = () => {
+    clearTimeout(leaving);
+    leaving = setTimeout(hide, 200); // time enough to move onto the tip
+  };
+
+  for (const link of document.querySelectorAll("a[title]:has(> .std-term)")) {
+    link.dataset.definition = link.title;
+    link.removeAttribute("title"); // or the browser would show it as well
+    let tapped = false;
+    link.addEventListener("pointerdown", (event) => {
+      tapped = event.pointerType === "touch" && shown !== link;
+    });
+    link.addEventListener("click", (event) => {
+      if (tapped) event.preventDefault(); // a second tap goes to the glossary
+      tapped = false;
+      show(link);
+    });
+    link.addEventListener("pointerenter", (event) => event.pointerType === "mouse" && show(link));
+    link.addEventListener("pointerleave", (event) => event.pointerType === "mouse" && later());
+    link.addEventListener("focus", () => show(link));
+    link.addEventListener("blur", hide);
+  }
+  tip.addEventListener("pointerenter", () => clearTimeout(leaving));
+  tip.addEventListener("pointerleave", (event) => event.pointerType === "mouse" && later());
+  document.addEventListener("keydown", (event) => event.key === "Escape" && hide());
+  document.addEventListener("pointerdown", ({ target }) => {
+    if (shown && target !== tip && !tip.contains(target) && !shown.contains(target)) hide();
+  });
+}
+
+/* A formula that is wider than the page gets smaller, to two thirds at most; then it scrolls. */
+function fit() {
+  for (const box of document.querySelectorAll(".bd-article div.math")) {
+    box.style.fontSize = "";
+    const wide = [...box.querySelectorAll('mjx-container[display="true"]')].map(
+      (formula) => formula.scrollWidth / formula.clientWidth);
+    const most = Math.max(1, ...wide);
+    if (most > 1.002) box.style.fontSize = `${Math.max(0.66, 0.99 / most)}em`;
+  }
+}
+
+window.addEventListener("load", async () => {
+  glossary();
+  await window.MathJax?.startup?.promise;
+  fit();
+  let width = innerWidth;
+  window.addEventListener("resize", () => {
+    if (innerWidth !== width) fit();
+    width = innerWidth;
+  });
+});

@@ -1,11 +1,12 @@
 """Make the record of how often the alert of RL is right: `fades` over runs in the toy world.
 
-    python book/record_fades.py       # about eight minutes on one core, offline
+    python book/record_fades.py       # about fifteen minutes on one core, offline
 
 Leaves ``book/recorded/fades-world.json``: of each run whether and when the alert came, and the
-share of true answers before and after; the rates over all runs, with 95% Wilson intervals; and
-settings, command, versions, hardware, seconds. Each run is kept in ``_runs/fades-world`` once it is
-finished, so that the same command goes on after an interruption.
+share of true answers before and after; the rates, with 95% Wilson intervals, apart for the seeds
+on which the rule was chosen and for those on which it is tested; and settings, command, versions,
+hardware, seconds. Each run is kept in ``_runs/fades-world`` once it is finished, so that the same
+command goes on after an interruption.
 
 The reward is 1 for a true answer. Probes are answers that the model itself sampled at the start, as
 `ProbeSet.from_dataset(reward=…)` sorts them. Harm is a share of true answers that falls by more
@@ -32,7 +33,7 @@ from record_rl import GROUP, LONGEST, PER_ROUND, RL, ROWS, SFT, UPDATES, drawn, 
 
 HERE = Path(__file__).parent
 PARTS = HERE.parent / "_runs" / "fades-world"
-SETTLED, TESTED = (0, 1, 2, 3, 4), (5, 6, 7, 8, 9)  # seeds that the rule was chosen on, and not
+SETTLED, TESTED = (0, 1, 2, 3, 4), (5, 6, 7, 8)  # seeds that the rule was chosen on, and not
 PROBED, ASKED, TIMES = 16, 32, 3  # prompts of each split: probed, and asked so many times for truth
 HARM = 2  # standard errors
 FALLS = (0.1, 0.25, 0.5, 1.0)  # of the log-prob at the start: half is the alert's

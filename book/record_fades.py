@@ -1,11 +1,12 @@
 """Make the record of how often the alert of RL is right: `fades` over runs in the toy world.
 
-    python book/record_fades.py       # about eight minutes on one core, offline
+    python book/record_fades.py       # about fifteen minutes on one core, offline
 
 Leaves ``book/recorded/fades-world.json``: of each run whether and when the alert came, and the
-share of true answers before and after; the rates over all runs, with 95% Wilson intervals; and
-settings, command, versions, hardware, seconds. Each run is kept in ``_runs/fades-world`` once it is
-finished, so that the same command goes on after an interruption.
+share of true answers before and after; the rates, with 95% Wilson intervals, apart for the seeds
+on which the rule was chosen and for those on which it is tested; and settings, command, versions,
+hardware, seconds. Each run is kept in ``_runs/fades-world`` once it is finished, so that the same
+command goes on after an interruption.
 
 The reward is 1 for a true answer. Probes are answers that the model itself sampled at the start, as
 `ProbeSet.from_dataset(reward=…)` sorts them. Harm is a share of true answers that falls by more
@@ -24,46 +25,23 @@ from scipy.stats import binomtest
 import kept
 import world
 from lmdyn import lm
-from lmdyn.lm.data import as_probes
 from lmdyn.lm.generate import CORRECT, generate
-from lmdyn.lm.on_policy import Groups
 from lmdyn.lm.records import environment, write_json
 from lmdyn.lm.squeeze import fades
-from record_rl import GROUP, LONGEST, PER_ROUND, RL, ROUNDS, ROWS, SFT, first_stage, is_true
+from record_rl import ARMS as WAYS
+from record_rl import GROUP, LONGEST, PER_ROUND, RL, ROWS, SFT, UPDATES, drawn, first_stage, is_true
 
 HERE = Path(__file__).parent
 PARTS = HERE.parent / "_runs" / "fades-world"
-SEEDS = (0, 1, 2, 3, 4)
+SETTLED, TESTED = (0, 1, 2, 3, 4), (5, 6, 7, 8)  # seeds that the rule was chosen on, and not
 PROBED, ASKED, TIMES = 16, 32, 3  # prompts of each split: probed, and asked so many times for truth
 HARM = 2  # standard errors
-FALLS = (0.25, 0.5, 1, 2, 3, 5)  # nats: the first is the alert's
+FALLS = (0.1, 0.25, 0.5, 1.0)  # of the log-prob at the start: half is the alert's
 
-# What becomes of an advantage A, whether the row's rejected answer gets it in the sample's place,
-# and the learning rate.
-ARMS = {
-    "both": ("A", False, RL["lr"]),
-    "positive only": ("max(A, 0)", False, RL["lr"]),
-    "negative only": ("min(A, 0)", False, RL["lr"]),
-    "off-policy negative": ("min(A, 0)", True, RL["lr"]),
-    "both, lr × 10": ("A", False, 10 * RL["lr"]),
-}
-BOUNDS = {"A": (None, None), "max(A, 0)": (0.0, None), "min(A, 0)": (None, 0.0)}
-
-
-class Rounds(Groups):
-    """Rounds of samples with the advantages of an arm."""
-
-    arm = "both"
-
-    def __call__(self, number: int):
-        kind, off_policy, _ = ARMS[self.arm]
-        samples = [dict(sample) for sample in super().__call__(number)]
-        rejected = {row["prompt"]: row["rejected"] for row in self.rows}
-        for sample in samples:
-            sample["advantage"] = float(np.clip(sample["advantage"], *BOUNDS[kind]))
-            if off_policy:
-                sample["response"] = rejected[sample["prompt"]]
-        return as_probes(samples, ["response"], self.form)
+# Ways of tuning of `record_rl`, each with its learning rate.
+ARMS = {arm: (WAYS[arm], RL["lr"]) for arm in ("both", "positive only", "negative only")}
+ARMS |= {"off-policy negative": (WAYS["off-policy negative"], RL["lr"])}
+ARMS |= {f"both, lr × {times}": (WAYS["both"], times * RL["lr"]) for times in (3, 10)}
 
 
 def truth(model, tokenizer, rows) -> np.ndarray:
@@ -84,12 +62,9 @@ def sampled(model, tokenizer, rows, seed: int) -> lm.ProbeSet:
 
 def tune(start, tokenizer, rows, probes, arm: str, seed: int) -> dict[str, np.ndarray]:
     """What a run records: the curves that `fades` reads, the mean reward, and its truth after."""
-    began, train, model = time.perf_counter(), rows[: ROWS["n_train"]], copy.deepcopy(start)
-    sizes = {"epochs": 1, "size": GROUP, "per_round": PER_ROUND, "seed": seed, "out": None}
-    how = {"max_new_tokens": LONGEST, "temperature": 1.0, "batch_size": PER_ROUND * GROUP}
-    rounds = Rounds(model, tokenizer, train, is_true, "grpo", **sizes, **how)
-    rounds.arm = arm
-    settings = RL | {"lr": ARMS[arm][2], "epochs": ROUNDS, "batch_size": len(rounds), "seed": seed}
+    began, model, (way, lr) = time.perf_counter(), copy.deepcopy(start), ARMS[arm]
+    rounds = drawn(start, model, tokenizer, rows[: ROWS["n_train"]], way, seed)
+    settings = RL | {"lr": lr, "epochs": UPDATES, "batch_size": len(rounds), "seed": seed}
     run = lm.finetune(model, tokenizer, rounds, "grpo", probes=probes, **settings)
     return {
         "steps": run.steps,
@@ -107,7 +82,7 @@ def _some(rows, n: int):
 
 
 def _recipe(arm: str, seed: int) -> dict:
-    sizes = {"rounds": ROUNDS, "per_round": PER_ROUND, "group_size": GROUP, "longest": LONGEST}
+    sizes = {"updates": UPDATES, "per_round": PER_ROUND, "group_size": GROUP, "longest": LONGEST}
     asked = {"probed": PROBED, "asked": ASKED, "times": TIMES, "rows": ROWS, "seed": seed}
     return {"arm": ARMS[arm], "first stage": SFT, "tune": RL | sizes, **asked}
 
@@ -138,7 +113,7 @@ def judged(arm: str, seed: int, run: dict[str, np.ndarray]) -> dict:
         "reason": told[fired[0]] if fired else None,
         "correct": [round(float(x), 2) for x in np.nanmean(correct, 1)],
         "entropy": [round(float(x), 3) for x in np.nanmean(entropy, 1)],
-        "deepest": round(float((np.nanmean(correct[0]) - np.nanmean(correct, 1)).max()), 2),
+        "deepest": round(float((np.nanmean(correct, 1) / np.nanmean(correct[0])).max() - 1), 3),
         "seconds": round(float(run["seconds"]), 1),
     }
 
@@ -161,30 +136,34 @@ def rates(runs: list[dict]) -> dict:
         hits, harmed = (sum(run[key] for run in of) for key in ("fires", "harm"))
         found[name] = {"runs": len(of), "fires": hits, "interval": wilson(hits, len(of))}
         found[name] |= {"harm": harmed} if name in ARMS else {}
-        # How many would have been told of, had right answers to fall so deep on their mean, nats.
+        # How many would have been told of, had right answers to fall by such a share on their mean.
         found[name]["deeper than"] = {f: sum(run["deepest"] > f for run in of) for f in FALLS}
     return found
 
 
 def _write() -> None:
-    runs = [
-        judged(arm, seed, kept.kept(_file(arm, seed), _recipe(arm, seed)))
-        for arm in ARMS
-        for seed in SEEDS
-    ]
-    arms = {arm: dict(zip(("advantage", "off-policy", "lr"), of, strict=True))
-            for arm, of in ARMS.items()}  # fmt: skip
-    settings = _recipe("both", 0) | {"seeds": SEEDS, "arm": arms, "harm": HARM}
+    runs = {
+        part: [
+            judged(arm, seed, kept.kept(_file(arm, seed), _recipe(arm, seed)))
+            for arm in ARMS
+            for seed in seeds
+        ]
+        for part, seeds in (("settled", SETTLED), ("tested", TESTED))
+    }
+    settings = _recipe("both", 0) | {"settled": SETTLED, "tested": TESTED, "harm": HARM}
     del settings["seed"]
+    settings["arm"] = {arm: way | {"lr": lr} for arm, (way, lr) in ARMS.items()}
     meta = environment(torch.device("cpu")) | {"command": "python book/record_fades.py"}
-    meta |= {"model": "tiny", "settings": settings, "seconds": sum(run["seconds"] for run in runs)}
-    write_json(HERE / "recorded" / "fades-world.json", meta | {"rates": rates(runs), "runs": runs})
+    seconds = sum(run["seconds"] for of in runs.values() for run in of)
+    meta |= {"model": "tiny", "settings": settings, "seconds": seconds}
+    meta["rates"] = {part: rates(of) for part, of in runs.items()}
+    write_json(HERE / "recorded" / "fades-world.json", meta | runs)
 
 
 def main():
     base, tokenizer = kept.begin(__doc__)
     began = time.process_time()
-    for seed in SEEDS:
+    for seed in (*TESTED, *SETTLED):
         rows = world.probes(**ROWS, seed=seed)
         todo = [a for a in ARMS if kept.kept(_file(a, seed), _recipe(a, seed)) is None]
         if not todo:

@@ -11,9 +11,10 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 
 from lmdyn.lm.callback import ProbeCallback
 from lmdyn.lm.data import ProbeSet, as_probes
+from lmdyn.lm.generate import generate, repeated
 from lmdyn.lm.score import score
 from lmdyn.lm.squeeze import Alert, fades
-from lmdyn.lm.tokens import encode
+from lmdyn.lm.tokens import encode, prompts_of
 from lmdyn.lm.trajectory import Trajectory
 
 disable_progress_bars()
@@ -59,7 +60,7 @@ def runs(tmp_path_factory):
         one = trainer(tmp_path_factory.mktemp(kind), seen)
         if kind != "plain":
             told = {"trainer": one} if kind == "told" else {}
-            one.add_callback(ProbeCallback(ROWS, every=2, budget=None, **told))
+            one.add_callback(ProbeCallback(ROWS, every=2, budget=None, answers=1, **told))
         one.train()
         made[kind] = one, seen
     return made
@@ -224,13 +225,40 @@ def test_answers_sorted_by_a_reward_give_entropy_and_kl(tmp_path):
 def test_right_answers_that_fade_warn_and_can_stop_the_run(tmp_path):
     probe = ProbeCallback(frozen(), every=2, budget=None, stop=True)
     made = learning(tmp_path, probe, ["people have water"] * 5, learning_rate=0.1)
-    with pytest.warns(UserWarning, match=r"^at step 4 right answers have changed by -\d.*or KL$"):
+    with pytest.warns(UserWarning, match=r"^at step 4 .* from .*or KL$"):
         made.train()
     assert logged(made, "lmdyn/alert") == {0: 0.0, 2: 0.0, 4: 1.0}
     assert made.state.global_step == 4
     done = probe.trajectory
     curves = done.values("correct"), done.values("correct", "entropy")
     assert probe.alerts == [fades(done.steps, *curves)]
+
+
+@pytest.mark.filterwarnings("ignore:at step")  # what it learns is wrong
+def test_it_answers_a_few_prompts_and_tells_how_it_repeats_itself(tmp_path, monkeypatch):
+    probe = ProbeCallback(frozen(), every=3, budget=None, answers=3)
+    made = learning(tmp_path, probe, ["people have water"] * 5, learning_rate=0.1)
+    fresh, tokenizer = tiny("llama", torch.float32)
+    asked = prompts_of(tokenizer, frozen()[:3], frozen().format)
+    before, now = generate(fresh, tokenizer, asked), [0.0]
+    made.train()
+    found = logged(made, "lmdyn/repeats")
+    assert list(found) == [0, 3, 6] and found[0] == repeated(before) > 0
+    assert found[6] == repeated(generate(made.model, tokenizer, asked)) != found[0]
+
+    def slowly(*given):
+        now[0] += 4
+        return [" a b c a b c", " a b c d"]
+
+    monkeypatch.setattr("lmdyn.lm.callback.generate", slowly)
+    monkeypatch.setattr("lmdyn.lm.callback.time.perf_counter", lambda: now[0])
+    for n in (0, 2):
+        probe = ProbeCallback(frozen(), every=3, budget=None, answers=n)
+        made = learning(tmp_path, probe, ["words"] * 5)
+        made.train()
+        found = logged(made, "lmdyn/repeats")
+        assert list(found.values()) == ([1 / 6] * 3 if n else [])  # of 4 and 2, one again
+        assert probe.seconds == (12 if n else 0)  # so that its budget counts them
 
 
 def test_without_answers_sorted_by_a_reward_entropy_is_of_chosen(runs):
@@ -360,7 +388,7 @@ def test_it_runs_in_the_trainers_of_trl(tmp_path, kind, lora):
     options = options if samples else {"types": ["chosen", "rejected"][: 1 + (kind != "SFT")]}
     probes = ProbeSet.from_dataset(rows, tokenizer, **options)
     before = score(made.model, tokenizer, probes)
-    probe = ProbeCallback(probes, every=1, budget=None, trainer=made)
+    probe = ProbeCallback(probes, every=1, budget=None, trainer=made, answers=2)
     made.add_callback(seen)
     made.add_callback(probe)
     encoded = encode(tokenizer, probes)
@@ -380,6 +408,7 @@ def test_it_runs_in_the_trainers_of_trl(tmp_path, kind, lora):
         assert found[0] != found[2]
     assert np.isfinite([*logged(made, "lmdyn/entropy").values()]).all()
     assert (list(logged(made, "lmdyn/kl")) == [0, 1, 2]) == samples
+    assert list(logged(made, "lmdyn/repeats")) == [0, 1, 2]
     assert [step for step, logs in seen.logs if "lmdyn/entropy" in logs] == [0, 1, 2]
     assert list(logged(made, own)) == [2]  # over all updates, as without the callback
 
@@ -387,5 +416,7 @@ def test_it_runs_in_the_trainers_of_trl(tmp_path, kind, lora):
 def test_settings_out_of_range_are_refused():
     with pytest.raises(ValueError, match="every must be an integer of at least 1"):
         ProbeCallback(ROWS, every=0)
+    with pytest.raises(ValueError, match="answers must be an integer of at least 0"):
+        ProbeCallback(ROWS, answers=-1)
     with pytest.raises(ValueError, match="budget must be a share"):
         ProbeCallback(ROWS, budget=2)

@@ -126,20 +126,22 @@ def within_budget(later_: float, whole: float, budget: float) -> tuple:
 # Of `fades`, the rule for a reward: runs as in fades-world.json.
 
 
-def fades_rate(runs: Sequence[Mapping], harm: bool, deepest: float = 0.25) -> Rate:
-    """In how many runs with harm, or without, right answers stood ``deepest`` nats lower."""
-    of = [run["fires"] and run["deepest"] >= deepest for run in runs if run["harm"] == harm]
-    return Rate.of([fell or None for fell in of])
+def fades_rate(runs: Sequence[Mapping], harm: bool, deepest: float) -> Rate:
+    """In how many runs with harm, or without, log π of right answers fell by such a share."""
+    return Rate.of([run["deepest"] > deepest or None for run in runs if run["harm"] == harm])
+
+
+def fades_fires(runs: Sequence[Mapping], harm: bool) -> Rate:
+    return Rate.of([run["fires"] or None for run in runs if run["harm"] == harm])
 
 
 def fades_catches(runs: Sequence[Mapping]) -> tuple:
-    rate = fades_rate(runs, True)
-    claim = "with a reward: right answers fade in four harmful runs of five"
+    rate = fades_fires(runs, True)
+    claim = "for a reward, on fresh seeds: an alert in four harmful runs of five"
     return claim, "", f"{rate}", found(rate.share >= 0.8)
 
 
 def fades_is_harm(runs: Sequence[Mapping]) -> tuple:
-    """The rule alone tells little: healthy runs may lose these answers and find others."""
-    rate = fades_rate(runs, False)
-    claim = "and in runs that do no harm they do not, in four of five"
-    return claim, "", f"they do in {rate}", found(rate.share <= 0.2)
+    rate = fades_fires(runs, False)
+    claim = "and none in four of five runs that do no harm"
+    return claim, "", f"one in {rate}", found(rate.share <= 0.2)

@@ -8,6 +8,7 @@ import numpy as np
 from audit import found, guarantee
 
 TRAIN, TEST = 0, 1
+PASSES = 8  # of the runs that go over a round several times
 
 
 def told(values, form: str = "+.2f") -> str:
@@ -21,7 +22,7 @@ def moved(values: np.ndarray) -> np.ndarray:
 
 
 class Runs:
-    """The record of five ways to learn which answers are true: (arms, seeds, probings, …)."""
+    """The record of ways to learn which answers are true: (arms, seeds, probings, …)."""
 
     def __init__(self, record: dict[str, np.ndarray], about: dict):
         self.record, self.about, self.steps = record, about, record["steps"]
@@ -49,8 +50,8 @@ class Runs:
 
 
 def coefficient(off: float) -> tuple:
-    claim = "right after sampling GRPO is SFT with weight A/n"
-    return claim, f"c differs from −A/n by {off:.0e}", guarantee(off < 1e-6)
+    claim = "right after sampling GRPO is SFT with weight Â/n"
+    return claim, f"c differs from −Â/n by {off:.0e}", guarantee(off < 1e-6)
 
 
 def of_samples(mean: dict, valley: dict, error: np.ndarray) -> list[tuple]:
@@ -111,6 +112,67 @@ def negatives(runs: Runs, early: int) -> list[tuple]:
             "off-policy negatives of the same size destroy: a tenth true at most",
             f"true in the end {told(end, '.2f')}",
             found(*(end <= 0.1)),
+        ),
+    ]
+
+
+def stale(runs: Runs) -> list[tuple]:
+    """Wrong answers that an earlier model said, punished as if they were fresh, or with ρ."""
+    ends, error = runs.true("stale negative")[:, -1], noise(runs)
+    gain = moved(runs.true("stale, with its ratio"))
+    return [
+        (
+            "stale negatives, taken as fresh, destroy too: a tenth true at most",
+            f"true in the end {told(ends, '.2f')}",
+            found(*(ends <= 0.1)),
+        ),
+        (
+            "with the ratio to what sampled them true answers get no rarer, by two standard errors",
+            f"{told(gain)}; mean {gain.mean():+.2f} ± {error:.2f}",
+            found(gain.mean() > -2 * error),
+        ),
+    ]
+
+
+def settings(runs: Runs) -> list[tuple]:
+    """Of the norm, of passes with and without the clip, and of KL, each against GRPO without."""
+    error = noise(runs)
+
+    def gap(arm: str, other: str) -> np.ndarray:
+        return runs.true(arm)[:, -1] - runs.true(other)[:, -1]
+
+    norm, clip = gap("constant norm", "both"), gap("eight passes", "eight passes, no clip")
+    out = runs.record["clipped"][runs.arms.index("eight passes")]
+    rounds = out.reshape(len(out), -1, PASSES)
+    lost = [moved(runs.curve(arm)) for arm in ("eight passes", "eight passes, no clip")]
+    near = [np.abs(moved(runs.curve(arm))) for arm in ("KL", "both")]
+    flat = [np.abs(moved(runs.curve(arm, stat="entropy"))) for arm in ("KL", "both")]
+    return [
+        (
+            "the length norm matters: true answers differ, by two standard errors",
+            f"constant norm against 1/n: {told(norm)}; mean {norm.mean():+.2f} ± {error:.2f}",
+            found(abs(norm.mean()) > 2 * error),
+        ),
+        (
+            "the clip stops no token in the first of eight passes, and some in the last",
+            f"{rounds[..., 0].mean():.1%}, then {rounds[..., -1].mean():.1%} of tokens",
+            found(*(rounds[..., 0] == 0).all(1), *(rounds[..., -1] > 0).all(1)),
+        ),
+        (
+            "with eight passes the clip saves true answers, by two standard errors",
+            f"with against without: {told(clip)}; mean {clip.mean():+.2f} ± {error:.2f}",
+            found(clip.mean() > 2 * error),
+        ),
+        (
+            "but it saves $y^+$",
+            f"{told(lost[0], '+.1f')} against {told(lost[1], '+.1f')} nats without",
+            found(*(lost[0] > lost[1])),
+        ),
+        (
+            "KL holds $y^+$ and its entropy nearer to the start",
+            f"$y^+$ moves {told(near[0], '.1f')} against {told(near[1], '.1f')} nats; entropy "
+            f"{told(flat[0], '.2f')} against {told(flat[1], '.2f')}",
+            found(*(near[0] < near[1]), *(flat[0] < flat[1])),
         ),
     ]
 

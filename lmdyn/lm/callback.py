@@ -13,10 +13,11 @@ from accelerate.utils import gather_object
 from lmdyn.checks import check_count
 from lmdyn.lm.checkpoint import fingerprint_probes
 from lmdyn.lm.data import Rows, as_probes
-from lmdyn.lm.generate import CORRECT, OWN
+from lmdyn.lm.generate import CORRECT, OWN, generate, repeated
 from lmdyn.lm.records import environment
 from lmdyn.lm.score import known_mean
 from lmdyn.lm.squeeze import Alert, fades, squeeze
+from lmdyn.lm.tokens import prompts_of
 from lmdyn.lm.trajectory import Recorder, Trajectory
 
 LEAST = 4  # prompts in a probing, whatever the budget
@@ -30,7 +31,8 @@ class ProbeCallback(transformers.TrainerCallback):
     likeliest token has gained since the start, as a mean over the tokens of ``rejected``;
     ``lmdyn/valley``, the share of rejected tokens below the squeeze line; ``lmdyn/entropy``, nats a
     token, along ``correct`` or else ``chosen``; ``lmdyn/kl``, nats an answer, KL(start‖now) as the
-    model's own answers of the start tell; and ``lmdyn/alert``, 0 or 1 (`squeeze`; for a reward
+    model's own answers of the start tell; ``lmdyn/repeats``, the share of three words in a row that
+    an answer of the present model had before; and ``lmdyn/alert``, 0 or 1 (`squeeze`; for a reward
     `fades`), which warns with reason and remedy. A probing that fails warns, and is the last one.
 
     Args:
@@ -38,8 +40,9 @@ class ProbeCallback(transformers.TrainerCallback):
         every: updates between two probings; there is one before the first and after the last.
         trainer: the one that it is added to, whose reporters it cannot reach otherwise.
         budget: the share of the run's time that probing may take, the first and the last one not
-            counted. Where all prompts would take more, fewer are scored, evenly spread and always
-            the same, and a probing that would exceed it is left out. None for no limit.
+            counted. Where all prompts would take more, fewer are scored, always the same, and a
+            probing that would exceed it is left out. None for no limit.
+        answers: prompts to answer greedily, each time, for ``repeats``; not with sharded weights.
         stop: end the training at the first alert.
         out: a folder for the trajectory; ``lmdyn`` in the trainer's ``output_dir`` if not given.
         tokenizer: the trainer's own if not given.
@@ -56,15 +59,18 @@ class ProbeCallback(transformers.TrainerCallback):
         *,
         trainer: "transformers.Trainer | None" = None,
         budget: float | None = 0.05,
+        answers: int = 0,
         stop: bool = False,
         out: str | Path | None = None,
         tokenizer=None,
     ):
         check_count("every", every, 1)
+        check_count("answers", answers, 0)
         if budget is not None and not 0 < budget <= 1:
             raise ValueError(f"budget must be a share of the run's time, 0 to 1, got {budget}")
         self.probes, self.every, self.budget = as_probes(probes), every, budget
         self.trainer, self.stop, self.out, self.tokenizer = trainer, stop, out, tokenizer
+        self.answers = answers
         self.alerts: list[Alert | str] = []
         self.seconds, self._recorder, self._meta = 0.0, Recorder(self.probes), {}
 
@@ -148,8 +154,11 @@ class ProbeCallback(transformers.TrainerCallback):
         share = not (args.fsdp or args.deepspeed)  # what has sharded the weights may not be FSDP2
         with torch.autocast(args.device.type, half, enabled=half is not None):
             pushed = self._recorder.probe(model, tokenizer, step, seen, share, self._rows)
+            few = self.probes[self._rows[: self.answers * share].tolist()]
+            said = generate(model, tokenizer, prompts_of(tokenizer, few, few.format)) if few else []
         done, alert = self.trajectory, None
         means = {name: curve[-1] for name, curve in done.mean().items()}
+        means |= {"repeats": repeated(said)} if said else {}
         for name in [name for name in (CORRECT, "chosen") if name in done.types][:1]:
             means["entropy"] = done.mean(name, "entropy")[-1]
         if OWN in done.types:
@@ -162,16 +171,14 @@ class ProbeCallback(transformers.TrainerCallback):
             alert = squeeze(done.steps, *(done.values(n) for n in ("chosen", "rejected", "argmax")))
         if CORRECT in done.types:
             alert = fades(done.steps, done.values(CORRECT), done.values(CORRECT, "entropy"))
-        logs["lmdyn/alert"] = float(alert is not None)
         if alert and not self.alerts:
             self._warn(str(alert))
         self.alerts += [alert] if alert else []
-        return logs
+        return logs | {"lmdyn/alert": float(alert is not None)}
 
     def _log(self, logs: dict[str, float], state, control) -> None:
         if self.trainer is None:
-            epoch = {} if state.epoch is None else {"epoch": state.epoch}
-            state.log_history.append({**logs, **epoch, "step": state.global_step})
+            state.log_history.append({**logs, "epoch": state.epoch, "step": state.global_step})
             return
         due = control.should_log  # the trainer's own log, which it now would take as done
         # TRL's trainers would add their own metrics, and begin them anew.

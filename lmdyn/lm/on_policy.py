@@ -32,8 +32,7 @@ def sample_rejected(model, tokenizer, rows: Rows, **sampling) -> ProbeSet:
     probes, pairs = as_probes(rows), []
     with_all(probes, ["chosen"], "sample_rejected")
     prompts = prompts_of(tokenizer, probes, probes.format)
-    sampling |= {"sample": True, "return_ids": True}
-    answers, ids, _ = generate(model, tokenizer, prompts, **sampling)
+    answers, ids, _ = generate(model, tokenizer, prompts, sample=True, return_ids=True, **sampling)
     for row, answer, tokens in zip(probes, answers, ids, strict=True):
         if answer.strip() and answer.strip() != (said(row["chosen"]) or "").strip():
             pairs.append({**row, "rejected": tokens})

@@ -6,6 +6,7 @@ import numpy as np
 
 ERRORS = 1.64  # standard errors that a mean must be from zero: 5%, one-sided, for each of three
 FALL = 0.25  # nats that chosen must have lost since the start: a fifth of its probability
+FADED = 1.5  # how much larger |log π| of right answers must have become, as they are lost
 REMEDIES = (
     "Train on both answers first (extend): SFT on chosen and on rejected, then the same tuning.",
     "Add an SFT term to the loss, as RPO does: finetune(…, loss='rpo').",
@@ -62,9 +63,9 @@ def squeeze(steps, chosen, rejected, argmax) -> Alert | None:
 def fades(steps, correct, entropy) -> str | None:
     """Whether a run for a reward loses right answers that the first model gave: how, or None.
 
-    Either log π of ``correct`` has fallen since the probing at which its mean stood highest, to at
-    least 0.25 nats below where it started, or entropy along it is less than half of what it was at
-    the start; each by more than 1.64 standard errors of the mean over the prompts (paired).
+    Either log π of ``correct`` lies lower than at the start by half of what it was there, or
+    entropy along it is less than half of that; by more than 1.64 standard errors of the mean over
+    the prompts (paired). Healthy runs lose a part of it, as they settle on other right answers.
 
     Args:
         steps: (S,) updates.
@@ -72,13 +73,11 @@ def fades(steps, correct, entropy) -> str | None:
     """
     if (curves := _complete(steps, correct, entropy)) is None:
         return None
-    logp, entropy = curves
-    peak, found = int(logp.mean(1).argmax()), []
-    if (logp[0] - logp[-1]).mean() >= FALL and is_sure(logp[peak] - logp[-1]):
-        fell = (logp[-1] - logp[peak]).mean()
-        found.append(f"right answers have changed by {fell:+.1f} nats since step {steps[peak]}")
-    if is_sure(entropy[0] / 2 - entropy[-1]):
-        found.append(f"entropy has gone from {entropy[0].mean():.2f} to {entropy[-1].mean():.2f}")
+    (logp, entropy), found = curves[:, [0, -1]], []
+    if is_sure(FADED * logp[0] - logp[1]):
+        found.append("right answers have gone from {:.1f} to {:.1f} nats".format(*logp.mean(1)))
+    if is_sure(entropy[0] / 2 - entropy[1]):
+        found.append("entropy has gone from {:.2f} to {:.2f}".format(*entropy.mean(1)))
     told = f"at step {steps[-1]} {' and '.join(found)}: fewer passes a round, a lower rate, or KL"
     return told if found else None
 

@@ -107,4 +107,5 @@ def test_right_answers_that_fade():
     most, few = [True] * 4 + [False], [True] + [False] * 4
     assert verdicts(probe.fades_catches, runs(most, True), runs(few, True)) == [YES, NO]
     assert verdicts(probe.fades_is_harm, runs(few, False), runs(most, False)) == [YES, NO]
-    assert probe.fades_rate(runs(most, True), True, deepest=2.0).hits == 0
+    assert probe.fades_rate(runs(most, True), True, 0.5).hits == 4
+    assert probe.fades_rate(runs(most, True), True, 1.0).hits == 0

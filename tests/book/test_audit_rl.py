@@ -10,18 +10,19 @@ def verdicts(rows):
     return [row[-1] for row in rows]
 
 
-def runs(ends, chosen, entropy=-0.1, peak=1.0):
+def runs(ends, chosen, entropy=-0.1, peak=1.0, arms=ARMS):
     """Three seeds, three probings: shares go from ½ to ``ends``, log π of y+ by ``chosen``."""
     n = 3
     path = np.linspace(0, 1, 3)
-    shape = (len(ARMS), n, 3, 4, 1)
+    shape = (len(arms), n, 3, 4, 1)
     logp = np.zeros(shape) + np.array(chosen)[:, None, None, None, None] * path[:, None, None]
     record = {"logp": logp, "argmax_logp": np.zeros(shape) + peak * path[:, None, None]}
-    record["entropy"] = np.zeros(shape) + entropy * path[:, None, None]
+    falls = np.broadcast_to(entropy, len(arms))[:, None, None, None, None]
+    record["entropy"] = np.zeros(shape) + falls * path[:, None, None]
     true = 0.5 + (np.array(ends) - 0.5)[:, None, None, None] * np.array([0, 1])[:, None]
-    record["true"] = np.broadcast_to(true, (len(ARMS), n, 2, 2))
+    record["true"] = np.broadcast_to(true, (len(arms), n, 2, 2))
     record |= {"steps": np.arange(3), "split": np.array(["train"] * 4)}
-    record |= {"arms": np.array(ARMS), "types": np.array(["chosen"]), "seeds": np.arange(n)}
+    record |= {"arms": np.array(arms), "types": np.array(["chosen"]), "seeds": np.arange(n)}
     return rl.Runs(record, {})
 
 
@@ -35,6 +36,25 @@ def test_claims_on_runs_hold_and_fail():
     assert verdicts(rl.negatives(bad, 2)) == ["not found"] * 4
     assert verdicts(rl.grpo(good)) == ["found"] * 5
     assert verdicts(rl.grpo(bad)) == ["not found"] * 5
+
+
+def test_claims_on_stale_answers_hold_and_fail():
+    arms = ("stale negative", "stale, with its ratio")
+    assert verdicts(rl.stale(runs([0.0, 0.5], [-9, 0], arms=arms))) == ["found"] * 2
+    assert verdicts(rl.stale(runs([0.5, 0.0], [-9, 0], arms=arms))) == ["not found"] * 2
+
+
+def test_claims_on_settings_hold_and_fail():
+    arms = ("both", "constant norm", "eight passes", "eight passes, no clip", "KL")
+    good = runs([0.5, 0.9, 0.8, 0.1, 0.5], [-2, 0, -1, -2, 1], [-0.2, 0, 0, 0, 0.1], arms=arms)
+    bad = runs([0.5, 0.5, 0.1, 0.8, 0.5], [-2, 0, -2, -1, 3], [-0.2, 0, 0, 0, 0.3], arms=arms)
+    for of, first, last in ((good, 0.0, 0.1), (bad, 0.1, 0.0)):
+        clipped = np.linspace(first, last, 8) * np.ones((2, 1))
+        of.record["clipped"] = np.broadcast_to(clipped.ravel(), (5, 3, 16))
+    assert verdicts(rl.settings(good)) == ["found"] * 5
+    assert verdicts(rl.settings(bad)) == ["not found"] * 5
+    bad.record["clipped"] = np.zeros((5, 3, 16))
+    assert verdicts(rl.settings(bad))[1] == "partly"
 
 
 @pytest.mark.parametrize("holds", [True, False])

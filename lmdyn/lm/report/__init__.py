@@ -47,13 +47,10 @@ def report(
     if not runs:
         told = f"no run in {folder}: there is no trajectory.npz, as finetune(out=…) writes with its"
         raise FileNotFoundError(f"{told} first checkpoint, and ProbeCallback into output_dir/lmdyn")
-    recipe = folder / "recipe.yaml"
-    page = _PAGES.get_template("page.html.j2").render(
-        title=folder.resolve().name,
-        runs=runs,
-        models=_models(runs, model, rows, device),
-        recipe=recipe.read_text(encoding="utf-8", errors="replace") if recipe.is_file() else None,
-    )
+    models, recipe = _models(runs, model, rows, device), folder / "recipe.yaml"
+    recipe = recipe.read_text(encoding="utf-8", errors="replace") if recipe.is_file() else None
+    given = {"title": folder.resolve().name, "runs": runs, "models": models, "recipe": recipe}
+    page = _PAGES.get_template("page.html.j2").render(given)
     out = folder / "report.html" if out is None else Path(out)
     with replacing(out) as temporary:
         # A prompt can hold half a surrogate pair, which no file can.
@@ -202,9 +199,7 @@ def _look(loaded, rows: ProbeSet, asked: ProbeSet, before: dict | None) -> dict:
     return {
         "fingerprint": fingerprint_model(loaded[0]),
         "mass": token_mass(*loaded, rows, types, before and before["mass"]),
-        "asked": [
-            [text_of(x, loaded[1]) for x in (r["prompt"], r.get("chosen", ""))] for r in asked
-        ],
+        "asked": [[text_of(r.get(k, ""), loaded[1]) for k in ("prompt", "chosen")] for r in asked],
         "answers": generate(*loaded, prompts_of(loaded[1], asked, asked.format), NEW_TOKENS),
         "pairs": diagnose(*loaded, rows, held_out=rows.split("test") or None) if ranked else None,
     }

@@ -67,6 +67,26 @@ class CWDPO(Relative, name="cw_dpo"):
         return -logsigmoid(self.beta * (given.delta("chosen") - w * given.delta("rejected")))
 
 
+class GateDPO(Relative, name="gate_dpo"):
+    """−log σ(βh), the push on y− times g = σ(α(p − τ)), p = exp ℓ̄−: gradient-gated DPO.
+
+    c+ = −βσ(−βh), c− = gβσ(−βh): what is unlikely already, in the geometric mean of its tokens, is
+    hardly pushed. g is a constant for the gradient and leaves the value as it is. Mouiche 2026,
+    arXiv 2605.02626, in the form "seq" of its author's repository, which tells neither α nor τ:
+    defaults are ours. Not in TRL.
+    """
+
+    needs_lengths = True
+    alpha: float = positive(default=100.0)  #: α, how sharp the gate is
+    tau: float = within(0, 1, "()", default=0.05)  #: τ, the p at which it is half open
+
+    def _value(self, given):
+        gate = (self.alpha * (given.mean("rejected").detach().exp() - self.tau)).sigmoid()
+        down = given.delta("rejected")
+        down = down.detach() + gate * (down - down.detach())
+        return -logsigmoid(self.beta * (given.delta("chosen") - down))
+
+
 class CWSFT(Loss, name="cw_sft"):
     """−log π(y+) + λ max(0, log π(y−) − floor · n−): SFT before `CWDPO`, its first stage.
 

@@ -5,7 +5,7 @@ from matplotlib.colors import SymLogNorm
 from matplotlib.patches import Rectangle
 
 import figures
-from figures.sft import SIZE, readable
+from figures.sft import SIZE
 from lmdyn import plots
 
 PARTS, FAMILIES = ("pull of $y^+$", "push of $y^-$", "both"), ("chosen", "rejected", "argmax")
@@ -118,4 +118,4 @@ def rankings(ranking, names, columns, ax):
     middle = (len(columns) - 1) / 2
     ax.text(middle, -0.7, "handed over", ha="center")
     ax.text(middle + len(columns) + 1, -0.7, "the fall of $y^+$", ha="center")
-    return readable(ax)
+    return ax

@@ -32,8 +32,7 @@ class DPOP(Relative, name="dpop"):
     penalty: float = nonnegative(default=50.0)  #: λ; the default of implementations of the paper
 
     def _value(self, given):
-        below = relu(-given.delta("chosen"))
-        return -logsigmoid(self.beta * (given.margin - self.penalty * below))
+        return -logsigmoid(self.beta * (given.margin - self.penalty * relu(-given.delta("chosen"))))
 
 
 class CalDPO(Relative, name="cal_dpo"):
@@ -68,11 +67,10 @@ class CWDPO(Relative, name="cw_dpo"):
 
 
 class GateDPO(Relative, name="gate_dpo"):
-    """−log σ(βh), the push on y− times g = σ(α(p − τ)), p = exp ℓ̄−: gradient-gated DPO.
+    """−log σ(βh), its push on y− times g = σ(α(p − τ)), p = exp ℓ̄−: gradient-gated DPO.
 
-    c+ = −βσ(−βh), c− = gβσ(−βh): what is unlikely already, in the geometric mean of its tokens, is
-    hardly pushed. g is a constant for the gradient and leaves the value as it is. Mouiche 2026,
-    arXiv 2605.02626, in the form "seq" of its author's repository, which tells neither α nor τ:
+    c+ = −βσ(−βh), c− = gβσ(−βh): an unlikely y− is hardly pushed; the value is DPO's. Mouiche 2026,
+    arXiv 2605.02626, as its author's repository has it ("seq"), which tells neither α nor τ: the
     defaults are ours. Not in TRL.
     """
 
@@ -82,8 +80,7 @@ class GateDPO(Relative, name="gate_dpo"):
 
     def _value(self, given):
         gate = (self.alpha * (given.mean("rejected").detach().exp() - self.tau)).sigmoid()
-        down = given.delta("rejected")
-        down = down.detach() + gate * (down - down.detach())
+        down = gate * given.delta("rejected") + (1 - gate) * given.delta("rejected").detach()
         return -logsigmoid(self.beta * (given.delta("chosen") - down))
 
 

@@ -455,5 +455,4 @@ def test_smollm2_entropy():
         measured = measure_change(model, tokenizer, rows, step).entropy.ravel()
         assert np.corrcoef(lr * per_lr, measured)[0, 1] >= 0.99
         errors.append(np.linalg.norm(lr * per_lr - measured) / np.linalg.norm(measured))
-        print(lr, np.corrcoef(lr * per_lr, measured)[0, 1], errors[-1])
     assert errors[0] <= 0.1 and 5 < errors[0] / errors[1] < 15

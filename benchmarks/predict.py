@@ -13,6 +13,7 @@ import statistics
 import time
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -103,6 +104,7 @@ def main(options: argparse.Namespace) -> None:
         f"{rate / 1e9:.0f} Gflop/s of one large product"
     )
     accuracy(model, tokenizer, probes, options.updates)
+    entropies(model, tokenizer, probes)
 
 
 def accuracy(model, tokenizer, probes: ProbeSet, updates: int) -> None:
@@ -133,6 +135,24 @@ def accuracy(model, tokenizer, probes: ProbeSet, updates: int) -> None:
                     f"{both[1].logp[0, 0]:9.4f}{both[0].logp[0, 0]:11.4f}",
                     flush=True,
                 )
+
+
+def entropies(model, tokenizer, probes: ProbeSet) -> None:
+    print(
+        "\nOne SGD step on one chosen response; predicted against measured change of the entropy\n"
+        "of each response of each prompt, its mean over the tokens.\n"
+        "      lr  correlation   error"
+    )
+    gradient = sgd_direction(model, tokenizer, probes[:1].only("chosen"))
+    for lr in (1e-5, 1e-6):
+        step = {key: lr * part for key, part in gradient.items()}
+        p, m = (
+            change(model, tokenizer, probes, step, progress=False).entropy
+            for change in (predict_change, measure_change)
+        )
+        p, m = (x[~np.isnan(m)] for x in (p, m))
+        error = np.linalg.norm(p - m) / np.linalg.norm(m)
+        print(f"{lr:8.0e}{np.corrcoef(p, m)[0, 1]:13.6f}{error:8.2%}", flush=True)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
     python book/record_squeeze.py forces-world        # ten worlds, tiny model, about two minutes
     python book/record_squeeze.py drop-world          # tiny model, about three minutes
+    python book/record_squeeze.py lora-world          # tiny model and peft, about two minutes
     python book/record_squeeze.py squeeze-smollm2     # SmolLM2 on the sample, about four minutes
 
 Each leaves ``book/recorded/NAME.npz`` (the numbers) and ``NAME.json`` (settings, command,
@@ -40,6 +41,9 @@ N_RANKING = 12  # of the held-out prompts; the others judge
 ORDERS = 3  # runs of each chosen subset, in different orders
 N_RANDOM = 12  # random subsets, each in its own order
 
+# lora-world: influences over an adapter's weights.
+LORA_RANKS = (1, 4, 16)
+
 # squeeze-smollm2: one step on one pair.
 N_PAIRS = 24
 LR = 2e-5  # of SGD
@@ -50,6 +54,7 @@ def main():
     makers = {
         "forces-world": forces_world,
         "drop-world": drop_world,
+        "lora-world": lora_world,
         "squeeze-smollm2": squeeze_smollm2,
     }
     parser.add_argument("name", choices=makers)
@@ -192,6 +197,34 @@ def drop_world():
     return arrays, _settings(seeds=SEEDS, n_drop=N_DROP, n_ranking=N_RANKING)
 
 
+def lora_world():
+    """What each pair does to held-out chosen, over all weights and over those of fresh adapters."""
+    from peft import LoraConfig, get_peft_model
+
+    base, tokenizer = lm.load("tiny", device="cpu")
+    found = []
+    for seed in SEEDS:
+        here = _world(base, tokenizer, seed)
+        train, probes = here.pairs[:N_TRAIN], here.pairs[N_TRAIN:].only("chosen")
+        models = {"all weights": here.start}
+        for r in LORA_RANKS:
+            torch.manual_seed(seed)
+            config = LoraConfig(r=r, target_modules="all-linear")
+            models[f"rank {r}"] = get_peft_model(copy.deepcopy(here.start), config)
+        found.append(
+            {
+                name: lm.influence(
+                    model, tokenizer, train, probes, "dpo", ref=here.ref, progress=False
+                )[..., 0]
+                for name, model in models.items()
+            }
+        )  # (pairs, prompts), per unit learning rate
+        print(f"{len(found)} of {len(SEEDS)} worlds", flush=True)
+    arrays = {key: np.stack([of_seed[key] for of_seed in found]) for key in found[0]}
+    adapter = "peft's LoRA on all linear layers, before its first step"
+    return arrays, _settings(seeds=SEEDS, ranks=LORA_RANKS, adapter=adapter)
+
+
 def squeeze_smollm2():
     """One DPO step on one pair of the sample at a time: predicted, by proxies, and measured."""
     model, tokenizer = lm.load("smollm2-135m", device="cpu")
@@ -249,8 +282,9 @@ def _of_pair(model, tokenizer, pair: lm.ProbeSet) -> dict[str, float]:
         "squeeze line": float((p_rival * (p_rival - line)).sum()),
         "valley tokens": float((line > 0).sum()),
     }
-    plus, minus = h_plus.sum(0), h_minus.sum(0)
-    found["CHES"] = float(plus @ minus - plus @ plus)
+    for name, of in (("CHES", torch.sum), ("CHES per token", torch.mean)):
+        plus, minus = of(h_plus, 0), of(h_minus, 0)
+        found[name] = float(plus @ minus - plus @ plus)
     return found
 
 

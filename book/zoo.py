@@ -80,6 +80,7 @@ ZOO = {
     "dpop": Entry("DPOP", r"$c^+=-(1+w[\Delta^+<0])\,c^-$"),
     "cal_dpo": Entry("Cal-DPO", r"SPPO's, and DPO's with $\beta=1$"),
     "cw_dpo": Entry("CW-DPO", r"DPO's, $c^-$ times $\sigma((\bar\ell^--f)/\tau)$"),
+    "gate_dpo": Entry("Gate-DPO", r"DPO's, $c^-$ times $\sigma(\alpha(e^{\bar\ell^-}-\tau))$"),
     "cw_sft": Entry("CW-SFT", r"$c^+=-1$, $c^-=w[\bar\ell^->f]$"),
     "reinforce": Entry("REINFORCE", r"$c=-\hat A$"),
     "grpo": _grpo("GRPO", r"$c_l=-\hat A\rho_l/n$", loss_type="grpo"),

@@ -71,8 +71,7 @@ def _diagnose(rows, model, base, device, limit, max_length, held_out, show, out,
         return replace(found, format=replace(found.format, max_length=longest))
 
     rows, held_out = read(rows, limit), held_out and read(held_out)
-    loaded = lm.load(model, device, base=base)
-    found = lm.diagnose(*loaded, rows, held_out=held_out, **options)
+    found = lm.diagnose(*lm.load(model, device, base=base), rows, held_out=held_out, **options)
     print(f"{found.table(show)}\n{found!r}; nats per update at learning rate {options['lr']:g}")
     if out:
         found.save(out)

@@ -57,5 +57,4 @@ def one_step(model: nn.Module, x_o: Tensor, x_u: Tensor, y_u: int | Tensor, lr: 
         measured = after.log_softmax(-1) - before.log_softmax(-1)
         measured[before.isneginf() & after.isneginf()] = 0.0
         a = log_softmax_jacobian(before)
-        predicted = -lr * torch.einsum("ovi,ouij,uj->ov", a, k, g)
-    return OneStep(a, k, g, predicted, measured, lr)
+        return OneStep(a, k, g, -lr * torch.einsum("ovi,ouij,uj->ov", a, k, g), measured, lr)

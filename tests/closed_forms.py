@@ -105,6 +105,12 @@ def cal_dpo(loss, up, down, logps, n):
     return pair(2 * (up - half) - c, 2 * (down + half) + c)
 
 
+def gate_dpo(loss, up, down, logps, n):
+    push = loss.beta * s(-loss.beta * (up - down))
+    p = torch.exp(logps["rejected"] / n["rejected"])
+    return pair(-push, push * s(loss.alpha * (p - loss.tau)))
+
+
 def cw_dpo(loss, up, down, logps, n):
     w = s((logps["rejected"] / n["rejected"] - loss.floor) / loss.tau)
     c = loss.beta * s(-loss.beta * (up - w * down))
@@ -146,6 +152,7 @@ CLOSED = {
     "dpop": dpop,
     "cal_dpo": cal_dpo,
     "cw_dpo": cw_dpo,
+    "gate_dpo": gate_dpo,
     "cw_sft": cw_sft,
 }
 

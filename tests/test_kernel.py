@@ -60,6 +60,22 @@ def test_passes_of_a_few_examples_give_the_same(monkeypatch):
     same(entk_vp(model, x, x, g), product)
 
 
+def test_a_pass_over_two_sets_goes_back_once_a_logit_and_once_more(monkeypatch):
+    """What tells examples apart is added up from the passes of the logits, but for one."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Tanh(), nn.Flatten(), nn.Linear(18, 4)).double()
+    x, passes, grad = torch.randn(5, 1, 5, 5, dtype=torch.float64), [], torch.autograd.grad
+
+    def counted(*given, **named):
+        passes.append(given)
+        return grad(*given, **named)
+
+    monkeypatch.setattr(torch.autograd, "grad", counted)
+    found = entk(model, x[:2], x[2:])
+    assert len(passes) == 2 * (4 + 1)
+    same(found, brute.kernel(model, x, x)[:2, 2:])
+
+
 def test_which_path_the_weights_take():
     for name in models.STRUCTURED:
         assert not plan(*build(name)).generic, name

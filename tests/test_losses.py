@@ -314,6 +314,19 @@ def test_cw_dpo_cools_the_push_on_what_is_unlikely():
     torch.testing.assert_close(cw.value(logps, ref, lengths)[1].item(), math.log1p(math.exp(-1.8)))
 
 
+def test_gate_dpo_shuts_on_what_is_unlikely_and_leaves_the_value():
+    # Four tokens each, whose geometric means are 1, the threshold and next to nothing.
+    logps, ref, lengths = pair([0, 0, 0], [0, 4 * math.log(0.1), -36])
+    gate, dpo = losses.GateDPO(0.3, alpha=30.0, tau=0.1), losses.DPO(0.3)
+    c = gate.coefficients(logps, ref, lengths)
+    expected = torch.tensor([27.0, 0.0, 30 * (math.exp(-9) - 0.1)]).sigmoid().double()
+    torch.testing.assert_close(-c["rejected"] / c["chosen"], expected)
+    torch.testing.assert_close(c["chosen"], dpo.coefficients(logps, ref, lengths)["chosen"])
+    torch.testing.assert_close(
+        gate.value(logps, ref, lengths), dpo.value(logps, ref), rtol=0, atol=0
+    )
+
+
 def test_cw_sft_pushes_y_minus_gently_and_down_to_its_floor_alone():
     # Four tokens each: the floor is at −12 nats.
     given = pair([-2, -2, -2], [-8, -12, -40])

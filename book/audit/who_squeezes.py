@@ -81,6 +81,17 @@ def so_under_adamw(own: np.ndarray, others: np.ndarray):
     )
 
 
+def adapters_agree(agreed: Mapping[int, np.ndarray]):
+    """Rank of the adapter → (worlds,) rank correlations with the influences over all weights."""
+    told = "; ".join(f"rank {r}: {spread(of)}" for r, of in agreed.items())
+    return (
+        "LoRA's $K$ orders influences as that of all weights (≥ 0.5, largest rank)",
+        "",
+        f"toy, three worlds, where DPO starts: {told}",
+        found(*(agreed[max(agreed)] >= 0.5)),
+    )
+
+
 def held_out_falls(falls: np.ndarray):
     """(worlds, 2): does the mean of held-out y+ fall in each epoch."""
     first, second = falls.sum(0)

@@ -40,6 +40,10 @@
       const w = beta * s(-beta * (a - cool * b));
       return [-w, cool * w];
     },
+    gate_dpo: ({ h, q }, { beta, alpha, tau }) => {
+      const w = beta * s(-beta * h);
+      return [-w, w * s(alpha * (Math.exp(q) - tau))];
+    },
     cw_sft: ({ q }, { weight, floor }) => [-1, q > floor ? weight : 0],
     sppo: ({ a, b }, { eta }) => [2 * a - eta, 2 * b + eta],
     nca: ({ a, b }, { beta }) => [beta * (s(beta * a) / 2 - s(-beta * a)), (beta * s(beta * b)) / 2],

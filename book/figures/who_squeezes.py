@@ -99,6 +99,26 @@ def crossed(groups, xlabel, ylabel, ax):
     return ax
 
 
+def adapters(whole, of_adapters, axes):
+    """Influences over an adapter's weights against those over all weights, one panel each.
+
+    Args:
+        whole: (worlds, pairs, prompts).
+        of_adapters: title → the same over an adapter's weights.
+        axes: an Axes for each.
+    """
+    x, *others = (
+        of / np.abs(of).max((1, 2), keepdims=True) for of in (whole, *of_adapters.values())
+    )
+    for title, y, ax in zip(of_adapters, others, axes, strict=True):
+        crossed({title: (x.ravel(), y.ravel())}, "all weights", "the adapter's", ax).set_title(
+            title
+        )
+        ax.get_legend().remove()
+    for ax in axes[1:]:
+        ax.set_ylabel("")
+
+
 def rankings(ranking, names, columns, ax):
     """Rank correlations of predictions, of what is handed over and of the fall of y+.
 

@@ -115,20 +115,19 @@ class Plan:
 
         if not calls:
             return {}
-        signs = torch.randn(v, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-        signs = signs.to(z).expand(n, v)
+        signs = torch.randn(v, generator=torch.Generator().manual_seed(0)).to(z)
         weights = torch.linspace(1, 2, n, dtype=z.dtype, device=z.device)[:, None]
-        pairs = zip(gradients(signs), gradients(weights * signs), strict=True)
-        axes = [_examples_axis(plain, weighted, weights) for plain, weighted in pairs]
+        units = torch.eye(v, dtype=z.dtype, device=z.device)[:, None].expand(v, n, v)
+        each = [torch.stack(of) for of in zip(*map(gradients, units), strict=True)]  # (V, rows, …)
+        plain = (torch.tensordot(signs, grads, 1) for grads in each)
+        pairs = zip(plain, gradients(weights * signs), strict=True)
+        axes = [_examples_axis(*pair, weights) for pair in pairs]
         alone = [call.params for call, axis in zip(calls, axes, strict=True) if axis is None]
         self.unclear.update(*alone)
         if self.unclear:
             return {}
-        by_logit = [
-            [_by_rows(grad, n, axis) for axis, grad in zip(axes, gradients(unit), strict=True)]
-            for unit in torch.eye(v, dtype=z.dtype, device=z.device)[:, None].expand(v, n, v)
-        ]
-        deltas = [torch.stack(grads, 2) for grads in zip(*by_logit, strict=True)]
+        of_calls = zip(each, axes, strict=True)
+        deltas = [torch.stack([_by_rows(g, n, a) for g in grads], 2) for grads, a in of_calls]
         features = [_by_rows(c.features().detach(), n, a) for c, a in zip(calls, axes, strict=True)]
         return dict(zip(calls, zip(features, deltas, strict=True), strict=True))
 

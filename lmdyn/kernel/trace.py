@@ -175,8 +175,7 @@ def _embedding(_, input, weight, padding_idx=None, max_norm=None, scale_grad_by_
         return None
     call = Call("lookup", weight, None, lambda: input.unsqueeze(-1))
     if padding_idx is not None:  # autograd gives this row no gradient here
-        kept = (input != padding_idx % len(weight)).unsqueeze(-1)
-        call.channels_last = lambda grad: grad * kept
+        call.channels_last = lambda grad: grad * (input != padding_idx % len(weight)).unsqueeze(-1)
     return call
 
 

@@ -117,7 +117,8 @@ def diagnose(
 
     Inner products of the gradients of log π(y+) and log π(y−) with each other and with that of the
     mean log π(y+) of held-out rows: equation 5, summed over tokens, for a step on the pair alone.
-    A pair costs about what a training step on it does; no gradient of it is held as a whole.
+    A pair costs about 1.3 training steps on it, as the gradients of its two responses are needed
+    apart; none is held as a whole.
 
     Args:
         model, tokenizer, progress: as in `score`. Dropout is off.
@@ -167,8 +168,7 @@ def _kept(path: Path, call: dict) -> dict[int, list[float]]:
     """The pairs in a file of the same call; it is begun if it is not there."""
     first, *lines = path.read_text("utf-8").splitlines() if path.is_file() else [json.dumps(call)]
     if first != json.dumps(call):
-        what = "is not what diagnose kept of these rows, weights and settings"
-        raise ValueError(f"{path} {what}: keep them in another file")
+        raise ValueError(f"{path} is of other rows, weights or settings: keep them in another file")
     lines = [line for line in lines if line.endswith("]")]  # the last may be cut
     with replacing(path) as temporary:
         temporary.write_text("\n".join([first, *lines, ""]), encoding="utf-8")
@@ -197,9 +197,8 @@ class _Pairs:
         with torch.no_grad():
             ref = self.reference and {k: x.cpu() for k, x in self.reference(some).items()}
         c = coefficients(encoded, self.keys, self.loss, own, None, ref, None)
-        share = torch.zeros(len(some), len(at), **double)
-        for (i, name), number in at.items():
-            share[i, number] = c[name][i]
+        each = torch.eye(len(some), **double)
+        share = torch.stack([c[name] * each[i] for i, name in at], 1)  # of pairs, in responses
 
         def left(param: Tensor, rows: range, a: Tensor) -> Tensor:
             gain, *_ = self.step.parts(param, rows, share.to(a) @ a)  # of each pair's own gradient

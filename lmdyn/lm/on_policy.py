@@ -116,9 +116,8 @@ def finetune_on_policy(
     """Finetune on what the model samples anew in each round: for a reward, or as rejected ones.
 
     With a ``reward``, a round samples ``group_size`` answers to each of its prompts, rewards them
-    and makes an update of ``loss`` with their advantages (see `lmdyn.losses.advantages`). The
-    trajectory's updates have the mean reward, and the share of groups whose rewards differ; others
-    teach nothing.
+    and makes an update of ``loss`` with their advantages (see `lmdyn.losses.advantages`). Updates
+    tell the mean reward, and the share of groups whose rewards differ: others teach nothing.
 
     Without one, a round is `sample_rejected` and a `finetune` on its pairs, with a fresh optimizer.
     On-policy pairs do not lie in a valley, so that pushing them down does not squeeze (section 4.2

@@ -174,5 +174,4 @@ def statistics(logits: Tensor, batch: Batch, part: slice | Tensor, stats: bool) 
     found = torch.stack([logp, -log_total, prob_sq, logp.exp(), entropy]).double()
     prob_sq, label_prob = found[2:4]
     residual_sq = (prob_sq - 2 * label_prob + 1).clamp(0)  # rounding may go below
-    more = prob_sq - label_prob, prob_sq.sqrt(), residual_sq.sqrt()
-    return torch.stack([*found, *more], -1)
+    return torch.stack([*found, prob_sq - label_prob, prob_sq.sqrt(), residual_sq.sqrt()], -1)

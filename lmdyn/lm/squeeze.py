@@ -91,5 +91,4 @@ def _complete(steps, *curves) -> np.ndarray | None:
 
 def is_sure(gaps: np.ndarray) -> np.ndarray:
     """Whether the mean over the last axis lies more than 1.64 standard errors above zero."""
-    error = np.sqrt(gaps.var(-1) / max(gaps.shape[-1] - 1, 1))
-    return gaps.mean(-1) > ERRORS * error
+    return gaps.mean(-1) > ERRORS * np.sqrt(gaps.var(-1) / max(gaps.shape[-1] - 1, 1))

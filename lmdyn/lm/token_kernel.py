@@ -170,8 +170,7 @@ def _blocks(model, o: _Positions, u: _Positions) -> Iterator[Tensor]:
 
     def by_row(row: Tensor, state: Tensor) -> Tensor:
         """(M, V), by dW = e ⊗ h, with e one-hot (V,), in the embeddings."""
-        step = {table: row.unsqueeze(1) * state}
-        return jvp(o.states, ({table: w},), (step,))[1] @ w.T
+        return jvp(o.states, ({table: w},), ({table: row.unsqueeze(1) * state},))[1] @ w.T
 
     if table is not None:  # of it, the rows that reach the hidden states: any sum's gradient tells
         states, back = vjp(o.states, {table: w})

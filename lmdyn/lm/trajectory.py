@@ -143,11 +143,9 @@ class Trajectory(Statistics):
         whole = parts[0]
         for i, part in enumerate(parts[1:], 1):
             ends = whole.logp[-1:], part.logp[:1]  # not bit for bit: some devices sum in any order
-            if not (
-                whole.types == part.types
-                and np.array_equal(whole.n_tokens, part.n_tokens, equal_nan=True)
-                and np.allclose(*ends, rtol=0, atol=1e-2, equal_nan=True)
-            ):
+            same = np.array_equal(whole.n_tokens, part.n_tokens, equal_nan=True)
+            same &= whole.types == part.types
+            if not (same and np.allclose(*ends, rtol=0, atol=1e-2, equal_nan=True)):
                 told = f"parts[{i}] does not go on from parts[{i - 1}]: the log-probs of its first"
                 raise ValueError(f"{told} probing differ from the last ones before")
             later = {name: getattr(part, name)[1:] for name in _OVER_TIME}
@@ -230,8 +228,7 @@ class Recorder:
 
     def restore(self, trajectory: Trajectory, step: int) -> None:
         """Go on from the first ``step`` updates of a trajectory."""
-        kept = trajectory.steps <= step
-        moments = {name: getattr(trajectory, name)[kept] for name in _OVER_TIME}
+        moments = {k: getattr(trajectory, k)[trajectory.steps <= step] for k in _OVER_TIME}
         self._done = replace(trajectory, **moments)
         self._log = {name: [*values[:step]] for name, values in trajectory.log.items()}
 

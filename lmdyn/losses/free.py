@@ -78,8 +78,7 @@ class SimPO(Loss, name="simpo"):
     gamma: float = nonnegative(default=1.0)  #: γ; the margin to reach is γ/β nats per token
 
     def _value(self, given):
-        gap = given.mean("chosen") - given.mean("rejected")
-        return -logsigmoid(self.beta * gap - self.gamma)
+        return -logsigmoid(self.beta * (given.mean("chosen") - given.mean("rejected")) - self.gamma)
 
 
 class ORPO(Loss, name="orpo"):
@@ -102,5 +101,4 @@ def _log_odds(logp: Tensor) -> Tensor:
     """log(p/(1−p)) of log p, finite up to p = 1, which counts as the number before it."""
     logp = logp.clamp(max=-torch.finfo(logp.dtype).eps)
     # log(1−p): each way is exact on its own side of p = ½, and both have finite slopes there.
-    log_rest = torch.where(logp < -math.log(2), (-logp.exp()).log1p(), (-logp.expm1()).log())
-    return logp - log_rest
+    return logp - torch.where(logp < -math.log(2), (-logp.exp()).log1p(), (-logp.expm1()).log())

@@ -32,8 +32,7 @@ class DPOP(Relative, name="dpop"):
     penalty: float = nonnegative(default=50.0)  #: λ; the default of implementations of the paper
 
     def _value(self, given):
-        below = relu(-given.delta("chosen"))
-        return -logsigmoid(self.beta * (given.margin - self.penalty * below))
+        return -logsigmoid(self.beta * (given.margin - self.penalty * relu(-given.delta("chosen"))))
 
 
 class CalDPO(Relative, name="cal_dpo"):
@@ -65,6 +64,24 @@ class CWDPO(Relative, name="cw_dpo"):
     def _value(self, given):
         w = ((given.mean("rejected").detach() - self.floor) / self.tau).sigmoid()
         return -logsigmoid(self.beta * (given.delta("chosen") - w * given.delta("rejected")))
+
+
+class GateDPO(Relative, name="gate_dpo"):
+    """−log σ(βh), its push on y− times g = σ(α(p − τ)), p = exp ℓ̄−: gradient-gated DPO.
+
+    c+ = −βσ(−βh), c− = gβσ(−βh): an unlikely y− is hardly pushed; the value is DPO's. Mouiche 2026,
+    arXiv 2605.02626, as its author's repository has it ("seq"), which tells neither α nor τ: the
+    defaults are ours. Not in TRL.
+    """
+
+    needs_lengths = True
+    alpha: float = positive(default=100.0)  #: α, how sharp the gate is
+    tau: float = within(0, 1, "()", default=0.05)  #: τ, the p at which it is half open
+
+    def _value(self, given):
+        gate = (self.alpha * (given.mean("rejected").detach().exp() - self.tau)).sigmoid()
+        down = gate * given.delta("rejected") + (1 - gate) * given.delta("rejected").detach()
+        return -logsigmoid(self.beta * (given.delta("chosen") - down))
 
 
 class CWSFT(Loss, name="cw_sft"):

@@ -34,6 +34,13 @@ def test_it_rises_briefly_then_falls():
     assert verdict(row) == "partly" and "epoch 1 in 0 of 2 worlds, in epoch 2 in 1" in row[2]
 
 
+def test_adapters_agree_by_the_largest_rank():
+    row = audit.adapters_agree({1: np.full(3, 0.2), 16: np.full(3, 0.9)})
+    assert verdict(row) == "found" and "rank 1: 0.20" in row[2]
+    assert verdict(audit.adapters_agree({1: PLUS, 16: np.full(3, 0.4)})) == "not found"
+    assert verdict(audit.adapters_agree({16: np.array([0.6, 0.4, 0.7])})) == "partly"
+
+
 def test_a_step_on_its_own_pair():
     assert verdict(audit.own_pair_lowers(PLUS, MINUS, MINUS)) == "not found"
     assert verdict(audit.own_pair_lowers(PLUS, PLUS, MINUS)) == "partly"

@@ -248,11 +248,9 @@ def _by_gradients(param: Tensor, ours, theirs, left: Change | None, along) -> Te
         a = _form(param, *ours, rows)
         b = a if theirs[0] is ours[0] else _form(param, *theirs, rows)
         a = left(param, rows, a) if left else a
-        found = a @ b.T
         if along:
-            last = flat(along[param], param, rows).to(a)
-            found = torch.cat([found, (a @ last).unsqueeze(1)], 1)
-        total = total + found
+            b = torch.cat([b, flat(along[param], param, rows).to(b).unsqueeze(0)])
+        total = total + a @ b.T
     return total
 
 

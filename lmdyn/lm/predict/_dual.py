@@ -40,8 +40,7 @@ def _in_blocks(
     batch with shared prompts few of other responses.
     """
     if enable_gqa:
-        groups = query.shape[1] // key.shape[1]
-        key, value = (x.repeat_interleave(groups, 1) for x in (key, value))
+        key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], 1) for x in (key, value))
     if attn_mask is None:
         attn_mask = torch.ones(1, 1, query.shape[2], key.shape[2], dtype=torch.bool).tril()
     mask = attn_mask.expand(len(query), -1, -1, -1)

@@ -392,7 +392,7 @@ def dpo_chosen(runs) -> Row:
     logs = logged("chosen", *OFF_POLICY[:2], "Qwen1.5-0.5B, DPO", OFF_POLICY[2])
     here, parts = _on_all(runs, ["chosen"], bell, told)
     below = [falls(run, "chosen") for run in _all(runs)]
-    here += f"; ends below its start in {sum(below)} of {len(below)} runs"
+    here += f"; surely (two standard errors) below its start in {sum(below)} of {len(below)} runs"
     return judged(
         "48 pairs: $y^+$ rises briefly, then falls", "rises, then falls", here, parts, logs
     )
@@ -525,7 +525,7 @@ def scale_rejected(runs) -> Row:
 def scale_chosen(runs) -> Row:
     here, parts = _every(runs, ["chosen"], bell, told)
     below = sum(falls(run, "chosen") for run in runs.values())
-    here += f"; ends below its start in {below} of {len(runs)} runs"
+    here += f"; surely (two standard errors) below its start in {below} of {len(runs)} runs"
     return judged("300 pairs: $y^+$ rises briefly, then falls", "rises, then falls", here, parts)
 
 

@@ -144,4 +144,5 @@ def fades_catches(runs: Sequence[Mapping]) -> tuple:
 def fades_is_harm(runs: Sequence[Mapping]) -> tuple:
     rate = fades_fires(runs, False)
     claim = "and none in four of five runs that do no harm"
-    return claim, "", f"one in {rate}", found(rate.share <= 0.2)
+    here = f"one in {rate}; the depth alone is no alert, the fall must be sure"
+    return claim, "", here, found(rate.share <= 0.2)

@@ -70,8 +70,7 @@ class GateDPO(Relative, name="gate_dpo"):
     """−log σ(βh), its push on y− times g = σ(α(p − τ)), p = exp ℓ̄−: gradient-gated DPO.
 
     c+ = −βσ(−βh), c− = gβσ(−βh): an unlikely y− is hardly pushed; the value is DPO's. Mouiche 2026,
-    arXiv 2605.02626, as its author's repository has it ("seq"), which tells neither α nor τ: the
-    defaults are ours. Not in TRL.
+    arXiv 2605.02626, "seq" in its repository, which tells no α and τ: ours here. Not in TRL.
     """
 
     needs_lengths = True

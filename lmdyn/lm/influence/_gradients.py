@@ -248,9 +248,10 @@ def _by_gradients(param: Tensor, ours, theirs, left: Change | None, along) -> Te
         a = _form(param, *ours, rows)
         b = a if theirs[0] is ours[0] else _form(param, *theirs, rows)
         a = left(param, rows, a) if left else a
+        found = [a @ b.T]
         if along:
-            b = torch.cat([b, flat(along[param], param, rows).to(b).unsqueeze(0)])
-        total = total + a @ b.T
+            found.append((a @ flat(along[param], param, rows).to(a)).unsqueeze(1))
+        total = total + torch.cat(found, 1)
     return total
 
 

@@ -25,11 +25,11 @@ help:
 # The chapters that take longest begin first, so that none of them is left to run alone.
 NOTEBOOKS := $(wildcard book/*.ipynb)
 LONGEST := $(addprefix book/,$(addsuffix .ipynb,10_squeeze 05_sentence 06_probes 07_sft 13_gpu))
-IN_ORDER := --dist loadfile --no-loadscope-reorder $(LONGEST) $(filter-out $(LONGEST),$(NOTEBOOKS))
+IN_ORDER := --no-loadscope-reorder $(LONGEST) $(filter-out $(LONGEST),$(NOTEBOOKS))
 
 # Chapters and tests need no hub: without it, a slip fails at once instead of after a minute.
 book: $(READY)
-	$(SIDE_BY_SIDE) $(BIN)/python -m pytest -n auto --nbval-lax --nbval-current-env --nbval-cell-timeout=300 $(IN_ORDER)
+	$(SIDE_BY_SIDE) $(BIN)/python -m pytest -n auto --dist loadfile --nbval-lax --nbval-current-env --nbval-cell-timeout=300 $(IN_ORDER)
 	$(MAKE) preview
 
 preview: $(READY)

@@ -144,6 +144,14 @@ def test_a_small_budget_scores_fewer_prompts_less_often(tmp_path, monkeypatch):
     assert not np.isnan(trajectory.logp[0, :, 0]).any()
     kept = ~np.isnan(trajectory.logp[1:, :, 0])
     assert (kept.sum(1) == 4).all() and (kept == kept[0]).all()
+    chosen = trajectory.values("chosen")  # means change as those four do, not by who is in them
+    expected = chosen[0].mean() + (chosen[-1] - chosen[0])[kept[0]].mean()
+    logged = [log["lmdyn/chosen"] for log in made.state.log_history if "lmdyn/chosen" in log]
+    assert logged == pytest.approx(trajectory.mean("chosen")) and logged[-1] == pytest.approx(
+        expected
+    )
+    assert expected != pytest.approx(np.nanmean(chosen[-1]), abs=1e-3)
+    assert "of 20 prompts, their change that of 4, after" in trajectory.summary()
 
 
 @pytest.mark.slow

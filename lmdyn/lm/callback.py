@@ -40,8 +40,8 @@ class ProbeCallback(transformers.TrainerCallback):
         every: updates between two probings; there is one before the first and after the last.
         trainer: the one that it is added to, whose reporters it cannot reach otherwise.
         budget: the share of the run's time that probing may take, the first and the last one not
-            counted. Where all prompts would take more, fewer are scored, always the same, and a
-            probing that would exceed it is left out. None for no limit.
+            counted. Where all prompts would take more, fewer are scored, always the same, whose
+            changes the means then have, and one that would exceed it is left out. None: no limit.
         answers: prompts to answer greedily, each time, for ``repeats``; not with sharded weights.
         stop: end the training at the first alert.
         out: a folder for the trajectory; ``lmdyn`` in the trainer's ``output_dir`` if not given.

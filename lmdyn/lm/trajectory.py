@@ -59,18 +59,19 @@ class Trajectory(Statistics):
             split: "train" or "test" for these prompts alone.
         """
         found = self.column(name, stat)
-        if split is None:
-            return found
-        check_known("split of these prompts", split, sorted({*self.split.tolist()} - {""}))
-        return found[..., self.split == split]
+        if split is not None:
+            check_known("split of these prompts", split, sorted({*self.split.tolist()} - {""}))
+        return found if split is None else found[..., self.split == split]
 
     def mean(self, name: str | None = None, stat: str = "logp", split: str | None = None):
-        """(S,), the mean of `values` over the prompts that have the type; without a name, of all.
+        """(S,), the mean of `values`; without a name a dict, types → (S,).
 
-        These are a dict of types → (S,), followed, for ``logp``, by "argmax" if it has ``chosen``.
+        It begins as that of all prompts, and changes as that of those `complete` keeps. For
+        ``logp`` the dict also has "argmax", if there is ``chosen``.
         """
         if name is not None:
-            return known_mean(self.values(name, stat, split))
+            curve = known_mean(self.complete().values(name, stat, split))
+            return curve + (known_mean(self.values(name, stat, split)[:1]) - curve[:1])
         argmax = ["argmax"] if stat == "logp" and "chosen" in self.types else []
         return {key: self.mean(key, stat, split) for key in (*self.types, *argmax)}
 
@@ -86,9 +87,11 @@ class Trajectory(Statistics):
         """A table of the mean log-prob of each type: first, last, and its `turn` between."""
         if not self.logp.size:
             return f"{self.updates} updates, no probes"
-        seen, (_, n) = self.examples_seen, self.values(self.types[0], split=split).shape
+        seen, runs = self.examples_seen, (self, self.complete())
+        n, few = (run.values(self.types[0], split=split).shape[1] for run in runs)
+        told = f"{n} prompts" + (f", their change that of {few}," if few < n else "")
         lines = [
-            f"mean log-prob (nats) of {n} prompts after {seen[0]} → {seen[-1]} examples",
+            f"mean log-prob (nats) of {told} after {seen[0]} → {seen[-1]} examples",
             f"{'type':<20}{'first':>10}{'last':>10}{'change':>10}   turn",
         ]
         for name, curve in self.mean(split=split).items():
@@ -101,8 +104,7 @@ class Trajectory(Statistics):
         """Where a curve (S,) peaks above both its ends, or has a trough below both; else ""."""
         rise, fall = curve.max() - max(curve[[0, -1]]), min(curve[[0, -1]]) - curve.min()
         word, at = ("peak", curve.argmax()) if rise >= fall else ("trough", curve.argmin())
-        told = f"{word} {curve[at]:.2f} at {self.examples_seen[at]}"
-        return told if max(rise, fall) > 0 else ""
+        return f"{word} {curve[at]:.2f} at {self.examples_seen[at]}" if max(rise, fall) > 0 else ""
 
     def save(self, path: str | Path) -> None:
         """Write NAME.npz, the arrays, and NAME.json, ``meta``, each whole or not at all.
@@ -208,11 +210,10 @@ class Recorder:
         found = together(model, rows, work, len(self.probes), share)
         new = found | {"steps": step, "examples_seen": examples}
         old = {name: getattr(self._done, name) for name in _OVER_TIME}
-        n_tokens = self._done.n_tokens if len(old["steps"]) else np.float32(found["n_tokens"])
         self._done = replace(
             self._done,
             vocab_size=int(np.nanmax(found["V"])),
-            n_tokens=n_tokens,
+            n_tokens=self._done.n_tokens if len(old["steps"]) else np.float32(found["n_tokens"]),
             **{name: np.append(x, [new[name]], 0).astype(x.dtype) for name, x in old.items()},
         )
         return found
@@ -233,5 +234,4 @@ class Recorder:
         self._log = {name: [*values[:step]] for name, values in trajectory.log.items()}
 
     def trajectory(self, meta: dict) -> Trajectory:
-        log = {name: np.array(values) for name, values in self._log.items()}
-        return replace(self._done, log=log, meta=meta)
+        return replace(self._done, log={k: np.array(v) for k, v in self._log.items()}, meta=meta)

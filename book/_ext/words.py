@@ -1,4 +1,6 @@
-"""Words of the glossary bring their definitions along, and numbers stay with their errors."""
+"""Words of the glossary bring their definitions along, and numbers stay in one piece."""
+
+import re
 
 from docutils import nodes
 
@@ -36,11 +38,16 @@ def explain(app, doctree, docname):
 
 
 def unbroken(app, doctree, docname):
-    """No line ends before or after a ±."""
+    """No line ends at a ±, before a %, in a range or in an exponent."""
     for text in list(doctree.findall(nodes.Text)):
         verbatim = isinstance(text.parent, nodes.literal | nodes.literal_block | nodes.math)
-        if " ± " in text and not verbatim and text.parent is not None:
-            text.parent.replace(text, nodes.Text(text.replace(" ± ", "\u00a0±\u00a0")))
+        if verbatim or text.parent is None:
+            continue
+        whole = text.replace(" ± ", "\u00a0±\u00a0").replace(" %", "\u00a0%")
+        whole = re.sub(r"(?<=\d)–(?=\d)", "\u2060–\u2060", whole)
+        whole = re.sub(r"(?<=\de)-(?=\d)", "\u2011", whole)  # a hyphen that does not break
+        if whole != text:
+            text.parent.replace(text, nodes.Text(whole))
 
 
 def setup(app):

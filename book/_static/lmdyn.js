@@ -68,7 +68,8 @@ function glossary() {
   });
 }
 
-/* A formula that is wider than the page gets smaller, to two thirds at most; then it scrolls. */
+/* A formula that is wider than the page gets smaller, to two thirds at most; then it scrolls.
+   A figure that is a little too wide gets as wide as the page. */
 function fit() {
   for (const box of document.querySelectorAll(".bd-article div.math")) {
     box.style.fontSize = "";
@@ -76,6 +77,13 @@ function fit() {
       (formula) => formula.scrollWidth / formula.clientWidth);
     const most = Math.max(1, ...wide);
     if (most > 1.002) box.style.fontSize = `${Math.max(0.66, 0.99 / most)}em`;
+  }
+  for (const figure of document.querySelectorAll(".bd-article figure")) {
+    const drawn = figure.querySelector("img");
+    if (!drawn) continue;
+    drawn.style.maxWidth = "";
+    const wide = figure.scrollWidth / figure.clientWidth;
+    if (wide > 1 && wide < 1.1) drawn.style.maxWidth = "100%";
   }
 }
 

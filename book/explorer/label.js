@@ -98,7 +98,7 @@
     const { before } = result;
     const ends = [...before, ...result.after];
     const yAxis = log ? logAxis(ends) : kit.linear(0, Math.max(...ends), 5);
-    const chart = kit.frame(kit.size, labelAxis, yAxis, "label (click one to push it)", "probability");
+    const chart = kit.frame(kit.size, labelAxis, yAxis, "label (tap or click one to push it)", "probability");
     const slot = chart.x(1) - chart.x(0);
     const size = Math.min(4.5, slot / 2);
     const bar = (p, i) => {

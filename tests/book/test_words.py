@@ -33,6 +33,7 @@ valley
 CHAPTER = """# Chapter
 
 A {term}`valley` has {term}`its kernel <kernel>`, -1.5 ± 0.2, and `1 ± 2`.
+From 2–5 at 1e-06, 45 % of `3e-04`; one-sided.
 
 | a | b |
 | - | - |
@@ -70,6 +71,8 @@ def test_numbers_stay_with_their_errors(built):
     page = (built / "index.html").read_text(encoding="utf-8")
     assert "1.5\u00a0±\u00a00.2" in page and "3\u00a0±\u00a01" in page
     assert "1 ± 2" in page or ">±<" in page  # code is as it was written
+    assert "2\u2060–\u20605 at 1e\u201106, 45\u00a0% of" in page
+    assert "3e-04" in page and "one-sided" in page
 
 
 @pytest.fixture

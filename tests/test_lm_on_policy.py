@@ -56,6 +56,7 @@ def test_an_answer_that_makes_no_pair_keeps_the_row_as_it_was_or_drops_it(monkey
         sample_rejected(None, tiny_tokenizer(), [{"prompt": "a", "rejected": " b"}])
 
 
+@pytest.mark.slow
 def test_rounds_are_runs_on_fresh_pairs_against_the_model_of_the_round():
     done, model = run()
     by_hand, tokenizer = tiny("llama")

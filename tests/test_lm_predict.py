@@ -17,7 +17,7 @@ from lmdyn.lm import predict
 from lmdyn.lm.data import as_probes, load_probes
 from lmdyn.lm.models import load
 from lmdyn.lm.predict import _dual, measure_change, predict_change, sgd_direction, update_direction
-from lmdyn.lm.tokens import encode
+from lmdyn.lm.tokens import Format, encode
 from lmdyn.lm.ways import ways
 
 ROWS = tiny_rows()
@@ -465,7 +465,8 @@ def test_weights_that_are_packed_stay_as_they_are():
 def test_smollm2_entropy():
     """The entropy of a response, its mean over tokens, follows its first order too."""
     model, tokenizer = load("smollm2-135m", device="cpu")
-    rows = load_probes("sample", ("chosen", "rejected", "chosen_initial"), 3)
+    short = Format("paper", max_length=64, max_prompt=32)
+    rows = load_probes("sample", ("chosen", "rejected", "chosen_initial"), 3, format=short)
     gradient = sgd_direction(model, tokenizer, rows[:1].only("chosen"))
     per_lr = predict_change(model, tokenizer, rows, gradient).entropy.ravel()
     errors = []

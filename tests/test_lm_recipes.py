@@ -179,6 +179,7 @@ def extended(tmp_path_factory):
     return recipe, out, run(recipe, out, tell=told.append), told
 
 
+@pytest.mark.slow
 def test_stages_go_on_from_each_other_as_calls_of_finetune_do(extended):
     recipe, out, found, told = extended
     model, tokenizer = load("tiny", "cpu", "float64")

@@ -14,10 +14,10 @@ from torch.nn.functional import one_hot, scaled_dot_product_attention
 
 from lmdyn import log_softmax_jacobian, losses
 from lmdyn.lm import predict
-from lmdyn.lm.data import as_probes, load_probes
+from lmdyn.lm.data import as_probes
 from lmdyn.lm.models import load
 from lmdyn.lm.predict import _dual, measure_change, predict_change, sgd_direction, update_direction
-from lmdyn.lm.tokens import Format, encode
+from lmdyn.lm.tokens import encode
 from lmdyn.lm.ways import ways
 
 ROWS = tiny_rows()
@@ -465,8 +465,12 @@ def test_weights_that_are_packed_stay_as_they_are():
 def test_smollm2_entropy():
     """The entropy of a response, its mean over tokens, follows its first order too."""
     model, tokenizer = load("smollm2-135m", device="cpu")
-    short = Format("paper", max_length=64, max_prompt=32)
-    rows = load_probes("sample", ("chosen", "rejected", "chosen_initial"), 3, format=short)
+    said = [
+        ("How do I keep bread fresh?", " Keep it in a paper bag, away from heat.", " In the sun."),
+        ("What is a kettle for?", " To boil water, for tea or pasta.", " It is a kind of bird."),
+        ("When does the shop open?", " At nine in the morning, on all days but one.", " Never."),
+    ]
+    rows = as_probes([dict(zip(("prompt", "chosen", "rejected"), of, strict=True)) for of in said])
     gradient = sgd_direction(model, tokenizer, rows[:1].only("chosen"))
     per_lr = predict_change(model, tokenizer, rows, gradient).entropy.ravel()
     errors = []
@@ -475,4 +479,5 @@ def test_smollm2_entropy():
         measured = measure_change(model, tokenizer, rows, step).entropy.ravel()
         assert np.corrcoef(lr * per_lr, measured)[0, 1] >= 0.99
         errors.append(np.linalg.norm(lr * per_lr - measured) / np.linalg.norm(measured))
-    assert errors[0] <= 0.1 and 5 < errors[0] / errors[1] < 15
+    # A tenth of the step: a tenth of the error, or less where its third order still shows.
+    assert errors[0] <= 0.1 and errors[1] <= errors[0] / 5

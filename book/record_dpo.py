@@ -36,7 +36,6 @@ def main() -> None:
         part, recipe = PARTS / f"{seed}.npz", RECIPE | {"seed": seed}
         if (found := kept.kept(part, recipe)) is None:
             found = lesson.found(base, tokenizer, seed)
-            part.parent.mkdir(parents=True, exist_ok=True)
             kept.keep(part, recipe, found)
         worlds.append(found)
         print(f"world {seed}: {time.perf_counter() - begun:.0f} s", file=sys.stderr)

@@ -103,9 +103,10 @@ def plan(found: dict, size: Size, precision: str, arms: Sequence[str] = ()) -> I
         return Run(arm, settings, exact, role, start(begin, seed))
 
     if arms:
-        for arm, _, number in (name.partition(":") for name in arms):
-            run = tune(arm, RATES[0], seed=int(number or 0))
-            yield from (run.start, run)
+        named = (name.partition(":") for name in arms)
+        runs = [tune(arm, RATES[0], seed=int(seed or 0)) for arm, _, seed in named]
+        yield from {run.start.name: run.start for run in runs}.values()  # each once
+        yield from runs
         return
     sweeps, best = {arm: [tune(arm, lr) for lr in RATES] for arm in ARMS}, {}
     for arm, runs in sweeps.items():

@@ -147,9 +147,8 @@ def test_a_small_budget_scores_fewer_prompts_less_often(tmp_path, monkeypatch):
     chosen = trajectory.values("chosen")  # means change as those four do, not by who is in them
     expected = chosen[0].mean() + (chosen[-1] - chosen[0])[kept[0]].mean()
     logged = [log["lmdyn/chosen"] for log in made.state.log_history if "lmdyn/chosen" in log]
-    assert logged == pytest.approx(trajectory.mean("chosen")) and logged[-1] == pytest.approx(
-        expected
-    )
+    assert logged == pytest.approx(trajectory.mean("chosen"))
+    assert logged[-1] == pytest.approx(expected)
     assert expected != pytest.approx(np.nanmean(chosen[-1]), abs=1e-3)
     assert "of 20 prompts, their change that of 4, after" in trajectory.summary()
 

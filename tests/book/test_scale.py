@@ -155,6 +155,13 @@ class Here(Executor):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
+def test_arms_can_be_named_and_begin_with_what_they_share_once():
+    runs = list(plan({}, SMALL, "fp32", ["dpo", "rpo", "dpo:1"]))
+    assert [run.arm for run in runs] == ["start sft", "start sft", "dpo", "rpo", "dpo"]
+    assert [run.settings["seed"] for run in runs] == [0, 1, 0, 0, 1]
+    assert [run.start for run in runs[2:]] == [runs[0], runs[0], runs[1]]
+
+
 def test_runs_make_a_record_that_an_interruption_does_not_undo(tmp_path, monkeypatch, capsys):
     size = replace(SMALL, spoken=1)
     sft, dpo, *others = (run for run in plan({}, size, "fp32") if run.settings["lr"] != 1e-6)

@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM
 
 from lmdyn import losses
 from lmdyn.lm.data import as_probes
+from lmdyn.lm.models import load
 from lmdyn.lm.score import STATS, score
 from lmdyn.lm.settings import OPTIMIZERS, Plan
 from lmdyn.lm.tokens import Format, encode
@@ -298,6 +299,29 @@ def test_resuming_another_recipe_is_refused(two_updates, change, named):
     with pytest.raises(ValueError, match=f"is a run of another recipe: .*{named}|{named}"):
         run(out=two_updates, max_steps=2, resume=True, **SAVED | change)
     assert {path: path.read_bytes() for path in two_updates.rglob("*.*")} == before
+
+
+def test_resuming_with_other_advantages_is_refused(tmp_path):
+    rows = [row | {"advantage": a} for row, a in zip(ROWS, (1.0, -1.0, 0.5, 0.0, 2.0), strict=True)]
+    again = partial(run, loss="reinforce", out=tmp_path, max_steps=1)
+    first, _ = again(rows=rows)
+    same_runs(again(rows=rows, resume=True)[0], first)
+    with pytest.raises(ValueError, match=r"is a run of another recipe: rows "):
+        again(rows=[row | {"advantage": -row["advantage"]} for row in rows], resume=True)
+
+
+def test_resuming_with_a_response_to_another_prompt_is_refused(tmp_path):
+    row = {"prompt": "question : where ? answer :", "chosen": "the room .", "rejected": [5]}
+    model, tokenizer = load("tiny", "cpu")
+    with pytest.warns(UserWarning, match="changes the last tokens of its prompt"):
+        (merged,) = encode(tokenizer, as_probes([row]))
+        finetune(model, tokenizer, [row], "dpo", **RUN, max_steps=1, out=tmp_path)
+    apart = row | {"chosen": merged.responses["chosen"]}  # after the whole prompt
+    (other,) = encode(tokenizer, as_probes([apart]))
+    assert (merged.prompt, merged.responses) == (other.prompt, other.responses)
+    model, _ = load("tiny", "cpu")
+    with pytest.raises(ValueError, match=r"is a run of another recipe: rows "):
+        finetune(model, tokenizer, [apart], "dpo", **RUN, max_steps=1, out=tmp_path, resume=True)
 
 
 def test_a_folder_of_another_program_is_refused_as_it_is(tmp_path):

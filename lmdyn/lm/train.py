@@ -250,16 +250,16 @@ class _Learner:
 
 def _meta(learner: _Learner, probes: ProbeSet | None, ref: nn.Module | None) -> dict:
     model, rows = learner.model, learner.encoded
+    given = [[row.prompt, row.responses, *filter(None, [row.own])] for row in rows]
+    given += [x.tolist() for x in learner.more.values()]
     settings = {
         "loss": repr(learner.loss),
         **asdict(learner.plan),
-        "rows": fingerprint([[row.prompt, row.responses] for row in rows]),
+        "rows": learner.fresh.settings if learner.fresh else fingerprint(given),
         "probes": fingerprint_probes(probes),
         "model": fingerprint_model(model),
         "ref": ref and fingerprint_model(ref),
     }
-    if learner.fresh:
-        settings["rows"] = learner.fresh.settings
     del settings["save_every"]  # the only one that the course of the run does not depend on
     kind, size = type(model).__name__.removeprefix("FSDP"), model.num_parameters()
     return {

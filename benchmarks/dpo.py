@@ -21,7 +21,7 @@ from alone import begin, found_by, parser, peak_memory, start_memory
 from score import matrix_rate
 
 from lmdyn.lm import load_probes
-from lmdyn.lm.data import ProbeSet
+from lmdyn.lm.data import ProbeSet, as_probes
 from lmdyn.lm.models import load
 from lmdyn.lm.tokens import encode
 from lmdyn.lm.train import finetune
@@ -88,21 +88,18 @@ def trl(model, tokenizer, rows: ProbeSet, updates: int) -> tuple[float, list[flo
 METHODS = {"trl": trl, "finetune": ours}
 
 
-def batches(tokenizer, options: argparse.Namespace) -> list[ProbeSet]:
-    """Pairs whose tokens are the same for TRL, which tokenises prompt and response together."""
-    probes = load_probes(options.rows, types=["chosen", "rejected"])
-    whole = [i for i, row in enumerate(probes) if "rejected" in row]
-    kept = []
-    for i, e in zip(whole, encode(tokenizer, probes[whole]), strict=True):
-        row = probes[i]
-        together = [tokenizer(row["prompt"] + row[key])["input_ids"] for key in e.responses]
-        if all(t == e.prompt + r[:-1] for t, r in zip(together, e.responses.values(), strict=True)):
-            kept.append(i)
+def batches(options: argparse.Namespace) -> list[ProbeSet]:
+    """Pairs with the tokens of TRL's trainer, their responses parted from the prompt by a space."""
+    pairs = []
+    for row in load_probes(options.rows, types=["chosen", "rejected"]):
+        said = {key: row[key] for key in ("chosen", "rejected") if key in row}
+        said = {key: x if x[:1].isspace() else f" {x}" for key, x in said.items()}
+        pairs += [{"prompt": row["prompt"], **said}] * (len(said) == 2)
     size = options.batch_size
     starts = range(0, options.batches * size, size)
-    if len(kept) < options.batches * size:
-        raise SystemExit(f"only {len(kept)} pairs are the same tokens for both: take fewer")
-    return [probes[kept[start : start + size]] for start in starts]
+    if len(pairs) < options.batches * size:
+        raise SystemExit(f"{options.rows} has only {len(pairs)} pairs: take fewer --batches")
+    return [as_probes(pairs[start : start + size]) for start in starts]
 
 
 def run(options: argparse.Namespace) -> None:
@@ -111,7 +108,7 @@ def run(options: argparse.Namespace) -> None:
     model, tokenizer = load(options.model, device=options.device)
     start = copy.deepcopy(model.state_dict())
     step = METHODS[options.method]
-    work = batches(tokenizer, options)
+    work = batches(options)
     before = start_memory(model.device)
     times, losses = [], []
     for rows in work:
@@ -127,7 +124,7 @@ def run(options: argparse.Namespace) -> None:
 
 def main(options: argparse.Namespace) -> None:
     model, tokenizer = load(options.model, device=options.device)
-    work = batches(tokenizer, options)
+    work = batches(options)
     rate = matrix_rate(model.device)
     print(
         f"{options.model}, {model.dtype}, {model.device}, torch {torch.__version__}, "

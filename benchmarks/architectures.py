@@ -154,8 +154,8 @@ def compare(model) -> tuple[str, float, float]:
     form += "" if found.head else ", full logits"
     given = dict(token_values(model, ROWS, read))
     ours = [given[i, name].sum() for i, row in enumerate(ROWS) for name in row.responses]
-    one, two = (gradient(model, alone(model, *of).sum()) for of in every[:4:3])
     products = gradient_products(model, ROWS[:1], ROWS[1:2], *[["chosen", "rejected"]] * 2)[1]
+    one, two = (gradient(model, alone(model, *of).sum()) for of in every[:4:3])
     pairs = (np.array(ours), expected), (products[0, 0, 0, 1], float(one @ two))
     return form, *(float(np.abs(x - y).max() / max(1.0, np.abs(y).max())) for x, y in pairs)
 

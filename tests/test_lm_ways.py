@@ -174,10 +174,13 @@ def odd(kind):
         "random": nn.Module(),
         "shifted": nn.Module(),
         "mixed": nn.Module(),
+        "counts": nn.Module(),
     }
     part = parts[kind]
     if kind == "random":
         part.forward = lambda x: x + torch.randn_like(x)
+    if kind == "counts":
+        part.forward = lambda x: x * (1 + 0.1 * x.shape[1])
     if kind == "shifted":  # as if the labels were shifted already
         part.forward = lambda x: nn.functional.pad(x, (0, 0, 1, 0))[:, :-1]
     if kind == "mixed":
@@ -188,7 +191,12 @@ def odd(kind):
 
 @pytest.mark.parametrize(
     ("kind", "message"),
-    [("blocks", "looks ahead"), ("random", "is random"), ("shifted", "at a token ignore it")],
+    [
+        ("blocks", "looks ahead"),
+        ("counts", "depend on those after it or on their number"),
+        ("random", "is random"),
+        ("shifted", "at a token ignore it"),
+    ],
 )
 def test_what_gives_no_probability_of_a_text_is_refused(kind, message):
     with pytest.raises(ValueError, match=f"LlamaForCausalLM .*{message}"):

@@ -194,8 +194,7 @@ class _Pairs:
         at = {key: number for number, key in enumerate(block.logps)}
         double, numbers = {"dtype": torch.float64}, range(len(some))
         own = {k: torch.tensor([block.logps[i, k] for i in numbers], **double) for k in names}
-        with torch.no_grad():
-            ref = self.reference and {k: x.cpu() for k, x in self.reference(some).items()}
+        ref = self.reference and self.reference.all(some, PAIRS)
         c = coefficients(encoded, self.keys, self.loss, own, None, ref, None)
         each = torch.eye(len(some), **double)
         share = torch.stack([c[name] * each[i] for i, name in at], 1)  # of pairs, in responses

@@ -81,6 +81,8 @@ def undisturbed(model) -> Iterator[None]:
     try:
         with torch.inference_mode(False), evaluating(model), autocast:
             yield
+    except AssertionError as error:  # of a model's own passes
+        raise ValueError(f"{type(model).__name__} refuses, in eval mode: {error}") from error
     finally:
         torch.set_float32_matmul_precision(precision)
 

@@ -63,7 +63,7 @@ def ways(
         weights = {} if is_sharded(model) else _some_noise(model)
         head, told = _own_form(model, weights, encoded, tell=not as_is)
         read, tokens = (hidden, tokens) if head else (full_logits, min(tokens, FULL_TOKENS))
-        weights, passes, expected = {} if as_is else weights, Reweighted(model, read), {}
+        weights, passes = {} if as_is else weights, Reweighted(model, read)
         # Flash and flex attention take no mask of who sees whom.
         shared = shared and model.config._attn_implementation in ("sdpa", "eager")
         for form in (True, False) if shared else (False,):
@@ -71,7 +71,7 @@ def ways(
             if not as_is:
                 some = sorted({i for _, i, *_ in _extremes(groups)})
                 groups = plan([encoded[i] for i in some], tokens=tokens, shared=form)
-            done = _compared(lambda batch: passes.at(weights, batch), groups, expected, model)
+            done = _compared(lambda batch: passes.at(weights, batch), groups, model)
             if done is not None:
                 return Ways(head, told, form, tokens, done if keep else {})
             warnings.warn(
@@ -131,8 +131,9 @@ def _own_form(model, weights: dict, encoded, tell: bool) -> tuple[nn.Module | No
     # Not a multiple of 2, 4, …: attention in blocks would not show there.
     middle, size = min(len(text) - 1, len(text) // 2 | 1), len(model.get_input_embeddings().weight)
     other = text[:middle] + [(token + 1) % size for token in text[middle:]]
-    one, two = (
-        collate([(0, Encoded(ids[:1], {"": [*ids[1:], 0]}))], model.device) for ids in (text, other)
+    one, two, cut = (
+        collate([(0, Encoded(ids[:1], {"": [*ids[1:], 0]}))], model.device)
+        for ids in (text, other, text[:-1] or text)
     )
     whole = Reweighted(model, full_logits)
     logits, error = _try(lambda: whole.at(weights, one))
@@ -141,9 +142,9 @@ def _own_form(model, weights: dict, encoded, tell: bool) -> tuple[nn.Module | No
         what = f"{type(error).__name__}: {error}" if error else "not one for each token and label"
         told = f"{kind} gives no logits of a text ({' '.join(what.split()):.120})"
         raise ValueError(f"{told}: is it a causal language model?") from error
-    changed = whole.at(weights, two)
-    if not _close(model, changed[:middle], logits[:middle]):
-        ahead = "looks ahead: its logits at a token depend on those after it"
+    changed, fewer = (whole.at(weights, x) for x in (two, cut))
+    if not all(_close(model, x, logits[: len(x)]) for x in (changed[:middle], fewer)):
+        ahead = "looks ahead: its logits at a token depend on those after it or on their number"
         what = ahead if _close(model, whole.at(weights, one), logits) else "is random"
         raise ValueError(f"{kind} {what}, so that it gives no probability of a text")
     if logits[middle].isfinite().any() and torch.equal(changed[middle], logits[middle]):
@@ -162,7 +163,7 @@ def _own_form(model, weights: dict, encoded, tell: bool) -> tuple[nn.Module | No
     return None, False
 
 
-def _compared(run: Callable, groups: Sequence[Group], expected: dict, model) -> dict | None:
+def _compared(run: Callable, groups: Sequence[Group], model) -> dict | None:
     """The batches of the extreme responses; None if one of them is not read there as alone."""
     done = {}
     for number, i, part, name in _extremes(groups):
@@ -172,11 +173,8 @@ def _compared(run: Callable, groups: Sequence[Group], expected: dict, model) -> 
             batch = collate(groups[number], model.device)
             done[number] = batch, _try(lambda batch=batch: run(batch))[0]
         ids, (batch, states) = part.responses[name], done[number]
-        if states is None:
-            return None
-        if (key := (name, *part.prompt, *ids)) not in expected:
-            expected[key] = run(collate([(0, Encoded(part.prompt, {name: ids}))], model.device))
-        if not _close(model, batch.split(states)[i, name], expected[key]):
+        alone = run(collate([(0, Encoded(part.prompt, {name: ids}))], model.device))
+        if states is None or not _close(model, batch.split(states)[i, name], alone):
             return None
     return done
 

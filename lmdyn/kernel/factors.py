@@ -118,8 +118,8 @@ class Plan:
         signs = torch.randn(v, generator=torch.Generator().manual_seed(0)).to(z)
         weights = torch.linspace(1, 2, n, dtype=z.dtype, device=z.device)[:, None]
         units = torch.eye(v, dtype=z.dtype, device=z.device)[:, None].expand(v, n, v)
-        each = [torch.stack(of) for of in zip(*map(gradients, units), strict=True)]  # (V, rows, …)
-        plain = (torch.tensordot(signs, grads, 1) for grads in each)
+        each = [*zip(*map(gradients, units), strict=True)]  # of each call V of (rows, …)
+        plain = (sum(map(torch.mul, signs, grads)) for grads in each)
         pairs = zip(plain, gradients(weights * signs), strict=True)
         axes = [_examples_axis(*pair, weights) for pair in pairs]
         alone = [call.params for call, axis in zip(calls, axes, strict=True) if axis is None]

@@ -36,7 +36,8 @@ def ours(model, tokenizer, rows: ProbeSet, updates: int) -> tuple[float, list[fl
     return run.meta["seconds"], run.log["loss"].tolist()
 
 
-def trl(model, tokenizer, rows: ProbeSet, updates: int) -> tuple[float, list[float]]:
+def trl(model, tokenizer, rows: ProbeSet, epochs: int, size: int = 0) -> tuple[float, list[float]]:
+    """Batches of ``size`` pairs; of all of them, if it is not given."""
     from datasets import Dataset, disable_progress_bars
     from transformers import TrainerCallback
     from trl import DPOConfig, DPOTrainer
@@ -56,8 +57,8 @@ def trl(model, tokenizer, rows: ProbeSet, updates: int) -> tuple[float, list[flo
     with tempfile.TemporaryDirectory() as folder:
         config = DPOConfig(
             output_dir=folder,
-            per_device_train_batch_size=len(rows),
-            num_train_epochs=updates,
+            per_device_train_batch_size=size or len(rows),
+            num_train_epochs=epochs,
             learning_rate=LR,
             lr_scheduler_type="constant",
             max_grad_norm=CLIP,
@@ -88,18 +89,22 @@ def trl(model, tokenizer, rows: ProbeSet, updates: int) -> tuple[float, list[flo
 METHODS = {"trl": trl, "finetune": ours}
 
 
-def batches(options: argparse.Namespace) -> list[ProbeSet]:
-    """Pairs with the tokens of TRL's trainer, their responses parted from the prompt by a space."""
-    pairs = []
-    for row in load_probes(options.rows, types=["chosen", "rejected"]):
+def pairs(source: str, n: int) -> ProbeSet:
+    """Pairs with the tokens of TRL's trainer, a response parted from the prompt by a space."""
+    found = []
+    for row in load_probes(source, types=["chosen", "rejected"]):
         said = {key: row[key] for key in ("chosen", "rejected") if key in row}
         said = {key: x if x[:1].isspace() else f" {x}" for key, x in said.items()}
-        pairs += [{"prompt": row["prompt"], **said}] * (len(said) == 2)
+        found += [{"prompt": row["prompt"], **said}] * (len(said) == 2)
+    if len(found) < n:
+        raise SystemExit(f"{source} has only {len(found)} pairs, and {n} are needed")
+    return as_probes(found[:n])
+
+
+def batches(options: argparse.Namespace) -> list[ProbeSet]:
     size = options.batch_size
-    starts = range(0, options.batches * size, size)
-    if len(pairs) < options.batches * size:
-        raise SystemExit(f"{options.rows} has only {len(pairs)} pairs: take fewer --batches")
-    return [as_probes(pairs[start : start + size]) for start in starts]
+    found = pairs(options.rows, options.batches * size)
+    return [found[start : start + size] for start in range(0, len(found), size)]
 
 
 def run(options: argparse.Namespace) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import spearmanr
-from tiny import FAMILIES, tiny, tiny_rows
+from tiny import FAMILIES, first, tiny, tiny_rows
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -72,7 +72,7 @@ def watch_generic(model, monkeypatch):
 
 
 @pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", first(*FAMILIES))
 def test_equals_brute_force(family, tied, monkeypatch):
     model, tokenizer = tiny(family, tie_word_embeddings=tied)
     monkeypatch.setattr(_gradients, "SLAB_BYTES", 20_000)  # a few rows of the weights
@@ -245,6 +245,7 @@ def test_scaled_logits(monkeypatch):
     check(model, tokenizer)
 
 
+@pytest.mark.slow
 def test_agrees_with_the_prediction_of_a_step():
     model, tokenizer = tiny("qwen2")
     found = influence(model, tokenizer, ROWS[:2], ROWS)
@@ -371,7 +372,7 @@ def with_optimizer(family, kind, steps, lr=1e-5):
 
 
 @pytest.mark.parametrize("steps", [0, 3])
-@pytest.mark.parametrize("kind", OPTIMIZERS)
+@pytest.mark.parametrize("kind", first(*OPTIMIZERS))
 def test_shares_add_up_to_the_step_of_an_optimizer(kind, steps):
     model, tokenizer, optimizer, step = with_optimizer("llama", kind, steps)
     shares = influence(model, tokenizer, ROWS[:3], ROWS, "dpo", optimizer=optimizer)
@@ -436,6 +437,7 @@ def test_pushes_of_the_own_pair_and_of_the_others():
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+@pytest.mark.slow
 def test_of_an_adapter_the_order_of_influences_is_similar_but_another():
     peft = pytest.importorskip("peft")
     model, tokenizer = tiny("llama")

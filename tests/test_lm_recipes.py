@@ -4,6 +4,7 @@ import dataclasses
 import json
 import shutil
 
+import huggingface_hub.constants
 import numpy as np
 import pytest
 import torch
@@ -413,8 +414,11 @@ def test_a_dry_run_tells_updates_memory_and_time(tmp_path):
     assert "memory    about 6.4" in text and "activations 0.1" in text
 
 
-def test_a_dry_run_says_what_it_cannot_know(tmp_path):
+def test_a_dry_run_says_what_it_cannot_know(tmp_path, monkeypatch):
     text = dry_run(read("tiny-dpo", [f"model={tmp_path}"]))
     assert "1-dpo" in text and "unknown from here on: " in text
     assert "there is no such file" in dry_run(read("tiny-dpo", ["data.source=nowhere.jsonl"]))
     assert "cuda:77" in dry_run(read("tiny-dpo", ["device=cuda:77"]))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    away = dry_run(read("tiny-dpo", ["model=nobody/nothing"]))
+    assert "unknown from here on" in away and "; without the hub there is tiny" in away

@@ -3,6 +3,7 @@
 import json
 import re
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -118,6 +119,16 @@ def test_tables_are_those_of_the_trajectory(evil):
     around = {"what": ["value"], "command": [EVIL], "half": ["?"], "version of torch": ["9.9"]}
     around["checkpoint"] = ["none in the folder"]
     assert page.table("Surroundings", "2-dpo") == around
+
+
+def test_a_type_that_no_prompt_has_is_named_once_and_left_out_of_tables(tmp_path):
+    whole = trajectory(split=False)
+    whole = replace(whole, types=("chosen", "irr_train"), n_tokens=whole.n_tokens.copy())
+    for values in (whole.n_tokens, *(getattr(whole, name) for name in STATS)):
+        values[..., 1] = np.nan
+    page = page_of(tmp_path, ("dpo", whole))
+    assert page.words.count("irr_train") == page.words.count("none has irr_train") == 1
+    assert "argmax" in page.table("mean log-prob") and "chosen" in page.table("Mean over the tok")
 
 
 @pytest.mark.slow

@@ -189,10 +189,14 @@ def test_the_argmax_runs_along_chosen():
     assert list(recorded().mean(stat="entropy")) == ["chosen", "rejected"]
 
 
-def test_a_type_that_no_prompt_of_the_split_has_is_nan():
+def test_a_type_that_no_prompt_of_the_split_has_is_left_out_of_tables():
     alone = replace(recorded(), split=np.array(["test", "train", "test"]))
     assert np.isnan(alone.mean("rejected", split="train")).all()
-    assert "nan" in alone.summary(split="train")
+    assert list(alone.mean(split="train")) == ["chosen", "argmax"]
+    head, *lines = alone.summary(split="train").split("\n")
+    assert head.endswith(" examples; none has rejected")
+    assert [line.split()[0] for line in lines] == ["type", "chosen", "argmax"]
+    assert "none has" not in alone.summary() and "\nrejected" in alone.summary()
 
 
 @pytest.mark.parametrize(

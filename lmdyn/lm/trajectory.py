@@ -64,7 +64,7 @@ class Trajectory(Statistics):
         return found if split is None else found[..., self.split == split]
 
     def mean(self, name: str | None = None, stat: str = "logp", split: str | None = None):
-        """(S,), the mean of `values`; without a name a dict, types → (S,).
+        """(S,), the mean of `values`; without a name a dict, the types that a prompt has → (S,).
 
         It begins as that of all prompts, and changes as that of those `complete` keeps. For
         ``logp`` the dict also has "argmax", if there is ``chosen``.
@@ -73,7 +73,8 @@ class Trajectory(Statistics):
             curve = known_mean(self.complete().values(name, stat, split))
             return curve + (known_mean(self.values(name, stat, split)[:1]) - curve[:1])
         argmax = ["argmax"] if stat == "logp" and "chosen" in self.types else []
-        return {key: self.mean(key, stat, split) for key in (*self.types, *argmax)}
+        found = {key: self.mean(key, stat, split) for key in (*self.types, *argmax)}
+        return {key: curve for key, curve in found.items() if not np.isnan(curve).all()}
 
     def complete(self) -> "Trajectory":
         """Without the prompts that a probing left out for its budget, if others were always in."""
@@ -87,18 +88,17 @@ class Trajectory(Statistics):
         """A table of the mean log-prob of each type: first, last, and its `turn` between."""
         if not self.logp.size:
             return f"{self.updates} updates, no probes"
-        seen, runs = self.examples_seen, (self, self.complete())
+        means, seen, runs = self.mean(split=split), self.examples_seen, (self, self.complete())
         n, few = (run.values(self.types[0], split=split).shape[1] for run in runs)
         told = f"{n} prompts" + (f", their change that of {few}," if few < n else "")
-        lines = [
-            f"mean log-prob (nats) of {told} after {seen[0]} → {seen[-1]} examples",
-            f"{'type':<20}{'first':>10}{'last':>10}{'change':>10}   turn",
-        ]
-        for name, curve in self.mean(split=split).items():
-            first, last = curve[[0, -1]]
-            line = f"{name:<20}{first:>10.2f}{last:>10.2f}{last - first:>+10.2f}   "
-            lines.append((line + self.turn(curve)).rstrip())
-        return "\n".join(lines)
+        absent = ", ".join(name for name in self.types if name not in means)
+        told = f"mean log-prob (nats) of {told} after {seen[0]} → {seen[-1]} examples"
+        lines = [told + f"; none has {absent}" * bool(absent)]
+        lines.append(f"{'type':<20}{'first':>10}{'last':>10}{'change':>10}   turn")
+        for name, curve in means.items():
+            (first, last), turn = curve[[0, -1]], self.turn(curve)
+            lines.append(f"{name:<20}{first:>10.2f}{last:>10.2f}{last - first:>+10.2f}   {turn}")
+        return "\n".join(map(str.rstrip, lines))
 
     def turn(self, curve: np.ndarray) -> str:
         """Where a curve (S,) peaks above both its ends, or has a trough below both; else ""."""

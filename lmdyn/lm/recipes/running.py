@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from lmdyn.checks import check_different, check_resumed
 from lmdyn.lm.data import ProbeSet
-from lmdyn.lm.models import load, load_tokenizer, locate, pick_device
+from lmdyn.lm.models import OFFLINE, load, load_tokenizer, locate, pick_device
 from lmdyn.lm.on_policy import finetune_on_policy
 from lmdyn.lm.recipes.recipe import Recipe, Stage, naming, read
 from lmdyn.lm.records import replacing
@@ -107,7 +107,8 @@ def dry_run(recipe: Recipe, tokenizer=None) -> str:
     try:
         lines.extend(f"{label:<9} {text}" for label, text in _plan(recipe, tokenizer))
     except (ValueError, OSError, ImportError) as error:
-        lines.append(f"unknown from here on: {str(error).splitlines()[0]}")
+        hint = OFFLINE * (type(error) is OSError)  # as transformers raises for what it cannot reach
+        lines.append(f"unknown from here on: {str(error).splitlines()[0]}{hint}")
     return "\n".join([*lines, "Memory and time are estimates. Nothing was trained."])
 
 

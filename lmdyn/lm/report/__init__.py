@@ -82,12 +82,12 @@ def _view(where: Path, whole: Trajectory, home: Path) -> dict:
     """What the page shows of a run."""
     trajectory, (log, settings) = whole.complete(), _logged(whole, home)
     checkpoint = max(home.glob("checkpoint-*[0-9]"), key=_in_order, default=None)
-    types, n_tokens = enumerate(trajectory.types), trajectory.n_tokens
+    shown, at = trajectory.mean(stat="squeeze"), trajectory.types.index
     if CORRECT in trajectory.types:  # a trainer may have logged it, too
         log = {"lmdyn/entropy": (trajectory.steps, trajectory.mean(CORRECT, "entropy"))} | log
     known = {  # of the likeliest token the sum of logs is recorded, hence geometric means
-        "label": np.exp(trajectory.logp / n_tokens),
-        "likeliest": np.exp(trajectory.argmax_logp / n_tokens),
+        "label": np.exp(trajectory.logp / trajectory.n_tokens),
+        "likeliest": np.exp(trajectory.argmax_logp / trajectory.n_tokens),
         "valley": np.heaviside(trajectory.squeeze, 0),
     }
     return {
@@ -99,7 +99,7 @@ def _view(where: Path, whole: Trajectory, home: Path) -> dict:
         "checkpoint": checkpoint,
         "unfinished": whole.updates and checkpoint and any(checkpoint.glob("optimizer*")),
         "verdict": _judge(trajectory),
-        "along": {name: {k: known_mean(x[..., r]) for k, x in known.items()} for r, name in types},
+        "along": {n: {k: known_mean(x[..., at(n)]) for k, x in known.items()} for n in shown},
     }
 
 
@@ -132,8 +132,7 @@ def _judge(trajectory: Trajectory) -> dict:
     n, told = len(trajectory.steps), {"train", "test"} <= set(trajectory.split)
     moved = {split: {} for split in ((None, "train", "test") if told else (None,))}
     for split, name in product(moved, trajectory.mean() if n > 1 else ()):
-        values = trajectory.values(name, split=split).astype(np.float64)
-        change = values[-1] - values[0]
+        change = np.subtract(*trajectory.values(name, split=split)[[-1, 0]], dtype=np.float64)
         if not np.isnan(change).all():
             moved[split][name] = change[~np.isnan(change)]
     verdict = {"kind": "unknown", "alerts": [], "held_out": False, "moved": moved}

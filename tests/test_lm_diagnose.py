@@ -95,27 +95,26 @@ def test_it_reads_only_what_it_uses():
 
 def test_an_interruption_keeps_what_is_done(tmp_path, monkeypatch):
     model, tokenizer = tiny("llama")
-    monkeypatch.setattr(module, "PAIRS", 2)
     whole, file = diagnose(model, tokenizer, ROWS), tmp_path / "kept.jsonl"
     told, calls = module._Pairs.__call__, []
 
-    def interrupted(self, some):
-        calls.append(some)
-        if len(calls) == 2:
+    def interrupted(self, i):
+        calls.append(i)
+        if len(calls) == 3:
             raise KeyboardInterrupt
-        return told(self, some)
+        return told(self, i)
 
     monkeypatch.setattr(module._Pairs, "__call__", interrupted)
     with pytest.raises(KeyboardInterrupt):
         diagnose(model, tokenizer, ROWS, keep=file)
     with file.open("a", encoding="utf-8") as half:
-        half.write("[3, [0.1, 0.")
+        half.write("[2, [0.1, 0.")
     again = diagnose(model, tokenizer, ROWS, keep=file)
-    assert calls == [[0, 1], [2, 3], [2, 3], [4]]
+    assert calls == [0, 1, 2, 2, 3, 4]
     for name in ("squeeze", "valley", "own_pull", "held_out_push"):
         np.testing.assert_array_equal(getattr(again, name), getattr(whole, name))
     diagnose(model, tokenizer, ROWS, keep=file)
-    assert len(calls) == 4  # nothing was left to do
+    assert len(calls) == 6  # nothing was left to do
     with pytest.raises(ValueError, match="keep them in another file"):
         diagnose(model, tokenizer, ROWS, lr=2.0, keep=file)
 

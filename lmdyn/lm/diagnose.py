@@ -2,7 +2,6 @@
 
 import json
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from itertools import compress
 from pathlib import Path
@@ -25,7 +24,6 @@ from lmdyn.lm.score import STATS, coefficients, statistics
 from lmdyn.lm.tokens import encode
 from lmdyn.lm.ways import LogProbs, check_kind, ways
 
-PAIRS = 4  # whose gradients are worked on together, as in a batch of training
 HELD_OUT = 16  # rows that stand for held-out ones where none are given
 FLAGS = {
     "own": "a step on this pair lowers its own chosen response",
@@ -152,14 +150,13 @@ def diagnose(
     with undisturbed(model), evaluating(ref), shown:
         shown.update(len(found))
         goal = sgd_direction(model, tokenizer, held_out, "sft", 1 / len(held_out))
-        of_some = _Pairs(model, encoded, loss, goal, lr, optimizer, ref)
-        for some in (todo[i : i + PAIRS] for i in range(0, len(todo), PAIRS)):
-            told = dict(zip(some, of_some(some), strict=True))
-            found |= told
-            shown.update(len(some))
+        of_pair = _Pairs(model, encoded, loss, goal, lr, optimizer, ref)
+        for i in todo:
+            found[i] = of_pair(i)
+            shown.update()
             if keep is not None:
                 with Path(keep).open("a", encoding="utf-8") as file:
-                    file.writelines(json.dumps([i, of]) + "\n" for i, of in told.items())
+                    file.write(json.dumps([i, found[i]]) + "\n")
     prompts = tuple(text_of(row["prompt"], tokenizer) for row in pairs)
     return Diagnosis(*np.array([found[i] for i in range(n)]).T, prompts)
 
@@ -176,7 +173,7 @@ def _kept(path: Path, call: dict) -> dict[int, list[float]]:
 
 
 class _Pairs:
-    """What a step on each of some pairs does, and how its rejected tokens lie."""
+    """What a step on a pair alone does, and how its rejected tokens lie."""
 
     def __init__(self, model, encoded, loss, goal, lr, optimizer, ref):
         self.encoded, self.loss, self.lr = encoded, loss, lr
@@ -184,41 +181,35 @@ class _Pairs:
         self.goal = {p: goal.get(n, torch.zeros_like(p)) for n, p in trainable(model).items()}
         self.keys = {name: name for name in loss.responses}
         self.reference = None if ref is model else LogProbs(ref, encoded, self.keys)
-        self.gradients, self.lines = Gradients(model, encoded), {}
+        self.gradients = Gradients(model, encoded)
         self.gradients.watch = self._watch
 
-    def __call__(self, some: Sequence[int]) -> list[list[float]]:
-        """Of each pair the numbers of `Diagnosis`, in order."""
-        encoded, names = [self.encoded[i] for i in some], self.loss.responses
-        (block,) = self.gradients.blocks(encoded, math.inf)
-        at = {key: number for number, key in enumerate(block.logps)}
-        double, numbers = {"dtype": torch.float64}, range(len(some))
-        own = {k: torch.tensor([block.logps[i, k] for i in numbers], **double) for k in names}
-        ref = self.reference and self.reference.all(some, PAIRS)
-        c = coefficients(encoded, self.keys, self.loss, own, None, ref, None)
-        each = torch.eye(len(some), **double)
-        share = torch.stack([c[name] * each[i] for i, name in at], 1)  # of pairs, in responses
+    def __call__(self, i: int) -> list[float]:
+        """The numbers of `Diagnosis`, in order."""
+        (block,) = self.gradients.blocks([self.encoded[i]], math.inf)
+        at = {name: number for number, (_, name) in enumerate(block.logps)}
+        own = {k: torch.tensor([block.logps[0, k]], dtype=torch.float64) for k in at}
+        ref = self.reference and self.reference.all([i], 1)
+        c = coefficients([self.encoded[i]], self.keys, self.loss, own, None, ref, None)
+        share = torch.cat([c[name] for name in at])
 
         def left(param: Tensor, rows: range, a: Tensor) -> Tensor:
-            gain, *_ = self.step.parts(param, rows, share.to(a) @ a)  # of each pair's own gradient
-            return a * gain.expand(len(some), -1)[[i for i, _ in at]]
+            gain, *_ = self.step.parts(param, rows, share.to(a) @ a)  # of the pair's own gradient
+            return a * gain
 
         products = inner_products(block, block, self.step and left, self.goal)
-        products *= -self.lr * share.sum(0).unsqueeze(1)
-        found = []
-        for i in numbers:
-            line, seen = self.lines[i], (at[i, "chosen"], -1)
-            moved = [products[at[i, name], to] for to in seen for name in ("chosen", "rejected")]
-            found.append([*map(float, (line.mean(), (line > 0).double().mean(), *moved))])
-        return found
+        products *= -self.lr * share.unsqueeze(1)
+        seen, line = (at["chosen"], -1), self.line
+        moved = [products[at[name], to] for to in seen for name in ("chosen", "rejected")]
+        return [*map(float, (line.mean(), (line > 0).double().mean(), *moved))]
 
     @torch.no_grad()
     def _watch(self, logits: Tensor, batch: Batch) -> None:
-        """Keep ‖π‖² − π_y at the tokens of rejected responses, float64."""
-        for (i, name), places in batch.split(torch.arange(len(logits))).items():
+        """Keep ‖π‖² − π_y at the tokens of the rejected response, float64."""
+        for (_, name), places in batch.split(torch.arange(len(logits))).items():
             if name == "rejected":
                 found = statistics(logits[places], batch, places, True)
-                self.lines[i] = found[:, STATS.index("squeeze")]
+                self.line = found[:, STATS.index("squeeze")]
 
 
 def ches(model, tokenizer, pairs, normalise: bool = False) -> np.ndarray:

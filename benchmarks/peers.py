@@ -167,7 +167,10 @@ GRADIENTS = {"kronfluence": kronfluence, "bergson": bergson}
 def scores(options: argparse.Namespace, types: list[str] | None = None) -> Comparison:
     model, tokenizer = load(options.model, device="cpu")
     read = load_probes(options.rows, types=types, limit=options.prompts * (4 if types else 1))
-    apart = [row | {t: f" {row[t].strip()}" for t in read.types if t in row} for row in read]
+    apart = [
+        {"prompt": row["prompt"], **{t: f" {row[t].strip()}" for t in read.types if t in row}}
+        for row in read
+    ]
     probes = as_probes(apart, read.types, Format())
 
     def ours(probes):
@@ -286,10 +289,11 @@ def tried(name: str, peer: str) -> dict:
 def line(who: str, found: dict, ours: dict) -> str:
     if "failed" in found:
         return f"{who:12}  {found['failed']}"
-    numbers = "".join(
-        f"{found[what]:{width}.{digits}f}{found[what] / ours[what]:9.2f}"
-        for what, width, digits in (("seconds", 9, 2), ("peak", 11, 0))
-    )
+    with np.errstate(all="ignore"):  # a small model may take no memory
+        numbers = "".join(
+            f"{found[what]:{width}.{digits}f}{found[what] / ours[what]:9.2f}"
+            for what, width, digits in (("seconds", 9, 2), ("peak", 11, 0))
+        )
     away = difference(found["result"], ours["result"])
     return f"{who:12}{version(who):8}{numbers}{away:13.1e}"
 

@@ -86,7 +86,8 @@ def influences(options: argparse.Namespace) -> Comparison:
         return [(prompt + response, len(response)) for prompt, response in pairs]
 
     def ours(updates, probes):
-        return influence(model, tokenizer, updates, probes, progress=False)[..., 0]
+        limits = {"memory": options.memory, "progress": False}
+        return influence(model, tokenizer, updates, probes, **limits)[..., 0]
 
     fed = sum(len(ids) for ids, _ in tokens(rows))
     told = f"influence, {len(updates)} updates × {len(probes)} probes, {fed} tokens"
@@ -218,8 +219,8 @@ def nngeometry(model: nn.Module) -> Callable:
     layers = LayerCollection.from_model(model)
 
     def method(x):
-        backend = TorchHooksJacobianBackend(model, lambda x: model(x), layer_collection=layers)
-        return FMatDense(backend, examples=(x.clone(),)).to_torch().permute(1, 3, 0, 2).numpy()
+        backend = TorchHooksJacobianBackend(model, layer_collection=layers)
+        return FMatDense(backend, examples=(x,)).to_torch().permute(1, 3, 0, 2).numpy()
 
     return method
 
@@ -250,7 +251,8 @@ def measured(it: Comparison, who: str) -> dict:
     expected = it.ours(*it.few)
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):  # for what they write
         method = it.ours if who == OURS else it.peers[who]()
-        if (far := difference(method(*it.few), expected)) > CLOSE:
+        far = difference(method(*it.few), expected)
+        if not far <= CLOSE:  # NaN is not
             raise ValueError(f"{far:.1e} of the largest number away, so it is not timed")
         before, start = start_memory(CPU), time.process_time()
         result = method(*it.whole)
@@ -289,12 +291,14 @@ def tried(name: str, peer: str) -> dict:
 def line(who: str, found: dict, ours: dict) -> str:
     if "failed" in found:
         return f"{who:12}  {found['failed']}"
+    away = difference(found["result"], ours["result"])
+    if not away <= CLOSE:
+        return f"{who:12}  {away:.1e} of the largest number away, so its time is not shown"
     with np.errstate(all="ignore"):  # a small model may take no memory
         numbers = "".join(
             f"{found[what]:{width}.{digits}f}{found[what] / ours[what]:9.2f}"
             for what, width, digits in (("seconds", 9, 2), ("peak", 11, 0))
         )
-    away = difference(found["result"], ours["result"])
     return f"{who:12}{version(who):8}{numbers}{away:13.1e}"
 
 
@@ -306,6 +310,7 @@ def options_known() -> argparse.ArgumentParser:
     found.add_argument("--peer", nargs="+", choices=PINNED, default=[*PINNED])
     found.add_argument("--updates", type=int, default=16)
     found.add_argument("--probes", type=int, default=16)
+    found.add_argument("--memory", type=float, default=8e9, help="bytes, of lmdyn's influence")
     found.add_argument("--prompts", type=int, default=8, help="of score")
     found.add_argument("--batch", type=int, default=4, help="sequences in a batch of lm-eval")
     found.add_argument("--images", type=int, default=300)

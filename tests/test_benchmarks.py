@@ -152,10 +152,15 @@ def test_a_peer_that_disagrees_or_fails_is_told_and_not_timed(peers):
     def broken(*_):
         raise RuntimeError("two\nlines")
 
-    one = {"installed": ["nngeometry"], "nngeometry": other}
-    assert peers("--only", "entk", **one)[-1].split(maxsplit=1)[1] == (
-        "ValueError: 1.0e-02 of the largest number away, so it is not timed"
-    )
+    def other_later(model):
+        return lambda x: (1 if len(x) == 8 else np.nan) * entk(model, x).numpy()
+
+    for made, told in (
+        (other, "ValueError: 1.0e-02 of the largest number away, so it is not timed"),
+        (other_later, "nan of the largest number away, so its time is not shown"),
+    ):
+        lines = peers("--only", "entk", "--images", "9", installed=["nngeometry"], nngeometry=made)
+        assert lines[-1].split(maxsplit=1) == ["nngeometry", told]
     two = {"installed": ["bergson"], "GRADIENTS": {"bergson": broken}}
     *_, kronfluence, bergson = peers("--only", "influence", **two)
     assert "pip install kronfluence" in kronfluence

@@ -181,7 +181,7 @@ def scores(options: argparse.Namespace, types: list[str] | None = None) -> Compa
     count = sum(len(row.responses) for row in encode(tokenizer, probes))
     told = f"score, {len(probes)} prompts × up to {len(probes.types)} types, {count} responses"
     peers = {"lm-eval": partial(lm_eval, model, tokenizer, options.batch)}
-    return Comparison(told, (probes[:2],), (probes,), ours, peers)
+    return Comparison(told, (probes[:1],), (probes,), ours, peers)
 
 
 def lm_eval(model, tokenizer, batch: int) -> Callable:

@@ -1,24 +1,65 @@
-"""The benchmark that waits for a GPU, in small on a CPU."""
+"""The benchmarks that wait for a GPU, or for peers, in small and without them."""
 
 import importlib.util
 import json
+import logging
 import sys
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+
+from lmdyn import entk
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
 
 
-@pytest.fixture
-def gpu(monkeypatch):
+def imported(name, monkeypatch):
     monkeypatch.syspath_prepend(FOLDER)  # benchmarks import each other
-    spec = importlib.util.spec_from_file_location("gpu", FOLDER / "gpu.py")
+    spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "gpu", module)  # for its dataclasses
+    monkeypatch.setitem(sys.modules, name, module)  # for its dataclasses
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    return imported("gpu", monkeypatch)
+
+
+@pytest.fixture
+def peers(monkeypatch, tmp_path, capsys):
+    """What is printed for some arguments, each method run in this process, by peers of a test."""
+    module = imported("peers", monkeypatch)
+    for name in ("TQDM_DISABLE", "PYTHONWARNINGS"):  # which it sets for its processes
+        monkeypatch.setenv(name, "")
+    monkeypatch.setattr(logging, "disable", lambda level: None)
+    small = ["--model", "tiny", "--rows", "world", "--updates", "3", "--probes", "4"]
+    small += ["--prompts", "1", "--images", "3"]
+
+    def printed(*arguments, installed=(), **made):
+        def read(*more):
+            return module.options_known().parse_args([*small, *arguments, *more])
+
+        def found_by(method):
+            out = str(tmp_path / "found.npz")
+            module.run(read("--method", method, "--out", out))
+            return dict(np.load(out))
+
+        def version(name):
+            if name in module.PINNED and name not in installed:
+                raise PackageNotFoundError(name)
+            return "0"
+
+        for name, value in {"found_by": found_by, "version": version, **made}.items():
+            monkeypatch.setattr(module, name, value)
+        module.main(read())
+        return capsys.readouterr().out.splitlines()
+
+    return printed
 
 
 @pytest.mark.slow
@@ -67,3 +108,60 @@ def test_without_a_gpu_it_says_so_in_a_line(gpu, monkeypatch, capsys):
     assert gpu.main(["--device", "cpu"]) == 2
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 2 and "no GPU here" in lines[0] and "add --tiny" in lines[1]
+
+
+def test_peers_that_are_not_installed_are_named_and_the_rest_runs(peers):
+    lines = peers()
+    ours = [line.split() for line in lines if line.startswith("lmdyn")]
+    assert len(ours) == 4 and all(row[-1] == "0.0e+00" for row in ours)
+    assert all(float(row[2]) > 0 and row[3] == "1.00" for row in ours)
+    told = [line.split(maxsplit=1) for line in lines if "not installed" in line]
+    lm_eval = ["lm-eval", "not installed: pip install lm-eval==0.4.13"]
+    assert told == [
+        ["kronfluence", "not installed: pip install kronfluence==1.0.1"],
+        ["bergson", "not installed: pip install bergson==2.5.1"],
+        *(lm_eval, lm_eval),
+        ["nngeometry", "not installed: pip install nngeometry==0.4"],
+    ]
+
+
+def test_a_peer_gets_the_tokens_and_the_weights_that_are_compared(peers):
+    def brute(model, names, tokens):
+        weights = [model.get_submodule(name).weight.requires_grad_() for name in names]
+
+        def gradient(ids, kept):
+            logp = model(torch.tensor([ids])).logits[0, :-1].log_softmax(-1)
+            loss = -logp[range(-kept, 0), ids[-kept:]].sum()
+            return torch.cat([g.flatten() for g in torch.autograd.grad(loss, weights)])
+
+        def method(updates, probes):
+            left, right = ([gradient(*row) for row in tokens(rows)] for rows in (updates, probes))
+            return (torch.stack(left) @ torch.stack(right).T).numpy()
+
+        return method
+
+    lines = peers("--only", "influence", installed=["bergson"], GRADIENTS={"bergson": brute})
+    row = next(line.split() for line in lines if line.startswith("bergson"))
+    assert len(row) == 7 and 0 < float(row[-1]) < 1e-4
+
+
+def test_a_peer_that_disagrees_or_fails_is_told_and_not_timed(peers):
+    def other(model):
+        return lambda x: 1.01 * entk(model, x).numpy()
+
+    def broken(*_):
+        raise RuntimeError("two\nlines")
+
+    def other_later(model):
+        return lambda x: (1 if len(x) == 8 else np.nan) * entk(model, x).numpy()
+
+    for made, told in (
+        (other, "ValueError: 1.0e-02 of the largest number away, so it is not timed"),
+        (other_later, "nan of the largest number away, so its time is not shown"),
+    ):
+        lines = peers("--only", "entk", "--images", "9", installed=["nngeometry"], nngeometry=made)
+        assert lines[-1].split(maxsplit=1) == ["nngeometry", told]
+    two = {"installed": ["bergson"], "GRADIENTS": {"bergson": broken}}
+    *_, kronfluence, bergson = peers("--only", "influence", **two)
+    assert "pip install kronfluence" in kronfluence
+    assert bergson.split(maxsplit=1) == ["bergson", "RuntimeError: two lines"]

@@ -25,7 +25,6 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig
 
 from lmdyn import lm
 from lmdyn.lm.batches import TOKENS
-from lmdyn.lm.diagnose import PAIRS
 from lmdyn.lm.influence._gradients import PASS_TOKENS, SLAB_BYTES
 from lmdyn.lm.recipes import Stage
 from lmdyn.lm.recipes.running import memory, operations
@@ -180,9 +179,9 @@ class Cost:
         return max(self._trial(), self._blocks(rows, BUDGET, formed)), passes + work
 
     def diagnose(self, rows: Rows) -> tuple[float, float]:
-        """The direction that lowers held-out answers, 16 or all; then four pairs at a time."""
+        """The direction that lowers held-out answers, 16 or all; then a pair at a time."""
         held_out = Rows(min(16, rows.n), rows.prompt, rows.answer, 1)
-        some = Rows(min(PAIRS, rows.n), rows.prompt, rows.answer, 2)
+        some = Rows(1, rows.prompt, rows.answer, 2)
         first, work = self.sgd_direction(held_out)
         work += 2 * self.forward(rows.fed_apart, rows.predicted)
         formed, products = self.products(some, form=True)

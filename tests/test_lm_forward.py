@@ -1,15 +1,20 @@
 """Hidden states, logits and log-probs of batches, against the model's own of single sequences."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
+from accelerate import cpu_offload
 from tiny import FAMILIES, tiny, tiny_rows
 
 from lmdyn.lm.batches import pack
 from lmdyn.lm.data import as_probes
 from lmdyn.lm.forward import body, full_logits, hidden, token_logps
+from lmdyn.lm.influence import influence
 from lmdyn.lm.score import score
 from lmdyn.lm.tokens import encode
+from lmdyn.lm.train import finetune
 from lmdyn.lm.ways import LogProbs, token_values, ways
 
 
@@ -141,3 +146,16 @@ def test_log_probs_of_rows_are_those_of_score(family):
         np.testing.assert_allclose(every[name], logp)
         assert log_probs.lengths[name].tolist() == n.tolist()
         assert some[name].requires_grad
+
+
+def test_offloaded_weights_are_refused_in_words():
+    model, tokenizer = tiny("llama")
+    cpu_offload(model.model.layers[0], torch.device("cpu"))  # its weights are there in a pass alone
+    calls = (score, partial(finetune, epochs=1, lr=1e-3, batch_size=2), influence_of_itself)
+    for call in calls:
+        with pytest.raises(ValueError, match="some weights are offloaded: load the model whole"):
+            call(model, tokenizer, tiny_rows())
+
+
+def influence_of_itself(model, tokenizer, rows):
+    return influence(model, tokenizer, rows, rows)

@@ -23,6 +23,7 @@ from lmdyn.lm.data import as_probes
 from lmdyn.lm.forward import hidden
 from lmdyn.lm.recipes import catalogue, dry_run, extend, read, run
 from lmdyn.lm.recipes.running import lengths, memory, operations
+from lmdyn.lm.settings import Plan
 from lmdyn.lm.tokens import encode
 from lmdyn.lm.trajectory import STATS
 
@@ -54,7 +55,8 @@ def written(file, rows):
 
 def test_the_catalogue_has_the_papers_models_and_datasets_and_small_ones():
     names = [f"{small}-{kind}" for small in ("tiny", "smollm2") for kind in ("dpo", "extend")]
-    names += ["tiny-sft", "tiny-on-policy", "paper-sft", "paper-dpo", "paper-extend"]
+    names += ["smollm2-first", "tiny-sft", "tiny-on-policy"]
+    names += ["paper-sft", "paper-dpo", "paper-extend"]
     models = ["pythia-410m", "pythia-1b", "pythia-1.4b", "pythia-2.8b"]
     models += ["qwen1.5-0.5b", "qwen1.5-1.8b"]
     names += [f"{m}-{d}-{k}" for m in models for d in ("hh", "ultrafeedback") for k in KINDS]
@@ -412,6 +414,17 @@ def test_a_dry_run_tells_updates_memory_and_time(tmp_path):
     assert not [part for part in parts if part not in text]
     text = dry_run(read("pythia-410m-hh-dpo-t4", changes), four)
     assert "memory    about 6.4" in text and "activations 0.1" in text
+
+
+def test_the_first_look_reads_whatever_pairs_and_stays_small(tmp_path):
+    rows = [{"prompt": f"{i}?", "chosen": f" {i}.", "rejected": " no"} for i in range(30)]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    recipe = read("smollm2-first", [f"data.source={tmp_path / 'pairs.jsonl'}"])
+    learn, probes = recipe.load(recipe.data), recipe.load(recipe.probes)
+    assert (len(learn), len(probes), probes.types) == (12, 6, ("chosen", "rejected"))
+    assert all(set(probes.types) <= row.keys() for row in probes)  # none is absent from its table
+    (stage,) = recipe.stages
+    assert Plan(n_rows=12, **stage.settings()).probings == 4 and stage.loss == "dpo"
 
 
 def test_a_dry_run_says_what_it_cannot_know(tmp_path, monkeypatch):

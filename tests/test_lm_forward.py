@@ -10,8 +10,10 @@ from tiny import FAMILIES, tiny, tiny_rows
 
 from lmdyn.lm.batches import pack
 from lmdyn.lm.data import as_probes
+from lmdyn.lm.diagnose import diagnose
 from lmdyn.lm.forward import body, full_logits, hidden, token_logps
 from lmdyn.lm.influence import influence
+from lmdyn.lm.predict import sgd_direction
 from lmdyn.lm.score import score
 from lmdyn.lm.tokens import encode
 from lmdyn.lm.train import finetune
@@ -151,8 +153,8 @@ def test_log_probs_of_rows_are_those_of_score(family):
 def test_offloaded_weights_are_refused_in_words():
     model, tokenizer = tiny("llama")
     cpu_offload(model.model.layers[0], torch.device("cpu"))  # its weights are there in a pass alone
-    calls = (score, partial(finetune, epochs=1, lr=1e-3, batch_size=2), influence_of_itself)
-    for call in calls:
+    learning = partial(finetune, epochs=1, lr=1e-3, batch_size=2)
+    for call in (score, learning, influence_of_itself, diagnose, sgd_direction):
         with pytest.raises(ValueError, match="some weights are offloaded: load the model whole"):
             call(model, tokenizer, tiny_rows())
 

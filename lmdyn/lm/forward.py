@@ -75,8 +75,6 @@ def evaluating(model: nn.Module):
 @contextmanager
 def undisturbed(model) -> Iterator[None]:
     """Derivatives of the plain function inside, whatever mode the model and its caller are in."""
-    if any(weight.is_meta for weight in model.parameters()):
-        raise ValueError("some weights are offloaded: load the model whole, without offloading")
     autocast = torch.autocast(model.device.type, enabled=False)
     precision = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")

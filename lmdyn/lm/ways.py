@@ -83,7 +83,7 @@ def ways(
 
 
 def check_kind(model) -> None:
-    """Refuse what is no causal language model."""
+    """Refuse what is no causal language model, or not there as a whole."""
     kind, config = type(model).__name__, getattr(model, "config", None)
     if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
         raise ValueError(f"{kind} wraps the model: pass its .module")
@@ -91,6 +91,8 @@ def check_kind(model) -> None:
         raise ValueError(f"model must be a causal language model of transformers, got {kind}")
     if getattr(config, "is_encoder_decoder", False):
         raise ValueError(f"{kind} has an encoder: only a model that goes on with a text is read")
+    if any(weight.is_meta for weight in model.parameters()):
+        raise ValueError("some weights are offloaded: load the model whole, without offloading")
 
 
 def check_fits(model, encoded: Sequence[Encoded]) -> None:

@@ -7,6 +7,7 @@ import numpy as np
 
 from audit.scale import best_stop
 from lmdyn import lm
+from lmdyn.checks import check_known
 
 PAIR = ("chosen", "rejected")
 COMMON = {"batch_size": 4, "optimizer": "adamw", "clip": 10.0}
@@ -96,6 +97,7 @@ def plan(found: dict, size: Size, precision: str, arms: Sequence[str] = ()) -> I
         return Run(f"start {name}", settings, precision, "start", both=both)
 
     def tune(arm, lr, seed=0, precision=precision, role="whole", **more):
+        check_known("arm", arm, ARMS)
         begin, change = ARMS[arm]
         settings = TUNE | {"lr": lr, "epochs": size.epochs, "seed": seed} | change | more
         # What is sampled should not depend on the batch: TF32 may make it.

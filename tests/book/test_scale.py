@@ -160,6 +160,8 @@ def test_arms_can_be_named_and_begin_with_what_they_share_once():
     assert [run.arm for run in runs] == ["start sft", "start sft", "dpo", "rpo", "dpo"]
     assert [run.settings["seed"] for run in runs] == [0, 1, 0, 0, 1]
     assert [run.start for run in runs[2:]] == [runs[0], runs[0], runs[1]]
+    with pytest.raises(ValueError, match="unknown arm 'dppo': did you mean 'dpo'"):
+        list(plan({}, SMALL, "fp32", ["dppo:1"]))
 
 
 def test_runs_make_a_record_that_an_interruption_does_not_undo(tmp_path, monkeypatch, capsys):

@@ -145,6 +145,8 @@ def narrow(text):
     found = columns(figure)
     legends = [[legend for axes in drawn for legend in loose(axes)] for drawn, _ in found]
     legends[0] = parts(figure, "legend_") + legends[0]
+    if len(found) < 2 and not legends[0]:
+        return None
     share_values(found)
     boxes = [around(map(extent, drawn)) for drawn, _ in found]
     margin = max(inner[0] - box[0] for (_, inner), box in zip(found, boxes, strict=True))

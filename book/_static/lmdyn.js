@@ -83,7 +83,7 @@ function fit() {
     if (!drawn) continue;
     drawn.style.maxWidth = "";
     const wide = figure.scrollWidth / figure.clientWidth;
-    if (wide > 1 && wide < 1.1) drawn.style.maxWidth = "100%";
+    if (wide > 1 && wide < 1.15) drawn.style.maxWidth = "100%";
   }
 }
 

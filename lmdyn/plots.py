@@ -96,7 +96,7 @@ def responses(x, series, ax=None, names=True) -> Axes:
         return ax
     ax.figure.canvas.draw()  # the axis has its final height only then
     low, high = ax.get_ylim()
-    gap = 10.5 * (high - low) * ax.figure.dpi / (72 * ax.get_window_extent().height)
+    gap = 12 * (high - low) * ax.figure.dpi / (72 * ax.get_window_extent().height)
     order = sorted(ends, key=ends.get)
     steps = gap * np.arange(len(order))
     free = np.array([ends[name] for name in order]) - steps

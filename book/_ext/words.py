@@ -42,7 +42,8 @@ def explain(app, doctree, docname):
 def unbroken(app, doctree, docname):
     """No line ends at a ±, before a %, in a range or in an exponent."""
     for text in list(doctree.findall(nodes.Text)):
-        verbatim = isinstance(text.parent, nodes.literal | nodes.literal_block | nodes.math)
+        # Code, formulas and HTML, whose scripts may hold such numbers, stay as they are.
+        verbatim = isinstance(text.parent, nodes.literal | nodes.math | nodes.FixedTextElement)
         if verbatim or text.parent is None:
             continue
         whole = text.replace(" ± ", "\u00a0±\u00a0").replace(" %", "\u00a0%")

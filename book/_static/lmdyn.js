@@ -83,17 +83,41 @@ function fit() {
     if (!drawn) continue;
     drawn.style.maxWidth = "";
     const wide = figure.scrollWidth / figure.clientWidth;
-    if (wide > 1 && wide < 1.1) drawn.style.maxWidth = "100%";
+    if (wide > 1 && wide < 1.15) drawn.style.maxWidth = "100%";
+  }
+}
+
+/* On a phone a table that is too wide, or that has many columns of broken lines, becomes a list:
+   a block for each row, in it the heads of the columns. */
+function list() {
+  for (const table of document.querySelectorAll(".bd-article table")) {
+    const rows = [...(table.tBodies[0]?.rows ?? [])], heads = table.tHead?.rows[0]?.cells ?? [];
+    table.classList.remove("listed");
+    if (innerWidth >= 600 || heads.length < 3) continue;
+    const wide = table.offsetWidth > table.parentElement.clientWidth + 2;
+    const tall = heads.length > 3 && table.tBodies[0].offsetHeight > 64 * rows.length;
+    if (!wide && !tall) continue;
+    table.classList.add("listed");
+    if (table.querySelector(".column")) continue;
+    for (const row of rows) {
+      for (const [i, cell] of [...row.cells].entries()) {
+        const name = document.createElement("span");
+        name.className = "column";
+        name.append(...(heads[i]?.cloneNode(true).childNodes ?? []));
+        if (i) cell.prepend(name);
+      }
+    }
   }
 }
 
 window.addEventListener("load", async () => {
   glossary();
   await window.MathJax?.startup?.promise;
-  fit();
+  const arrange = () => [fit(), list()];
+  arrange();
   let width = innerWidth;
   window.addEventListener("resize", () => {
-    if (innerWidth !== width) fit();
+    if (innerWidth !== width) arrange();
     width = innerWidth;
   });
 });

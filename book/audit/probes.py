@@ -87,7 +87,7 @@ def argmax_of_the_last(faulty: float, right: float) -> Row:
 def twins_react_weaker(twin: float, rephrase: float) -> Row:
     """Their shares of the gain of y+ in one step on it."""
     return (
-        "format twins react as rephrases do, weaker",
+        "format twins react as rephrases do, weaker: in one step of the toy",
         "observed while training",
         f"one step: twin {twin:.0%} of the gain of $y^+$, rephrase {rephrase:.0%}",
         trend(bool(0 < twin < rephrase)),

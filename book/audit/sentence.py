@@ -52,10 +52,10 @@ def equation(error: float, slopes: Mapping[str, float]) -> Row:
 
 
 def symmetric(own: np.ndarray) -> Row:
-    """The table T of a sentence and itself."""
+    """The influences of a sentence's tokens on each other."""
     asymmetry = np.abs(own - own.T).max() / np.abs(own).max()
     return (
-        "$T$ of a sentence and itself is symmetric, its sum not negative",
+        "the influences of a sentence on itself are symmetric, their sum not negative",
         "",
         f"asymmetry {asymmetry:.1g}, sum {own.sum():+.0f}",
         guarantee(bool(asymmetry < 1e-5 and own.sum() >= 0)),
@@ -63,13 +63,14 @@ def symmetric(own: np.ndarray) -> Row:
 
 
 def later_tokens_push(table: np.ndarray, swapped: np.ndarray) -> Row:
-    """T of two sentences (m, l), and what it is with learned and watched swapped."""
+    """Influences between two sentences (m, l), and those with learned and watched swapped."""
     difference = np.abs(swapped - table.T).max() / np.abs(table).max()
     shares = [np.abs(np.triu(t, 1)).sum() / np.abs(t).sum() for t in (table, swapped)]
     return (
-        "$T$ is transposed if learned and watched swap: $l > m$ counts, too",
+        "the table is transposed if learned and watched swap: $l > m$ counts, too",
         "",
-        f"differs by {difference:.1g}; $l > m$ holds {shares[0]:.0%} and {shares[1]:.0%} of $|T|$",
+        f"differs by {difference:.1g}; "
+        f"$l > m$ holds {shares[0]:.0%} and {shares[1]:.0%} of all influence",
         guarantee(bool(difference < 1e-5 and sum(shares) > 0)),
     )
 
@@ -85,7 +86,7 @@ def kernel_reads(ratio: float, n: int) -> Row:
 
 
 def word_lifts_itself(after_same: np.ndarray, after_other: np.ndarray) -> Row:
-    """T where the same word is learned, after the same word and after another."""
+    """Influences where the same word is learned, after the same word and after another."""
     rises = [(values > 0).mean() for values in (after_same, after_other)]
     means = after_same.mean(), after_other.mean()
     return (
@@ -98,9 +99,9 @@ def word_lifts_itself(after_same: np.ndarray, after_other: np.ndarray) -> Row:
 
 
 def rivals_fall(values: np.ndarray) -> Row:
-    """T of other words where all that was read is the same."""
+    """Influences on other words where all that was read is the same."""
     return (
-        "it lowers its rival at a fork",
+        "it lowers its rival at every fork",
         "",
         f"{(values <= 0).mean():.0%} of {len(values)} fall, on average by {values.mean():+.0f}",
         found(bool((values > 0).mean() < 1 - MOST), bool(values.mean() < 0)),
@@ -119,7 +120,7 @@ def line_tells(line: Sequence[float], moves: Sequence[float]) -> Row:
 
 
 def others_fall(values: np.ndarray) -> Row:
-    """T of other words where the last word read is the same."""
+    """Influences on other words where the last word read is the same."""
     return (
         "it lowers another word wherever the last word before is the same",
         "",

@@ -23,6 +23,7 @@ from figures.numbers import (
     remainder,
     shares,
     table,
+    tables,
     tradeoff,
 )
 from figures.tokens import by_type, next_tokens, token_bars, who_sees_whom
@@ -50,6 +51,7 @@ __all__ = [
     "simplex_arrows",
     "simplex_contours",
     "table",
+    "tables",
     "token_bars",
     "tradeoff",
     "who_sees_whom",

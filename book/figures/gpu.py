@@ -19,13 +19,14 @@ def curves(panels, xlabel="update", ylabel="Δ log π, nats") -> np.ndarray:
     low = min(min(curve.min() for curve in of.values()) for _, of, _ in panels.values())
     high = max(max(curve.max() for curve in of.values()) for _, of, _ in panels.values())
     axes[0, 0].set_ylim(low - 0.08 * (high - low), high + 0.08 * (high - low))
-    for ax, (title, (x, of, begin)) in zip(axes[0], panels.items(), strict=True):
+    for ax, (title, (_, _, begin)) in zip(axes[0], panels.items(), strict=True):
         ax.axhline(0, color=NEUTRAL, lw=0.7, zorder=0)
+        ax.set(title=title, xlabel=xlabel)
         if begin is not None:
             ax.axvline(begin, ls=":", lw=1, color=NEUTRAL, zorder=0)
-        plots.responses(x, of, ax=ax)
-        ax.set(title=title, xlabel=xlabel)
     axes[0, 0].set_ylabel(ylabel)
+    for ax, (x, of, _) in zip(axes[0], panels.values(), strict=True):  # for the final heights
+        plots.responses(x, of, ax=ax)
     return axes[0]
 
 

@@ -2,11 +2,10 @@
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import LinearSegmentedColormap
 
-from lmdyn.plots import COLORS, GAIN, LINESTYLES, LOSS, NEUTRAL, axes
+from figures.numbers import SIGNED
+from lmdyn.plots import COLORS, LINESTYLES, NEUTRAL, axes
 
-PULL_PUSH = LinearSegmentedColormap.from_list("pull_push", [LOSS, "white", GAIN])
 BAR = "#c9ced6"
 
 
@@ -26,7 +25,7 @@ def zoo_map(h, pushes, names, groups=(), ax=None) -> Axes:
     ax = axes(ax)
     h, pushes = np.asarray(h), np.clip(np.asarray(pushes), -1, 1)
     extent = (h[0], h[-1], len(pushes) - 0.5, -0.5)
-    style = {"cmap": PULL_PUSH, "vmin": -1, "vmax": 1, "interpolation": "nearest"}
+    style = {"cmap": SIGNED, "vmin": -1, "vmax": 1, "interpolation": "nearest"}
     ax.imshow(pushes, aspect="auto", extent=extent, **style)
     ax.axvline(0, color=COLORS["argmax"], lw=0.9, ls=":")
     for row in range(1, len(pushes)):

@@ -3,10 +3,12 @@
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import TwoSlopeNorm
+from matplotlib.colors import LinearSegmentedColormap, TwoSlopeNorm
 from matplotlib.transforms import Bbox
 
 from lmdyn.plots import COLORS, GAIN, LINESTYLES, LOSS, NEUTRAL, axes
+
+SIGNED = LinearSegmentedColormap.from_list("signed", [LOSS, "white", GAIN])
 
 
 def remainder(lr, measured, expected=None, ax=None) -> Axes:
@@ -94,7 +96,8 @@ def class_matrix(matrix, row, column, label, vmax=None, ax=None) -> Axes:
 
 
 def table(values, rows, columns, label, form=None, top=None, ax=None) -> Axes:
-    """A number for each pair of names, as colour: white is zero where there are both signs.
+    """A number for each pair of names, as colour: white is zero where there are both signs, a
+    gain is blue and a loss orange.
 
     Args:
         values: (rows, columns); NaN stays blank.
@@ -102,8 +105,8 @@ def table(values, rows, columns, label, form=None, top=None, ax=None) -> Axes:
         columns: the names of the columns.
         label: what the colour means, with its unit.
         form: how to write each number into its cell, e.g. ``"{:+.1f}"``; not written if absent.
-        top: where there are both signs, the size from which on the colour stays the same; the
-            largest if absent.
+        top: the size from which on the colour stays the same, with either sign; if absent, the
+            largest where there are both signs.
         ax: Axes to draw on.
 
     Returns:
@@ -112,9 +115,9 @@ def table(values, rows, columns, label, form=None, top=None, ax=None) -> Axes:
     ax = axes(ax)
     values = np.asarray(values, dtype=float)
     low, high = np.nanmin(values), np.nanmax(values)
-    if low < 0 < high:
+    if top or low < 0 < high:
         top = top or max(-low, high)
-        style = {"cmap": "RdBu", "norm": TwoSlopeNorm(0, -top, top)}
+        style = {"cmap": SIGNED, "norm": TwoSlopeNorm(0, -top, top)}
     else:
         style = {"cmap": "Blues"}
     image = ax.imshow(values, aspect="auto", interpolation="nearest", **style)
@@ -128,8 +131,28 @@ def table(values, rows, columns, label, form=None, top=None, ax=None) -> Axes:
                 red, green, blue, _ = image.cmap(image.norm(value))
                 dark = 0.3 * red + 0.59 * green + 0.11 * blue < 0.5
                 ink = "white" if dark else "black"
-                ax.text(j, i, form.format(value), ha="center", va="center", fontsize=9, color=ink)
+                said = form.format(value).replace("-", "−")
+                ax.text(j, i, said, ha="center", va="center", fontsize=9, color=ink)
     return ax
+
+
+def tables(of, rows, columns, label, form, top, axes):
+    """Tables side by side, with the same names and colours.
+
+    Args:
+        of: title → values of `table`.
+        rows, columns, label, form, top: as there.
+        axes: an Axes for each table.
+
+    Returns:
+        The Axes.
+    """
+    for ax, (title, values) in zip(axes, of.items(), strict=True):
+        table(values, rows, columns, label, form, top, ax)
+        ax.set_title(title)
+    for ax in axes[:-1]:
+        ax.images[0].colorbar.remove()
+    return axes
 
 
 def images(batch, titles=None, axes=None):

@@ -7,14 +7,14 @@ from matplotlib.ticker import MaxNLocator
 
 from lmdyn.plots import COLORS, NEUTRAL, axes
 
-# verdict → its colour, and that of the number in it.
+# verdict → its colour, and that of the number in it; "not found" is hatched besides.
 LOOKS = {
     "guarantee, holds": (COLORS["chosen"], "white"),
     "reproduced": ("#7fb8dc", "black"),
     "found": ("#c3dff0", "black"),
     "partly": ("#d5d9df", "black"),
     "not reproduced": (COLORS["rejected"], "black"),
-    "not found": (COLORS["rejected"], "black"),
+    "not found": ("#f3cf9f", "black"),
     "violated": (COLORS["other"], "white"),
     "not testable here": ("white", "black"),
 }
@@ -34,9 +34,9 @@ def verdicts(counts: Mapping[str, Mapping[str, int]], ax=None) -> Axes:
         widths = [of.get(verdict, 0) for of in counts.values()]
         before = known[: known.index(verdict)]
         starts = [sum(of.get(v, 0) for v in before) for of in counts.values()]
-        bars = ax.barh(
-            range(len(counts)), widths, 0.72, starts, color=color, ec=NEUTRAL, lw=0.7, label=verdict
-        )
+        look = {"color": color, "ec": NEUTRAL, "lw": 0.7, "label": verdict}
+        look["hatch"] = "//" if verdict == "not found" else None
+        bars = ax.barh(range(len(counts)), widths, 0.72, starts, **look)
         numbers = [str(width) if width else "" for width in widths]
         ax.bar_label(bars, numbers, label_type="center", color=ink, fontsize=9.5)
     ax.set(yticks=range(len(counts)), yticklabels=counts, ylim=(len(counts) - 0.4, -0.6))

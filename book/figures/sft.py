@@ -47,26 +47,22 @@ def facts(parts, axes):
     axes[0].legend()
 
 
-def pulls(before, after, types, when, ax):
+def pulls(before, after, types, when, axes):
     """Who pulls on what: two tables of three sources, (3, types) each."""
     tables = []
     for found in (before, after):
         shown = found.T.round() + 0.0  # no −0
         shown[[name != "irr_train" for name in types], 1] = np.nan
         tables.append(shown)
-    columns = ("its own row", "the answer's row", "all other rows")
-    figures.table(
-        np.hstack([tables[0], np.full((len(types), 1), np.nan), tables[1]]),
+    return figures.tables(
+        dict(zip(when, tables, strict=True)),
         [plots.NAMES[name][1] for name in types],
-        [*columns, "", *columns],
+        ("its own row", "the answer's row", "all other rows"),
         "nats per unit of learning rate",
         "{:+.0f}",
-        top=40,
-        ax=ax,
+        40,
+        axes,
     )
-    for column, moment in zip((1, 5), when, strict=True):
-        ax.text(column, -0.7, moment, ha="center")
-    return ax
 
 
 def answers(bars, rates, axes):

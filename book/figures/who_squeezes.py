@@ -5,6 +5,7 @@ from matplotlib.colors import SymLogNorm
 from matplotlib.patches import Rectangle
 
 import figures
+from figures.numbers import SIGNED
 from figures.sft import SIZE
 from lmdyn import plots
 
@@ -31,7 +32,7 @@ def pair_map(net, own, others, n_own, axes):
     net, own, others = net[np.ix_(rows, columns)], own[columns], others[columns]
     largest, x = np.abs(net).max(), np.arange(len(own))
     norm = SymLogNorm(largest / 10, vmin=-largest, vmax=largest)
-    image = above.imshow(net, cmap="RdBu", norm=norm, aspect="auto", interpolation="nearest")
+    image = above.imshow(net, cmap=SIGNED, norm=norm, aspect="auto", interpolation="nearest")
     ticks = [-largest, -largest / 4, 0.0, largest / 4, largest]
     bar = above.figure.colorbar(image, ax=above, label="nats per unit of η", ticks=ticks)
     bar.ax.minorticks_off()
@@ -50,7 +51,7 @@ def pair_map(net, own, others, n_own, axes):
     below.axhline(0, color=plots.COLORS["argmax"], lw=0.8)
     below.set_ylabel("nats per unit of η")
     middles = [(n_own - 1) / 2, (n_own + len(own) - 1) / 2]
-    below.set_xticks(middles, ["training prompts", "held-out prompts"])
+    below.set_xticks(middles, ["training prompts", "held-out"])
     below.tick_params(axis="x", length=0)
     below.legend(fontsize=SIZE, loc="lower left")
     for ax in axes:
@@ -119,23 +120,13 @@ def adapters(whole, of_adapters, axes):
         ax.set_ylabel("")
 
 
-def rankings(ranking, names, columns, ax):
+def rankings(ranking, names, columns, axes):
     """Rank correlations of predictions, of what is handed over and of the fall of y+.
 
     Args:
         ranking: "handed", "fall" → (names, columns).
+        axes: two Axes.
     """
-    blank = np.full((len(names), 1), np.nan)
-    figures.table(
-        np.hstack([ranking["handed"], blank, ranking["fall"]]),
-        names,
-        [*columns, "", *columns],
-        "rank correlation",
-        "{:+.2f}",
-        top=1,
-        ax=ax,
-    )
-    middle = (len(columns) - 1) / 2
-    ax.text(middle, -0.7, "handed over", ha="center")
-    ax.text(middle + len(columns) + 1, -0.7, "the fall of $y^+$", ha="center")
-    return ax
+    titles = {"handed": "handed over", "fall": "the fall of $y^+$"}
+    tables = {title: ranking[name] for name, title in titles.items()}
+    return figures.tables(tables, names, columns, "rank correlation", "{:+.2f}", 1, axes)

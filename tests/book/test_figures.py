@@ -243,7 +243,8 @@ def test_table_shows_values_and_names(ax, values, lowest):
     (image,) = ax.images
     assert image.get_array().tolist() == values
     assert image.norm.vmin == lowest
-    assert [text.get_text() for text in ax.texts] == [f"{v:+.0f}" for v in values[0]]
+    said = [f"{v:+.0f}".replace("-", "−") for v in values[0]]
+    assert [text.get_text() for text in ax.texts] == said
     assert [tick.get_text() for tick in ax.get_xticklabels()] == ["b", "c"]
 
 
@@ -256,3 +257,13 @@ def test_tables_can_share_their_colours(ax):
     figures.table([[1.0, -2.0]], ["a"], ["b", "c"], "nats", top=5, ax=ax)
     (image,) = ax.images
     assert (image.norm.vmin, image.norm.vmax) == (-5, 5)
+
+
+def test_tables_side_by_side_have_one_bar_of_colours():
+    figure, axes = plt.subplots(1, 2, sharey=True)
+    of = {"one": [[1.0, 2.0]], "other": [[3.0, -4.0]]}
+    figures.tables(of, ["a"], ["b", "c"], "nats", "{:+.0f}", 5, axes)
+    assert [ax.get_title() for ax in axes] == list(of)
+    assert [(ax.images[0].norm.vmin, ax.images[0].norm.vmax) for ax in axes] == [(-5, 5)] * 2
+    assert len(figure.axes) == 3 and axes[1].images[0].colorbar.ax is figure.axes[2]
+    plt.close(figure)

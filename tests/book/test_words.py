@@ -38,6 +38,12 @@ From 2–5 at 1e-06, 45 % of `3e-04`; one-sided.
 | a | b |
 | - | - |
 | 3 ± 1 | see [elsewhere](https://else.example "titled") |
+
+$$
+7 ± 1
+$$
+
+<script>let small = 6e-4, range = "6–7";</script>
 """
 
 
@@ -73,6 +79,7 @@ def test_numbers_stay_with_their_errors(built):
     assert "1 ± 2" in page or ">±<" in page  # code is as it was written
     assert "2\u2060–\u20605 at 1e\u201106, 45\u00a0% of" in page
     assert "3e-04" in page and "one-sided" in page
+    assert 'let small = 6e-4, range = "6–7";' in page and "7 ± 1" in page
 
 
 @pytest.fixture

@@ -96,6 +96,7 @@ def crossed(groups, xlabel, ylabel, ax):
     ax.axhline(0, color=plots.NEUTRAL, lw=0.8)
     ax.axvline(0, color=plots.NEUTRAL, lw=0.8)
     ax.set(xlabel=xlabel, ylabel=ylabel)
+    ax.locator_params(axis="x", nbins=5)
     ax.legend(fontsize=SIZE)
     return ax
 

@@ -110,8 +110,33 @@ function list() {
   }
 }
 
+/* A formula stays on the line of the bracket before it and of the comma or full stop after it.
+   The space before the name of an exercise is not part of the link, or it would be underlined. */
+function hold() {
+  for (const link of document.querySelectorAll(".solution > .admonition-title > a")) {
+    const name = link.firstChild;
+    if (name?.nodeType !== Node.TEXT_NODE || !name.data.startsWith(" ")) continue;
+    name.data = name.data.trimStart();
+    link.before(" ");
+  }
+  for (const formula of document.querySelectorAll(".bd-article span.math")) {
+    const [before, after] = [formula.previousSibling, formula.nextSibling].map(
+      (node) => (node?.nodeType === Node.TEXT_NODE ? node : null));
+    const opening = before?.data.match(/[([“]+$/)?.[0] ?? "";
+    const closing = after?.data.match(/^(?:’s|[)\].,;:!?’”])+/)?.[0] ?? "";
+    if (!opening && !closing) continue;
+    if (opening) before.data = before.data.slice(0, -opening.length);
+    if (closing) after.data = after.data.slice(closing.length);
+    const held = document.createElement("span");
+    held.className = "held";
+    formula.replaceWith(held);
+    held.append(opening, formula, closing);
+  }
+}
+
 window.addEventListener("load", async () => {
   glossary();
+  hold();
   await window.MathJax?.startup?.promise;
   const arrange = () => [fit(), list()];
   arrange();

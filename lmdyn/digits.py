@@ -82,8 +82,10 @@ class Record:
     Attributes:
         lr: the step size η.
         steps: (S,) updates made so far.
-        accuracy, loss: (S,) share read correctly, mean cross-entropy (nats), on all test images.
-        observed, labels: (N,) where the observed images lie in ``digits.test_x``, their classes.
+        accuracy: (S,) the share of all test images that is read correctly.
+        loss: (S,) the mean cross-entropy on them, nats.
+        observed: (N,) where the observed images lie in ``digits.test_x``.
+        labels: (N,) their classes.
         log_probs: (S, N, V) log π of the observed images, nats.
         accumulated: (S, N, C, V) the part of ``log_probs - log_probs[0]`` that is due to learning
             class u, to first order: the sum over all updates so far of −η/B · A_o Σ K_ou G_u over

@@ -19,8 +19,8 @@ class OneStep:
     A: Tensor  #: (N_o, V, V), the log-softmax Jacobian at each observation
     K: Tensor  #: (N_o, N_u, V, V), the empirical NTK between observations and updates
     G: Tensor  #: (N_u, V), the residual π − y at each update
-    predicted: Tensor  #: (N_o, V), nats: −lr · A · Σ_u K G, the change of log π to first order
-    measured: Tensor  #: (N_o, V), nats: its change; 0 where a probability was and stays zero
+    predicted: Tensor  #: (N_o, V), nats, the change of log π to first order, −lr · A · Σ_u K G
+    measured: Tensor  #: (N_o, V), nats, its change; 0 where a probability was and stays zero
     lr: float  #: the step size
 
 

@@ -115,8 +115,8 @@ def diagnose(
 
     Inner products of the gradients of log π(y+) and log π(y−) with each other and with that of the
     mean log π(y+) of held-out rows: equation 5, summed over tokens, for a step on the pair alone.
-    A pair costs about 1.3 training steps on it, as the gradients of its two responses are needed
-    apart; none is held as a whole.
+    As the gradients of the two responses are needed apart, a pair costs up to two steps of
+    `finetune` on it, about half a step of TRL's; none is held as a whole.
 
     Args:
         model, tokenizer, progress: as in `score`. Dropout is off.

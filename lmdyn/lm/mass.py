@@ -39,7 +39,7 @@ class TokenMass:
 
     @property
     def squeeze(self) -> np.ndarray:
-        """(M,) ‖π‖² − π_y: positive where the label lies in a valley."""
+        """(M,) ‖π‖² − π_y, positive where the label lies in a valley."""
         return self.prob_sq - self.label_prob
 
     def of(self, name: str) -> np.ndarray:

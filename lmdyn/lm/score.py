@@ -26,10 +26,10 @@ class Statistics:
     n_tokens: np.ndarray  #: tokens of the response, EOS included
     logp: np.ndarray  #: log π(y|x) = Σ_l log π(y_l | x, y_<l), EOS included, nats
     argmax_logp: np.ndarray  #: Σ_l max_v log π(v | x, y_<l), nats; along ``chosen``, the paper's y*
-    prob_sq: np.ndarray | None = None  #: ‖π‖², the collision probability: 1/V (uniform) to 1
+    prob_sq: np.ndarray | None = None  #: ‖π‖², the collision probability, 1/V (uniform) to 1
     label_prob: np.ndarray | None = None  #: π_y
     entropy: np.ndarray | None = None  #: −Σ_v π_v log π_v, nats
-    squeeze: np.ndarray | None = None  #: ‖π‖² − π_y: above 0 in a valley (`lmdyn.squeeze_line`)
+    squeeze: np.ndarray | None = None  #: ‖π‖² − π_y, above 0 in a valley (`lmdyn.squeeze_line`)
     prob_norm: np.ndarray | None = None  #: ‖π‖, which the reference's ‖A‖ is made of
     residual_norm: np.ndarray | None = None  #: ‖π − e_y‖, the reference's ‖G‖
 
@@ -40,7 +40,7 @@ class Statistics:
 
     @property
     def residual_norm_sq(self) -> np.ndarray:
-        """(…, N, R) float64, the mean of ‖π − e_y‖² = ‖π‖² − 2π_y + 1: ‖G‖² of SFT."""
+        """(…, N, R) float64, the mean of ‖π − e_y‖² = ‖π‖² − 2π_y + 1, which is ‖G‖² of SFT."""
         return np.float64(self._known("prob_sq")) - 2 * self._known("label_prob") + 1
 
     def column(self, name: str, stat: str) -> np.ndarray:

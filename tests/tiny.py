@@ -170,5 +170,6 @@ def on_smollm2(test):
 
 
 def first(*cases):
-    """The first case, the others beside the slow tests."""
-    return [cases[0], *(pytest.param(case, marks=pytest.mark.slow) for case in cases[1:])]
+    """The first case, the others beside the slow tests, where some may be already."""
+    others = (c if hasattr(c, "marks") else pytest.param(c, marks=pytest.mark.slow) for c in cases)
+    return [cases[0], *[*others][1:]]

@@ -120,11 +120,12 @@ def broadcast(**shapes: Sequence[int]) -> torch.Size:
 def unknown(kind: str, name: str, known: Iterable[str]) -> str:
     """The message for a name that is not known: the nearest one, and all if they are not many."""
     known = list(known)
-    hints = [f"did you mean {x!r}? " for x in get_close_matches(str(name), known, 1, 0.5)]
+    near = get_close_matches(str(name), known, 1, 0.5)
+    hint = f"did you mean {near[0]!r}? " if near else ""
     names = ", ".join(known) or "none"
     if len(known) > 50:  # a model's parameters
         names = f"{known[0]}, {known[1]} and {len(known) - 2} more"
-    return f"unknown {kind} {name!r}: {''.join(hints)}There is {names}"
+    return f"unknown {kind} {name!r}: {hint}There is {names}"
 
 
 def differences(was, now, key: str = "") -> list[str]:

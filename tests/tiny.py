@@ -171,5 +171,8 @@ def on_smollm2(test):
 
 def first(*cases):
     """The first case, the others beside the slow tests, where some may be already."""
-    others = (c if hasattr(c, "marks") else pytest.param(c, marks=pytest.mark.slow) for c in cases)
-    return [cases[0], *[*others][1:]]
+
+    def slow(case):
+        return case if hasattr(case, "marks") else pytest.param(case, marks=pytest.mark.slow)
+
+    return [cases[0], *map(slow, cases[1:])]

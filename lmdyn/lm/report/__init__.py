@@ -132,7 +132,8 @@ def _judge(trajectory: Trajectory) -> dict:
     n, told = len(trajectory.steps), {"train", "test"} <= set(trajectory.split)
     moved = {split: {} for split in ((None, "train", "test") if told else (None,))}
     for split, name in product(moved, trajectory.mean() if n > 1 else ()):
-        change = np.subtract(*trajectory.values(name, split=split)[[-1, 0]], dtype=np.float64)
+        values = trajectory.values(name, split=split).astype(np.float64)
+        change = values[-1] - values[0]
         if not np.isnan(change).all():
             moved[split][name] = change[~np.isnan(change)]
     verdict = {"kind": "unknown", "alerts": [], "held_out": False, "moved": moved}

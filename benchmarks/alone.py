@@ -11,12 +11,13 @@ import numpy as np
 import torch
 
 
-def parser(doc: str, methods: Iterable[str]) -> argparse.ArgumentParser:
-    """The options that these benchmarks share."""
+def parser(doc: str, methods: Iterable[str], device: bool = True) -> argparse.ArgumentParser:
+    """The options that these benchmarks share; of a device, if they can have another."""
     found = argparse.ArgumentParser(description=doc.splitlines()[0])
     found.add_argument("--rows", default="sample", help="a source of load_probes, or JSONL file")
     found.add_argument("--model", default="smollm2-135m")
-    found.add_argument("--device", default="auto")
+    if device:
+        found.add_argument("--device", default="auto")
     found.add_argument("--method", choices=methods, help=argparse.SUPPRESS)
     found.add_argument("--out", help=argparse.SUPPRESS)
     return found

@@ -42,7 +42,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from alone import begin, found_by, peak_memory, start_memory
+from alone import begin, found_by, parser, peak_memory, start_memory
 from torch import nn
 
 from lmdyn import digits, entk
@@ -303,9 +303,8 @@ def line(who: str, found: dict, ours: dict) -> str:
 
 
 def options_known() -> argparse.ArgumentParser:
-    found = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    found.add_argument("--rows", default="sample", help="a source of load_probes, or JSONL file")
-    found.add_argument("--model", default="smollm2-135m")
+    every = [f"{name}:{who}" for name, (_, peers) in COMPARISONS.items() for who in (OURS, *peers)]
+    found = parser(__doc__, every, device=False)
     found.add_argument("--only", nargs="+", choices=COMPARISONS, default=[*COMPARISONS])
     found.add_argument("--peer", nargs="+", choices=PINNED, default=[*PINNED])
     found.add_argument("--updates", type=int, default=16)
@@ -314,9 +313,6 @@ def options_known() -> argparse.ArgumentParser:
     found.add_argument("--prompts", type=int, default=8, help="of score")
     found.add_argument("--batch", type=int, default=4, help="sequences in a batch of lm-eval")
     found.add_argument("--images", type=int, default=300)
-    every = [f"{name}:{who}" for name, (_, peers) in COMPARISONS.items() for who in (OURS, *peers)]
-    found.add_argument("--method", choices=every, help=argparse.SUPPRESS)
-    found.add_argument("--out", help=argparse.SUPPRESS)
     return found
 
 

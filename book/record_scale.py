@@ -46,7 +46,7 @@ from lmdyn.lm.generate import generate, repeated
 from lmdyn.lm.models import locate, pick_device
 from lmdyn.lm.on_policy import finetune_on_policy
 from lmdyn.lm.records import environment, replacing
-from scale_runs import FULL, ON_CPU, PAIR, SMALL, Run, Size, plan
+from scale_runs import COMMON, FULL, ON_CPU, PAIR, SMALL, Run, Size, plan
 
 SAMPLED = {"max_new_tokens": 96, "sample_batch_size": 100}  # of on-policy answers
 
@@ -61,6 +61,7 @@ class Setup(NamedTuple):
     size: Size
     device: str
     parts: Path
+    threads: int = 1
 
     def recipe(self, run: Run) -> dict:
         size, rows = asdict(self.size), read(self.source, self.size).sha256
@@ -111,7 +112,7 @@ def read(source: str, size: Size) -> Data:
 def work(run: Run, setup: Setup) -> None:
     """Make a run and keep what it found; a run that others begin with leaves its model too."""
     began = time.perf_counter()
-    torch.set_num_threads(1)
+    torch.set_num_threads(setup.threads)
     transformers.logging.disable_progress_bar()
     warnings.simplefilter("ignore")  # responses that were cut
     if setup.device.startswith("cuda"):
@@ -147,8 +148,9 @@ def work(run: Run, setup: Setup) -> None:
 
 
 def train(model, tokenizer, data: Data, run: Run, size: Size) -> lm.Trajectory:
-    every = None if run.role == "stop" else size.probe_every  # the whole run has the others
-    settings = run.settings | {"probes": data.probes, "probe_every": every}
+    bare = run.role == "unprobed"
+    every = None if run.role == "stop" or bare else size.probe_every  # the whole run has the others
+    settings = run.settings | {"probes": data.probes[: 1 if bare else None], "probe_every": every}
     settings |= {"progress": False, "mixed_precision": "bf16" if run.precision == "bf16" else "no"}
     if run.arm == "on-policy":
         settings |= {"rounds": settings.pop("epochs"), "epochs": 1, "ref": deepcopy(model)}
@@ -189,7 +191,8 @@ class Progress:
         return time.perf_counter() - self.began
 
     def write(self) -> None:
-        ones = {name: one for name, one in self.found.items() if one is not None}
+        probed = {name for name, run in self.runs.items() if run["role"] != "unprobed"}
+        ones = {name: one for name, one in self.found.items() if one and name in probed}
         if not ones:
             return
         first = next(iter(ones.values()))
@@ -201,9 +204,7 @@ class Progress:
         kept.write(self.out, arrays, meta)
 
 
-def make(
-    progress: Progress, pool: Executor, precision: str, workers: int, deadline: float, arms=()
-):
+def make(progress: Progress, pool: Executor, workers: int, deadline: float, precision: str, *only):
     """Run all that `plan` tells, so many at a time; after the deadline start none."""
     setup, going = progress.setup, {}
 
@@ -212,7 +213,7 @@ def make(
         return started and run.name not in progress.found and run not in going.values()
 
     while True:
-        more = [run for run in plan(progress.found, setup.size, precision, arms) if ready(run)]
+        more = [run for run in plan(progress.found, setup.size, precision, *only) if ready(run)]
         if resumed := [run for run in more if progress.kept(run) is not None]:
             for run in resumed:
                 progress.take(run)
@@ -231,12 +232,14 @@ def main():
     parser.add_argument("--rows", default="hh", help="the paper's HH probing file, if at hand")
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "recorded")
-    parser.add_argument("--workers", type=int, default=1, help="runs at a time, a thread each")
+    parser.add_argument("--workers", type=int, default=1, help="runs at a time")
+    parser.add_argument("--threads", type=int, default=1, help="of each run")
     parser.add_argument(
         "--deadline", type=float, default=math.inf, help="start none after, seconds"
     )
     parser.add_argument("--device", default="auto")
     parser.add_argument("--arms", nargs="+", default=[], metavar="ARM[:SEED]", help="only these")
+    parser.add_argument("--epochs", type=int, help="of these arms; of what they begin with, all")
     parser.add_argument("--bf16", action="store_true", help="compute in bfloat16")
     parser.add_argument("--small", action="store_true", help="a few rows, to see that it runs")
     args = parser.parse_args()
@@ -244,19 +247,27 @@ def main():
     on_gpu, name = device.type == "cuda", f"scale-{Path(args.model).name.removesuffix('-135m')}"
     name += "-arms" * bool(args.arms)
     size = SMALL if args.small else FULL if on_gpu else ON_CPU
+    if args.arms and not on_gpu:
+        size = replace(size, probe_every=size.train // COMMON["batch_size"])  # once an epoch
     precision = "bf16" if args.bf16 else "tf32" if on_gpu else "fp32"
     parts = record.RUNS / f"{name}{'-small' * args.small}"
-    setup = Setup(args.model, args.rows, size, str(device), parts)
+    setup = Setup(args.model, args.rows, size, str(device), parts, args.threads)
     locate(args.model)  # converts SmolLM2, unless that is done
     options = " --bf16" * args.bf16 + " --small" * args.small  # the others are of this machine
     options += f" --arms {shlex.join(args.arms)}" if args.arms else ""
+    options += f" --epochs {args.epochs}" if args.epochs else ""
     meta = environment(device) | {"command": f"python book/record_scale.py{options}"}
-    meta |= {"model": args.model, "workers": args.workers, "size": asdict(size)}
+    meta |= {
+        "model": args.model,
+        "workers": args.workers,
+        "threads": args.threads,
+        "size": asdict(size),
+    }
     meta["rows"] = read(args.rows, size).sha256
     progress = Progress(setup, args.out / name, meta)
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(args.workers, mp_context=spawn) as pool:
-        make(progress, pool, precision, args.workers, args.deadline, args.arms)
+        make(progress, pool, args.workers, args.deadline, precision, tuple(args.arms), args.epochs)
 
 
 if __name__ == "__main__":

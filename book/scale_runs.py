@@ -66,8 +66,9 @@ class Run:
     Attributes:
         both: SFT learns (x, y+) and (x, y−), the paper's extend.
         precision: "tf32", "fp32" or "bf16", of products of matrices.
-        role: "start"; "whole", to the end of its epochs; "stop", a whole one again, up to where it
-            does best; "precision", a whole one again in another.
+        role: "start"; "unprobed", a start that is not in the record; "whole", to the end of its
+            epochs; "stop", a whole one again, up to where it does best; "precision", a whole one
+            again in another.
     """
 
     arm: str
@@ -84,17 +85,20 @@ class Run:
         return f"{self.arm}, lr {of['lr']:g}, {long}, seed {of['seed']}, {self.precision}"
 
 
-def plan(found: dict, size: Size, precision: str, arms: Sequence[str] = ()) -> Iterator[Run]:
+def plan(
+    found: dict, size: Size, precision: str, arms: Sequence[str] = (), epochs: int | None = None
+) -> Iterator[Run]:
     """All runs that can be told from what has been found, the most telling first.
 
     Args:
         arms: "ARM" or "ARM:SEED"; only these then, at the first learning rate.
+        epochs: of these arms, if not as many as of all.
     """
 
     def start(name, seed):
         share, both = STARTS[name]
         settings = SFT | {"epochs": max(1, round(share * size.epochs)), "seed": seed}
-        return Run(f"start {name}", settings, precision, "start", both=both)
+        return Run(f"start {name}", settings, precision, "unprobed" if arms else "start", both=both)
 
     def tune(arm, lr, seed=0, precision=precision, role="whole", **more):
         check_known("arm", arm, ARMS)
@@ -106,7 +110,8 @@ def plan(found: dict, size: Size, precision: str, arms: Sequence[str] = ()) -> I
 
     if arms:
         named = (name.partition(":") for name in arms)
-        runs = [tune(arm, RATES[0], seed=int(seed or 0)) for arm, _, seed in named]
+        more = {"epochs": epochs or size.epochs}
+        runs = [tune(arm, RATES[0], seed=int(seed or 0), **more) for arm, _, seed in named]
         yield from {run.start.name: run.start for run in runs}.values()  # each once
         yield from runs
         return

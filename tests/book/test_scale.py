@@ -174,7 +174,7 @@ def test_runs_make_a_record_that_an_interruption_does_not_undo(tmp_path, monkeyp
 
     def record(deadline=np.inf):
         progress = record_scale.Progress(setup, tmp_path / "scale", {"size": {"epochs": 1}})
-        record_scale.make(progress, Here(), "fp32", workers=1, deadline=deadline)
+        record_scale.make(progress, Here(), 1, deadline, "fp32")
         return Scale.load(tmp_path / "scale")
 
     found = record()

@@ -60,10 +60,34 @@ def test_passes_of_a_few_examples_give_the_same(monkeypatch):
     same(entk_vp(model, x, x, g), product)
 
 
-def test_a_pass_over_two_sets_goes_back_once_a_logit_and_once_more(monkeypatch):
+class Loud(torch.autograd.Function):
+    """tanh, whose backward pass looks at a number: not for several logits at once."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(y := x.tanh())
+        return y
+
+    @staticmethod
+    def backward(ctx, grad):
+        (y,) = ctx.saved_tensors
+        return grad * (1 - y * y) if grad.abs().sum().item() else grad
+
+
+@pytest.mark.parametrize(
+    ("act", "logits", "per_set"),
+    [
+        pytest.param(nn.Tanh(), 16, 1, id="at once"),
+        pytest.param(nn.Tanh(), 3, 2, id="by threes"),
+        pytest.param(models.Lambda(Loud.apply), 16, 1 + 4, id="one by one"),
+    ],
+)
+def test_a_pass_goes_back_for_several_logits_at_once_and_once_more(
+    act, logits, per_set, monkeypatch
+):
     """What tells examples apart is added up from the passes of the logits, but for one."""
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Tanh(), nn.Flatten(), nn.Linear(18, 4)).double()
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), act, nn.Flatten(), nn.Linear(18, 4)).double()
     x, passes, grad = torch.randn(5, 1, 5, 5, dtype=torch.float64), [], torch.autograd.grad
 
     def counted(*given, **named):
@@ -71,8 +95,9 @@ def test_a_pass_over_two_sets_goes_back_once_a_logit_and_once_more(monkeypatch):
         return grad(*given, **named)
 
     monkeypatch.setattr(torch.autograd, "grad", counted)
+    monkeypatch.setattr(factors, "LOGITS", logits)
     found = entk(model, x[:2], x[2:])
-    assert len(passes) == 2 * (4 + 1)
+    assert len(passes) == 2 * (per_set + 1)
     same(found, brute.kernel(model, x, x)[:2, 2:])
 
 

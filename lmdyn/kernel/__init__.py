@@ -88,10 +88,7 @@ def _jvp(model: nn.Module, params: dict, step: dict, x: Tensor) -> Tensor:
     primals = {name: p.detach() for name, p in params.items()}
     try:
         z, dz = torch.func.jvp(lambda p: functional_call(model, p, (x,)), (primals,), (step,))
-    except torch.cuda.OutOfMemoryError:
-        raise
-    except (NotImplementedError, RuntimeError):
-        # Some operations have no forward mode: differentiate the backward pass instead.
+    except RuntimeError:  # an operation without forward mode: differentiate the backward pass
         z = model(x)
         dual = torch.zeros_like(z, requires_grad=True)
         weights, modes = [*params.values()], {"create_graph": True, "materialize_grads": True}
@@ -161,7 +158,7 @@ def learned(model: nn.Module, **batches: Tensor) -> dict[str, Tensor]:
     if half := {p.dtype for p in params.values()} - {torch.float32, torch.float64}:
         raise ValueError(f"the kernel needs float32 or float64 weights, got {half.pop()}")
     with torch.enable_grad(), keeping_buffers(model):
-        for x in batches.values():
+        for x in {x.shape[1:]: x for x in batches.values()}.values():
             others = [y[[0, -1]] for y in batches.values() if y.shape[1:] == x.shape[1:]]
             _check_alone(model, x[:1], torch.cat([x[:1], *others]))
     return params

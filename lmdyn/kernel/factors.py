@@ -9,6 +9,7 @@ repeated calls) of outer products  δ_t ⊗ a_t.  Two exact forms:
 """
 
 import math
+import warnings
 from collections import defaultdict
 
 import torch
@@ -22,6 +23,8 @@ CHUNK_BYTES = 2**28
 # Up to this many examples share one pass: enough to fill the cores, small enough that their
 # weights in the check of the layout stay far apart.
 PASS_EXAMPLES = 50
+# Logits that share a backward pass, which then keeps as many times what it keeps for one.
+LOGITS = 16
 # Operations that the elementwise product of an entry costs, in the choice between the two forms.
 ELEMENTWISE = 16
 
@@ -96,8 +99,7 @@ class Plan:
         unused = seen.output.new_zeros(()).expand(*seen.output.shape, 1)
         others = set(self.params) - self.generic.union(*self.outer)
         each = {p: unused.expand(-1, -1, p.numel()) for p in self.params if p in others}
-        dense = [*(each | jacobians).values()]
-        dense += [self._generic(x)] if self.generic else []
+        dense = [*(each | jacobians).values(), *([self._generic(x)] if self.generic else [])]
         return factors + ([(torch.cat(dense, -1).unsqueeze(1), None)] if dense else [])
 
     def _by_example(self, seen: Trace) -> dict[Call, tuple[Tensor, Tensor]]:
@@ -118,16 +120,19 @@ class Plan:
         signs = torch.randn(v, generator=torch.Generator().manual_seed(0)).to(z)
         weights = torch.linspace(1, 2, n, dtype=z.dtype, device=z.device)[:, None]
         units = torch.eye(v, dtype=z.dtype, device=z.device)[:, None].expand(v, n, v)
-        each = [*zip(*map(gradients, units), strict=True)]  # of each call V of (rows, …)
-        plain = (sum(map(torch.mul, signs, grads)) for grads in each)
+        try:
+            with warnings.catch_warnings(action="ignore"):  # where it can, but slowly
+                each = torch.vmap(gradients, chunk_size=LOGITS)(units)  # of each call (V, rows, …)
+        except RuntimeError:  # a backward pass that does not take several logits at once
+            each = [torch.stack(of) for of in zip(*map(gradients, units), strict=True)]
+        plain = (torch.tensordot(signs, grads, 1) for grads in each)
         pairs = zip(plain, gradients(weights * signs), strict=True)
         axes = [_examples_axis(*pair, weights) for pair in pairs]
-        alone = [call.params for call, axis in zip(calls, axes, strict=True) if axis is None]
-        self.unclear.update(*alone)
+        self.unclear.update(*(c.params for c, a in zip(calls, axes, strict=True) if a is None))
         if self.unclear:
             return {}
-        of_calls = zip(each, axes, strict=True)
-        deltas = [torch.stack([_by_rows(g, n, a) for g in grads], 2) for grads, a in of_calls]
+        by_rows = torch.vmap(_by_rows, (0, None, None), 2)
+        deltas = [by_rows(grads, n, axis) for grads, axis in zip(each, axes, strict=True)]
         features = [_by_rows(c.features().detach(), n, a) for c, a in zip(calls, axes, strict=True)]
         return dict(zip(calls, zip(features, deltas, strict=True), strict=True))
 

@@ -106,8 +106,9 @@ def responses(x, series, ax=None, names=True) -> Axes:
     heights = steps + (up + down) / 2
     for name, height in zip(order, heights, strict=True):
         color, _, label = look(name)
-        at = {"xytext": (5, 0), "textcoords": "offset points", "va": "center", "fontsize": 9}
-        ax.annotate(label, (x[-1], height), color=color, annotation_clip=False, **at)
+        at = {"xytext": (3, 0), "textcoords": "offset points", "va": "center", "fontsize": 9}
+        at |= {"xycoords": ax.get_yaxis_transform(), "annotation_clip": False}
+        ax.annotate(label, (1, height), color=color, **at)
     ax.set_ylim(min(low, heights.min() - gap), max(high, heights.max() + gap))
     return ax
 
@@ -128,16 +129,15 @@ def mass(groups, families, ax=None) -> Axes:
         groups: group → part → its gain, or those of R runs: the mean as a bar, each run a dot.
         families: the response family whose colour each part takes.
     """
-    ax = axes(ax)
-    height = 0.8 / len(families)
-    parts = next(iter(groups.values()))
+    ax, height, parts = axes(ax), 0.8 / len(families), next(iter(groups.values()))
     for number, (part, family) in enumerate(zip(parts, families, strict=True)):
         gains = [np.atleast_1d(of[part]) for of in groups.values()]
         y = np.arange(len(groups)) - 0.4 + (number + 0.5) * height
         ax.barh(y, list(map(np.mean, gains)), height, color=COLORS[family], alpha=0.8, label=part)
         for place, of_runs in zip(y, gains, strict=True):
             if len(of_runs) > 1:
-                ax.plot(of_runs, np.full(len(of_runs), place), ".", ms=4, color=NEUTRAL)
+                look = {"ms": 3, "mfc": "white", "mec": COLORS["argmax"], "mew": 0.7}
+                ax.plot(of_runs, np.full(len(of_runs), place), "o", **look)
     ax.set(yticks=range(len(groups)), yticklabels=groups, ylim=(len(groups) - 0.5, -0.5))
     ax.axvline(0, color=COLORS["argmax"], lw=0.8)
     ax.grid(axis="y", visible=False)

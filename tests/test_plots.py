@@ -71,7 +71,7 @@ def test_mass_draws_a_bar_for_each_part_of_each_group_and_a_dot_for_each_run(ax)
     plots.mass(groups, ["rejected", "random"], ax=ax)
     label, rest = ax.containers
     assert [bar.get_width() for bar in (*label, *rest)] == [-2, 2, 2, -2]
-    dots = [line.get_xdata().tolist() for line in ax.lines if line.get_marker() == "."]
+    dots = [line.get_xdata().tolist() for line in ax.lines if line.get_marker() == "o"]
     assert dots == [[-1, -3], [1, 3]]
     assert [tick.get_text() for tick in ax.get_yticklabels()] == ["valley", "hill"]
     assert ax.yaxis_inverted()  # the first group on top

@@ -45,12 +45,13 @@ def forces(pull, push, names):
             ax.plot(of[:, place], [place] * len(of), "o", ms=6, alpha=0.7, color=color)
         ax.axvline(0, color=plots.NEUTRAL, lw=1)
         ax.set_xscale("symlog", linthresh=1)
+        ax.autoscale_view(scaley=False)  # the line of zero had fixed the limits
         ax.set(title=title, xlabel="nats per unit of learning rate")
     labels = [plots.look(name)[2] for name in names]
     axes[0].set(yticks=range(len(names)), yticklabels=labels, ylim=(len(names) - 0.5, -0.5))
     ticks = [-100, -10, -1, 0, 1]
     axes[1].set(xticks=ticks, xticklabels=[f"{t:d}".replace("-", "−") for t in ticks])
-    axes[0].set(xticks=[-1, 0, 1, 10], xticklabels=["−1", "0", "1", "10"])
+    axes[0].set(xticks=[-1, 0, 1], xticklabels=["−1", "0", "1"])
     return axes
 
 

@@ -6,6 +6,8 @@ from matplotlib.patheffects import withStroke
 
 from lmdyn.plots import COLORS, GAIN, LINESTYLES, LOSS, NEUTRAL, axes
 
+PALE = "#a3abb8"  # of probabilities before a step: seen on light pages and dark ones
+
 
 def probabilities(before, after, y, line=None, log=False, ax=None, labels=None) -> Axes:
     """Where the mass went: every label's probability before and after a step.
@@ -29,13 +31,13 @@ def probabilities(before, after, y, line=None, log=False, ax=None, labels=None) 
     before, after = np.asarray(before), np.asarray(after)
     x = np.arange(len(before))
     crowded = len(x) > 200
-    size = 2 if crowded else float(np.clip(240 / len(x), 4, 9))
+    size = 3 if crowded else float(np.clip(240 / len(x), 4, 9))
     if crowded:
         edges, heights = np.append(x, len(x)) - 0.5, before
     else:  # all bars as one path, with gaps where the height is NaN: one each makes a large file
         edges = (x[:, None] + np.array([-0.4, 0.4])).ravel()
         heights = np.insert(before.astype(float), np.arange(1, len(x)), np.nan)
-    ax.stairs(heights, edges, fill=True, color="#c9ced6", label="before", rasterized=crowded)
+    ax.stairs(heights, edges, fill=True, color=PALE, label="before", rasterized=crowded)
     for up, marker, color, name in (
         (True, "^", GAIN, "gains"),
         (False, "v", LOSS, "falls"),
@@ -70,7 +72,7 @@ def probabilities(before, after, y, line=None, log=False, ax=None, labels=None) 
         ax.set_ylim(0, 1.06 * max(before.max(), after.max()))
     if line is not None and line > ax.get_ylim()[0]:
         ax.axhline(line, ls="--", lw=1.2, color=NEUTRAL, label="squeeze line", zorder=1.5)
-    ax.set_xlim(-0.7, len(x) - 0.3)
+    ax.set_xlim(-0.02 * len(x) if crowded else -0.7, len(x) - 0.3)
     if labels is not None:
         ax.set_xticks(x, labels)
     ax.grid(axis="x", visible=False)
@@ -158,7 +160,7 @@ def label_changes(measured, predicted, spread=None, ax=None) -> Axes:
         label="measured",
     )
     if spread is not None:
-        ax.vlines(x, *np.asarray(spread), color=NEUTRAL, lw=1.2)
+        ax.vlines(x, *np.asarray(spread), color=COLORS["argmax"], lw=1)
     ax.plot(x, predicted, "D", ms=3.5, mfc="white", mec="black", mew=0.9, label="predicted")
     ax.axhline(0, color=NEUTRAL, lw=0.8)
     ax.set_xticks(x)
@@ -189,7 +191,7 @@ def pushes(probs, push, labels, names=("$x^+$", "$x^-$"), ax=None) -> Axes:
     for start, heights, arrows, label in zip(starts, probs, push, labels, strict=True):
         x = start + np.arange(n_labels)
         ax.update_datalim(np.column_stack([x, heights + arrows]))  # arrows alone do not count
-        ax.bar(x, heights, width=0.75, color="#c9ced6")
+        ax.bar(x, heights, width=0.75, color=PALE)
         ax.plot(x[label], heights[label], "o", ms=5, mfc="none", mec=COLORS["argmax"], mew=1)
         for at, height, length in zip(x, heights, arrows, strict=True):
             if abs(length) > 0.01:

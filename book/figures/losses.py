@@ -3,10 +3,9 @@
 import numpy as np
 from matplotlib.axes import Axes
 
+from figures.labels import PALE
 from figures.numbers import SIGNED
 from lmdyn.plots import COLORS, LINESTYLES, NEUTRAL, axes
-
-BAR = "#c9ced6"
 
 
 def zoo_map(h, pushes, names, groups=(), ax=None) -> Axes:
@@ -72,7 +71,7 @@ def two_predictions(probs, other, names, ax=None) -> Axes:
     """
     ax = axes(ax)
     x = np.arange(len(probs))
-    ax.bar(x, probs, 0.7, color=BAR, label=names[0])
+    ax.bar(x, probs, 0.7, color=PALE, label=names[0])
     ax.hlines(other, x - 0.35, x + 0.35, color=COLORS["argmax"], lw=2.2, label=names[1])
     ax.set_xticks(x, x + 1)
     ax.grid(axis="x", visible=False)

@@ -45,7 +45,7 @@ def predicted_measured(predicted, measured, ax=None) -> Axes:
         The Axes.
     """
     ax = axes(ax)
-    ax.plot(predicted, measured, ".", ms=3, color=GAIN, alpha=0.4, mew=0, rasterized=True)
+    ax.plot(predicted, measured, ".", ms=4, color=GAIN, alpha=0.6, mew=0, rasterized=True)
     ax.axline((0, 0), slope=1, color=NEUTRAL, lw=1, ls="--")
     ax.set(xlabel="predicted Δ log π, nats", ylabel="measured Δ log π, nats")
     return ax
@@ -222,8 +222,10 @@ def clouds(groups, ax=None) -> Axes:
     ax = axes(ax)
     looks = {"o": COLORS["chosen"], "s": COLORS["rejected"], "^": COLORS["other"]}
     for (name, (x, y)), (marker, color) in zip(groups.items(), looks.items(), strict=False):
-        dots = {"ms": 3.5, "mew": 0, "alpha": 0.5, "color": color}
-        ax.plot(x, y, marker, label=name, rasterized=len(x) > 500, **dots)
+        dots = {"ms": 3.5, "mew": 0, "color": color}
+        ax.plot([], [], marker, label=name, **dots)  # in the legend, not pale
+        pale = 0.6 if len(x) > 100 else 0.9
+        ax.plot(x, y, marker, rasterized=len(x) > 500, alpha=pale, **dots)
     return ax
 
 

@@ -6,9 +6,9 @@ from matplotlib.axes import Axes
 from matplotlib.offsetbox import AnchoredOffsetbox, HPacker, TextArea
 from matplotlib.patches import FancyBboxPatch
 
+from figures.labels import PALE
 from lmdyn.plots import COLORS, GAIN, LOSS, NEUTRAL
 
-GREY = "#c9ced6"
 LETTERS = {"G": COLORS["other"], "K": COLORS["random"], "A": COLORS["argmax"]}
 
 
@@ -88,17 +88,17 @@ def by_hand(names, before, push, first_order, after, fig=None) -> list[Axes]:
         fig: Figure to draw on.
     """
     fig = plt.figure(figsize=(4.7, 2.5)) if fig is None else fig
-    axes = fig.subplots(1, 3, sharey=True)
+    axes = fig.subplots(1, 3, sharey=True, gridspec_kw={"wspace": 0.1})
     before, push, after = map(np.asarray, (before, push, after))
     rows = np.arange(len(names))
     colors = np.where(after > before, GAIN, LOSS)
-    _numbered(axes[0], before, GREY, "{:.3f}")
+    _numbered(axes[0], before, PALE, "{:.3f}")
     _numbered(axes[1], push, np.where(push > 0, GAIN, LOSS), "{:+.3f}")
     _numbered(axes[2], after, colors, "{:.3f}")
     axes[2].plot(first_order, rows, "D", ms=5, mfc="white", mec="black", mew=1)
     top = 1.65 * max(before.max(), after.max())
     axes[0].set(title="before", xlim=(0, top), yticks=rows, yticklabels=names)
-    reach = 2.4 * np.abs(push).max()
+    reach = 2.0 * np.abs(push).max()
     axes[1].set(title="push on logits", xlim=(-reach, reach))
     axes[1].axvline(0, color=NEUTRAL, lw=0.8)
     axes[1].spines["left"].set_visible(False)

@@ -11,7 +11,7 @@ from lmdyn.plots import COLORS, NEUTRAL, axes
 LOOKS = {
     "guarantee, holds": (COLORS["chosen"], "white"),
     "reproduced": ("#7fb8dc", "black"),
-    "found": ("#c3dff0", "black"),
+    "found": ("#9cc9e6", "black"),
     "partly": ("#d5d9df", "black"),
     "not reproduced": (COLORS["rejected"], "black"),
     "not found": ("#f3cf9f", "black"),

@@ -93,4 +93,5 @@ def signs(line: Sequence[float], moves: Sequence[float], ax: Axes | None = None)
     ax.axhline(0, color=NEUTRAL, lw=0.8, zorder=1)
     ax.axvline(0, color=NEUTRAL, lw=1.2, ls="--", zorder=1)
     ax.set_yscale("symlog", linthresh=1)
+    ax.autoscale_view()  # the lines of zero had fixed the limits
     return ax

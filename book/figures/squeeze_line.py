@@ -5,7 +5,7 @@ from matplotlib.axes import Axes
 
 from lmdyn.plots import COLORS, GAIN, LOSS, NEUTRAL, axes
 
-WATER, LAND = "#bfdcf0", "#d8d2c4"
+WATER, LAND = "#bfdcf0", "#b9ae96"
 
 
 def waterline(probs, y, line, low=-0.2, ax=None) -> Axes:

@@ -87,7 +87,7 @@ def token_bars(values, tokens, label, ax=None) -> Axes:
         shift = (i - (len(values) - 1) / 2) * width
         fill = {"color": color} if i == 0 else {"facecolor": "white", "edgecolor": color}
         ax.bar(x + shift, terms, width, label=shown, **fill)
-    ax.set_xticks(x, tokens, rotation=45, ha="right", rotation_mode="anchor", fontsize=9)
+    ax.set_xticks(x, tokens, rotation=90, fontsize=9)
     ax.grid(axis="x", visible=False)
     ax.axhline(0, color=COLORS["argmax"], lw=0.8)
     ax.set_ylabel(label)

@@ -153,17 +153,20 @@ class Here(Executor):
         return done
 
 
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")
 def test_arms_can_be_named_and_begin_with_what_they_share_once():
     runs = list(plan({}, SMALL, "fp32", ["dpo", "rpo", "dpo:1"]))
     assert [run.arm for run in runs] == ["start sft", "start sft", "dpo", "rpo", "dpo"]
     assert [run.settings["seed"] for run in runs] == [0, 1, 0, 0, 1]
     assert [run.start for run in runs[2:]] == [runs[0], runs[0], runs[1]]
+    assert [run.role for run in runs] == ["unprobed"] * 2 + ["whole"] * 3
+    *_, short = plan({}, SMALL, "fp32", ["on-policy"], 3)
+    assert short.settings["epochs"] == 3 != short.start.settings["epochs"]
     with pytest.raises(ValueError, match="unknown arm 'dppo': did you mean 'dpo'"):
         list(plan({}, SMALL, "fp32", ["dppo:1"]))
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
 def test_runs_make_a_record_that_an_interruption_does_not_undo(tmp_path, monkeypatch, capsys):
     size = replace(SMALL, spoken=1)
     sft, dpo, *others = (run for run in plan({}, size, "fp32") if run.settings["lr"] != 1e-6)
@@ -188,3 +191,16 @@ def test_runs_make_a_record_that_an_interruption_does_not_undo(tmp_path, monkeyp
     np.testing.assert_allclose(start["logp"][0], end["logp"][-1], atol=0.13)  # kept to 1/8
     again = record(deadline=0)  # starts none, and takes what is there
     assert set(again.runs) == set(found.runs)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_what_a_named_arm_begins_with_is_not_in_the_record(tmp_path, capsys):
+    size = replace(SMALL, spoken=1)
+    setup = record_scale.Setup("tiny", "world", size, "cpu", tmp_path / "parts", threads=2)
+    progress = record_scale.Progress(setup, tmp_path / "arms", {"size": {"epochs": 1}})
+    record_scale.make(progress, Here(), 1, np.inf, "fp32", ["dpo"], 1)
+    found = Scale.load(tmp_path / "arms")
+    start, arm = found.meta["runs"]
+    assert [*found.runs] == [arm] and found.pair(arm, "tune").shape == (3, 4, 2)
+    assert found.meta["runs"][arm]["start"] == start

@@ -14,7 +14,7 @@ help:
 	@echo "make book        run every chapter afresh, cell by cell, and build the pages in _build/html"
 	@echo "make preview     build the pages alone, from the outputs that are committed"
 	@echo "make test        all tests and docstring examples"
-	@echo "make test-fast   those of the library that take a minute together, for every save"
+	@echo "make test-fast   the quick ones of the library, for every save: a minute and a half on two cores"
 	@echo "make notebooks   run the notebooks in place, as they are committed"
 	@echo "make lint        style and formatting, notebooks included"
 	@echo "make types       what a typed program sees of the public names: two minutes, the first time"

@@ -10,8 +10,8 @@ from lmdyn.plots import COLORS, NEUTRAL, axes
 # verdict → its colour, and that of the number in it; "not found" is hatched besides.
 LOOKS = {
     "guarantee, holds": (COLORS["chosen"], "white"),
-    "reproduced": ("#7fb8dc", "black"),
-    "found": ("#9cc9e6", "black"),
+    "reproduced": ("#56a0d3", "black"),
+    "found": ("#b3d6ee", "black"),
     "partly": ("#d5d9df", "black"),
     "not reproduced": (COLORS["rejected"], "black"),
     "not found": ("#f3cf9f", "black"),

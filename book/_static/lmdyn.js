@@ -69,7 +69,7 @@ function glossary() {
 }
 
 /* A formula that is wider than the page gets smaller, to two thirds at most; then it scrolls.
-   A figure that is a little too wide gets as wide as the page. */
+   In a line of text it scrolls as it is. A figure that is a little too wide gets as wide as the page. */
 function fit() {
   for (const box of document.querySelectorAll(".bd-article div.math")) {
     box.style.fontSize = "";
@@ -78,6 +78,11 @@ function fit() {
     const most = Math.max(1, ...wide);
     if (most > 1.002) box.style.fontSize = `${Math.max(0.66, 0.99 / most)}em`;
   }
+  const inline = [...document.querySelectorAll(".bd-article span.math > mjx-container")];
+  for (const formula of inline) formula.classList.remove("wide");
+  const room = (formula) => formula.closest("p, li, td, dd, div").clientWidth;
+  const wide = inline.filter((formula) => formula.offsetWidth > room(formula) + 1);
+  for (const formula of wide) formula.classList.add("wide");
   for (const figure of document.querySelectorAll(".bd-article figure")) {
     const drawn = figure.querySelector("img");
     if (!drawn) continue;
@@ -140,6 +145,9 @@ window.addEventListener("load", async () => {
   await window.MathJax?.startup?.promise;
   const arrange = () => [fit(), list()];
   arrange();
+  document.addEventListener("click", ({ target }) => { // what opens is narrower than it was
+    if (target.closest(".dropdown, details")) setTimeout(arrange);
+  });
   let width = innerWidth;
   window.addEventListener("resize", () => {
     if (innerWidth !== width) arrange();

@@ -43,6 +43,11 @@ $$
 7 ± 1
 $$
 
+<div class="bd-article dropdown"><button onclick="this.nextElementSibling.hidden = false">Proof
+</button><p hidden style="width: 200px">
+It is <span class="math"><mjx-container><i style="display: inline-block; width: 400px">x</i>
+</mjx-container></span></p></div>
+
 <script>let small = 6e-4, range = "6–7";</script>
 """
 
@@ -158,3 +163,15 @@ def test_by_finger(page):
     tap(kernel)
     assert driver.current_url.endswith("#term-kernel")
     ActionChains(driver).reset_actions()
+
+
+@pytest.mark.slow
+def test_a_formula_that_is_wider_than_its_box_scrolls_once_the_box_is_open(page):
+    from selenium.webdriver.support.wait import WebDriverWait
+
+    driver, _ = page
+    formula = driver.find_element("css selector", "mjx-container")
+    assert formula.get_attribute("class") == ""  # closed, it has no width
+    driver.find_element("css selector", "button").click()
+    WebDriverWait(driver, 5).until(lambda _: formula.get_attribute("class") == "wide")
+    assert formula.size["width"] == 200 and int(formula.get_property("scrollWidth")) == 400

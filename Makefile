@@ -6,7 +6,7 @@ READY := .venv/.ready
 # Tests run side by side, each on one core.
 SIDE_BY_SIDE := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1
 # Besides those marked slow: the book's tests, and those that import all of TRL.
-NOT_FAST := --ignore=tests/book --ignore=tests/test_losses_trl.py
+NOT_FAST := --ignore=tests/book --ignore=tests/test_benchmarks.py --ignore=tests/test_losses_trl.py
 
 .PHONY: help book preview test test-fast notebooks lint types benchmark clean
 
@@ -14,7 +14,7 @@ help:
 	@echo "make book        run every chapter afresh, cell by cell, and build the pages in _build/html"
 	@echo "make preview     build the pages alone, from the outputs that are committed"
 	@echo "make test        all tests and docstring examples"
-	@echo "make test-fast   the quick ones of the library, for every save: a minute and a half on two cores"
+	@echo "make test-fast   those of the library that take a minute together, for every save"
 	@echo "make notebooks   run the notebooks in place, as they are committed"
 	@echo "make lint        style and formatting, notebooks included"
 	@echo "make types       what a typed program sees of the public names: two minutes, the first time"

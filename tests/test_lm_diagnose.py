@@ -39,6 +39,7 @@ def test_it_is_the_influence_of_each_pair(family, loss):
     np.testing.assert_allclose(found.squeeze, scores.squeeze[:, at], rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_a_small_step_does_what_was_told():
     model, tokenizer = tiny("llama")
     told = diagnose(model, tokenizer, ROWS[:2], held_out=ROWS[2:4])
@@ -61,6 +62,7 @@ def test_a_learning_rate_tells_nats_per_update():
 
 
 @pytest.mark.parametrize("steps", [0, 2])
+@pytest.mark.slow
 def test_an_optimizer_takes_the_step(steps):
     model, tokenizer = tiny("llama")
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, weight_decay=0)
@@ -93,6 +95,7 @@ def test_it_reads_only_what_it_uses():
     )
 
 
+@pytest.mark.slow
 def test_an_interruption_keeps_what_is_done(tmp_path, monkeypatch):
     model, tokenizer = tiny("llama")
     whole, file = diagnose(model, tokenizer, ROWS), tmp_path / "kept.jsonl"

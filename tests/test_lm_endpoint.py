@@ -132,6 +132,7 @@ def environment(monkeypatch):
 # --- the address ---------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_text_goes_there_and_a_text_comes_back(monkeypatch):
     soon = {"retry-after-ms": "1"}  # a failing or busy server is asked again
     with stand_in(in_turn((500, soon, "oops"), (429, soon, ""), says("here"))) as server:

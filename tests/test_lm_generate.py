@@ -71,6 +71,7 @@ def test_samples_follow_their_seed_and_leave_the_rest_alone():
     assert model.training and torch.equal(state, torch.random.get_rng_state())
 
 
+@pytest.mark.slow
 def test_samples_have_the_model_s_frequencies():
     model, tokenizer = tiny("gpt2")
     prompt = PROMPTS[0]

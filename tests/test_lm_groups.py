@@ -134,6 +134,7 @@ def test_the_reference_stays_the_model_that_was_passed():
     assert not np.allclose(found.log["loss"], away.log["loss"])
 
 
+@pytest.mark.slow
 def test_every_round_learns_by_the_same_settings():
     rows = as_probes(tiny_rows(), ["chosen", "rejected"])
 

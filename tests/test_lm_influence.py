@@ -97,6 +97,7 @@ def test_blocks_give_the_same(tokens, memory, monkeypatch):
 
 
 @pytest.mark.parametrize("kept", ["norm", "embed", "bias", "lm_head", "layers.1", "o_proj"])
+@pytest.mark.slow
 def test_frozen_parameters_do_not_count(kept):
     model, tokenizer = tiny("qwen2", tie_word_embeddings=False)
     for name, parameter in model.named_parameters():
@@ -294,6 +295,7 @@ def test_the_model_is_left_alone_and_the_result_repeats():
 
 
 @pytest.mark.parametrize("family", ["gpt_neox", "qwen2"])
+@pytest.mark.slow
 def test_lower_precision(family):
     model, tokenizer = tiny(family, initializer_range=0.05)
     expected = influence(model, tokenizer, ROWS[:3], ROWS)
@@ -373,6 +375,7 @@ def with_optimizer(family, kind, steps, lr=1e-5):
 
 @pytest.mark.parametrize("steps", [0, 3])
 @pytest.mark.parametrize("kind", first(*OPTIMIZERS))
+@pytest.mark.slow
 def test_shares_add_up_to_the_step_of_an_optimizer(kind, steps):
     model, tokenizer, optimizer, step = with_optimizer("llama", kind, steps)
     shares = influence(model, tokenizer, ROWS[:3], ROWS, "dpo", optimizer=optimizer)

@@ -143,6 +143,7 @@ def test_a_row_that_lacks_something_is_named(change, message, llama):
 
 
 @pytest.mark.parametrize("loss", first("grpo", "sft"))
+@pytest.mark.slow
 def test_the_change_of_entropy_is_predicted_to_first_order(loss, llama):
     model, tokenizer = llama
     step, errors = sgd_direction(model, tokenizer, ROWS[:2], loss), []

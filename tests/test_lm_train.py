@@ -205,6 +205,7 @@ def test_meta_says_how_it_was_made(monkeypatch):
 DROPOUT = {"config": {"attn_pdrop": 0.1, "embd_pdrop": 0.1, "resid_pdrop": 0.1}}
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_run():
     options = {"family": "gpt2", "dtype": torch.float32, "probes": ROWS, "max_steps": 4} | DROPOUT
     torch.manual_seed(1)
@@ -250,6 +251,7 @@ def files(folder):
 
 
 @pytest.mark.parametrize("family", first("llama", "gpt_neox"))  # tied, and not
+@pytest.mark.slow
 def test_a_finished_run_is_a_model_and_a_trajectory_and_resuming_gives_them(tmp_path, family):
     trajectory, model = run(family, out=tmp_path, **SAVED)
     with pytest.raises(ValueError, match="holds a run already: pass resume=True"):
@@ -443,6 +445,7 @@ def test_a_gradient_that_is_not_finite_stops_the_run():
     assert torch.equal(model.lm_head.weight, before)
 
 
+@pytest.mark.slow
 def test_weights_that_diverge_are_not_kept(tmp_path):
     options = {"optimizer": "sgd", "clip": None, "dtype": torch.float32, "save_every": 1}
     with pytest.raises(FloatingPointError, match="update 2 is not made"):

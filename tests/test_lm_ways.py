@@ -100,6 +100,7 @@ def test_a_short_sequence_beside_a_long_one():
 
 
 @pytest.mark.parametrize("kind", first("mamba", "rwkv"))
+@pytest.mark.slow
 def test_a_verdict_is_not_kept_beyond_its_weights(kind):
     """At a head of zeros all forms agree; once it has learned, a recurrent state does not."""
     model = build(kind, tie_word_embeddings=False)
@@ -252,6 +253,7 @@ def ruled_out(way):
 
 
 @pytest.mark.parametrize("way", first("bias", "hook"))
+@pytest.mark.slow
 def test_a_logit_of_minus_infinity_is_probability_zero(way):
     model, without, tokenizer = ruled_out(way)
     one, other = (score(m, tokenizer, ROWS) for m in (model, without))
@@ -288,6 +290,7 @@ def test_a_label_that_is_ruled_out():
 
 
 @pytest.mark.parametrize("where", first("head", "tower", "layer"))
+@pytest.mark.slow
 def test_weights_that_a_text_does_not_reach_have_no_gradient(where):
     model, tokenizer = tiny("llama")
     expected = influence(model, tokenizer, ROWS[:2], ROWS)

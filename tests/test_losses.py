@@ -385,6 +385,7 @@ def test_a_loss_is_known_by_its_hyperparameters(name):
     assert f"| `{name}` | " in table()
 
 
+@pytest.mark.slow
 def test_a_loss_is_known_everywhere_by_being_defined():
     rows = lm.load_probes("world", types=["chosen", "rejected"], limit=4)
     model, tokenizer = lm.load("tiny")

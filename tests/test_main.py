@@ -60,6 +60,7 @@ def turns(*texts):
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # of peft
 @pytest.mark.parametrize("how", ["turns", "implicit", "array", "text and turns"])
+@pytest.mark.slow
 def test_diagnose_reads_what_trainers_do_and_adapters(how, chat, tmp_path, capsys):
     file, asked = tmp_path / "pairs.json", ["where is it? ", "who is it? "]
     rows = [{"chosen": turns(q, "it is there"), "rejected": turns(q, "no.")} for q in asked]
@@ -91,6 +92,7 @@ def test_report_tells_where_the_page_is(capsys, monkeypatch):
 QUICK = ["run", "tiny-sft", "--set", "stages.0.max_steps=1", "--set", "probes.limit=1"]
 
 
+@pytest.mark.slow
 def test_run_trains_tells_and_goes_on(pairs, tmp_path, capsys):
     out = tmp_path / "run"
     arguments = [*QUICK, "--rows", pairs, "--out", str(out)]

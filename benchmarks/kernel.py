@@ -66,11 +66,7 @@ def two_sets(repeats: int) -> None:
     for n, m in ((20, 5), (50, 50), (100, 100)):
         sets = torch.randn(n, 1, 28, 28), torch.randn(m, 1, 28, 28)
         torch.testing.assert_close(entk(model, *sets), tutorial(model, *sets), rtol=1e-3, atol=1e-3)
-        times = {name: [] for name in METHODS}
-        for _ in range(5 * repeats):
-            for name, method in METHODS.items():
-                times[name].append(seconds(method, model, *sets))
-        slow, fast = (statistics.median(times[name]) for name in METHODS)
+        slow, fast = medians(5 * repeats, model, *sets)
         print(f"{n:6d}, {m:<3d}{slow:12.4f}{fast:13.4f}{slow / fast:13.2f}", flush=True)
 
 
@@ -78,6 +74,12 @@ def seconds(function: Callable, *args) -> float:
     start = time.perf_counter()
     function(*args)
     return time.perf_counter() - start
+
+
+def medians(repeats: int, *given) -> list[float]:
+    """Seconds of each of `METHODS`, which take turns."""
+    rounds = [[seconds(method, *given) for method in METHODS.values()] for _ in range(repeats)]
+    return [statistics.median(times) for times in zip(*rounds, strict=True)]
 
 
 def peak_megabytes(method: str, n: int) -> float:
@@ -161,11 +163,7 @@ def main(sizes: list[int], repeats: int) -> None:
     for n in sizes:
         model, x = setup(n)
         entk(model, x[:50])  # warm up
-        times = {name: [] for name in METHODS}
-        for _ in range(repeats):
-            for name, method in METHODS.items():
-                times[name].append(seconds(method, model, x))
-        slow, fast = (statistics.median(times[name]) for name in METHODS)
+        slow, fast = medians(repeats, model, x)
         reference = tutorial(model, x).detach()
         difference = float((entk(model, x) - reference).norm() / reference.norm())
         del reference

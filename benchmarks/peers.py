@@ -52,8 +52,13 @@ from lmdyn.lm.data import as_probes
 from lmdyn.lm.models import load
 from lmdyn.lm.tokens import Format, encode
 
-PINNED = {"kronfluence": "1.0.1", "bergson": "2.5.1", "lm-eval": "0.4.13", "nngeometry": "0.4"}
-PINNED |= {"trl": "1.16.0"}
+PINNED = {
+    "kronfluence": "1.0.1",
+    "bergson": "2.5.1",
+    "lm-eval": "0.4.13",
+    "nngeometry": "0.4",
+    "trl": "1.16.0",
+}
 OURS = "lmdyn"
 CLOSE = 1e-4  # of the largest number
 CPU = torch.device("cpu")

@@ -26,10 +26,11 @@ import sys
 import time
 import traceback
 import warnings
+from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Executor, ProcessPoolExecutor, wait
 from copy import deepcopy
 from dataclasses import asdict, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -204,8 +205,8 @@ class Progress:
         kept.write(self.out, arrays, meta)
 
 
-def make(progress: Progress, pool: Executor, workers: int, deadline: float, precision: str, *only):
-    """Run all that `plan` tells, so many at a time; after the deadline start none."""
+def make(progress: Progress, pool: Executor, planned: Callable, workers: int, deadline: float):
+    """Run all that is ``planned`` by what has been found; after the deadline start none."""
     setup, going = progress.setup, {}
 
     def ready(run: Run) -> bool:
@@ -213,7 +214,7 @@ def make(progress: Progress, pool: Executor, workers: int, deadline: float, prec
         return started and run.name not in progress.found and run not in going.values()
 
     while True:
-        more = [run for run in plan(progress.found, setup.size, precision, *only) if ready(run)]
+        more = [run for run in planned(progress.found) if ready(run)]
         if resumed := [run for run in more if progress.kept(run) is not None]:
             for run in resumed:
                 progress.take(run)
@@ -265,9 +266,11 @@ def main():
     }
     meta["rows"] = read(args.rows, size).sha256
     progress = Progress(setup, args.out / name, meta)
+    what = {"size": size, "precision": precision, "arms": args.arms, "epochs": args.epochs}
+    planned = partial(plan, **what)
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(args.workers, mp_context=spawn) as pool:
-        make(progress, pool, args.workers, args.deadline, precision, tuple(args.arms), args.epochs)
+        make(progress, pool, planned, args.workers, args.deadline)
 
 
 if __name__ == "__main__":

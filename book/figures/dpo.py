@@ -40,12 +40,11 @@ def forces(pull, push, names):
     """What a pull and a push do to each response type: (runs, types) each, a dot for each run."""
     _, axes = plt.subplots(1, 2, figsize=(WIDTH, 3.2), sharey=True)
     for ax, of, title in zip(axes, (pull, push), ("pull of $y^+$", "push of $y^-$"), strict=True):
+        ax.set_xscale("symlog", linthresh=1)  # before the line of zero, which fixes the limits
         for place, name in enumerate(names):
             color = plots.look(name)[0]
             ax.plot(of[:, place], [place] * len(of), "o", ms=6, alpha=0.7, color=color)
         ax.axvline(0, color=plots.NEUTRAL, lw=1)
-        ax.set_xscale("symlog", linthresh=1)
-        ax.autoscale_view(scaley=False)  # the line of zero had fixed the limits
         ax.set(title=title, xlabel="nats per unit of learning rate")
     labels = [plots.look(name)[2] for name in names]
     axes[0].set(yticks=range(len(names)), yticklabels=labels, ylim=(len(names) - 0.5, -0.5))

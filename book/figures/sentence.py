@@ -87,11 +87,10 @@ def signs(line: Sequence[float], moves: Sequence[float], ax: Axes | None = None)
     """
     ax = axes(ax)
     line, moves = np.asarray(line), np.asarray(moves)
+    ax.set_yscale("symlog", linthresh=1)  # before the lines of zero, which fix the limits
     for up, marker, color, name in ((True, "^", GAIN, "rises"), (False, "v", LOSS, "falls")):
         of = (moves > 0) == up
         ax.plot(line[of], moves[of], marker, color=color, ms=6, mew=0, label=name)
     ax.axhline(0, color=NEUTRAL, lw=0.8, zorder=1)
     ax.axvline(0, color=NEUTRAL, lw=1.2, ls="--", zorder=1)
-    ax.set_yscale("symlog", linthresh=1)
-    ax.autoscale_view()  # the lines of zero had fixed the limits
     return ax

@@ -1,5 +1,6 @@
 from concurrent.futures import Executor, Future
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -167,17 +168,17 @@ def test_arms_can_be_named_and_begin_with_what_they_share_once():
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-def test_runs_make_a_record_that_an_interruption_does_not_undo(tmp_path, monkeypatch, capsys):
+def test_runs_make_a_record_that_an_interruption_does_not_undo(tmp_path, capsys):
     size = replace(SMALL, spoken=1)
     sft, dpo, *others = (run for run in plan({}, size, "fp32") if run.settings["lr"] != 1e-6)
     policy = next(run for run in others if run.arm == "on-policy")
     wrong = replace(dpo, arm="wrong", settings=dpo.settings | {"batch_size": 0})
-    monkeypatch.setattr(record_scale, "plan", lambda *_: iter([dpo, sft, wrong, policy]))
+    planned = [dpo, sft, wrong, policy]
     setup = record_scale.Setup("tiny", "world", size, "cpu", tmp_path / "parts")
 
     def record(deadline=np.inf):
         progress = record_scale.Progress(setup, tmp_path / "scale", {"size": {"epochs": 1}})
-        record_scale.make(progress, Here(), 1, deadline, "fp32")
+        record_scale.make(progress, Here(), lambda _: planned, 1, deadline)
         return Scale.load(tmp_path / "scale")
 
     found = record()
@@ -199,7 +200,8 @@ def test_what_a_named_arm_begins_with_is_not_in_the_record(tmp_path, capsys):
     size = replace(SMALL, spoken=1)
     setup = record_scale.Setup("tiny", "world", size, "cpu", tmp_path / "parts", threads=2)
     progress = record_scale.Progress(setup, tmp_path / "arms", {"size": {"epochs": 1}})
-    record_scale.make(progress, Here(), 1, np.inf, "fp32", ["dpo"], 1)
+    planned = partial(plan, size=size, precision="fp32", arms=["dpo"], epochs=1)
+    record_scale.make(progress, Here(), planned, 1, np.inf)
     found = Scale.load(tmp_path / "arms")
     start, arm = found.meta["runs"]
     assert [*found.runs] == [arm] and found.pair(arm, "tune").shape == (3, 4, 2)

@@ -8,7 +8,8 @@
 Leaves ``scale-smollm2.npz`` (the numbers) and ``scale-smollm2.json`` (settings, command, versions,
 hardware, seconds and seed of each run) in ``--out``, written anew whenever a run is finished: what
 is there when time is up is a record, of the most telling runs first. Finished runs, and the models
-that others begin with, stay in ``_runs``, so that the same command goes on after an interruption.
+that others begin with, stay in ``_runs``, so that the same command goes on after an interruption;
+on a CPU, where a run takes hours, also within a run.
 No text is kept, neither of HH nor of the model. FILE is the paper's probing file of HH; without it,
 that is fetched.
 
@@ -22,6 +23,7 @@ import hashlib
 import math
 import multiprocessing
 import shlex
+import shutil
 import sys
 import time
 import traceback
@@ -49,6 +51,7 @@ from lmdyn.lm.on_policy import finetune_on_policy
 from lmdyn.lm.records import environment, replacing
 from scale_runs import COMMON, FULL, ON_CPU, PAIR, SMALL, Run, Size, plan
 
+SAVE_EVERY = 15  # updates, on a CPU: some minutes
 SAMPLED = {"max_new_tokens": 96, "sample_batch_size": 100}  # of on-policy answers
 
 # --- one run, in a process of its own -----------------------------------------------------------
@@ -70,6 +73,10 @@ class Setup(NamedTuple):
 
     def part_of(self, run: Run) -> Path:
         return self.parts / f"{run.name.replace(', ', '-').replace(' ', '-')}.npz"
+
+    def folder_of(self, run: Run) -> Path:
+        """What a run on a CPU goes on from after an interruption."""
+        return self.part_of(run).with_suffix(".going")
 
     def model_of(self, run: Run | None) -> str | Path:
         """What a run leaves for others to begin with; without a run, what all begin with."""
@@ -121,7 +128,7 @@ def work(run: Run, setup: Setup) -> None:
     size, data = setup.size, read(setup.source, setup.size)
     model, tokenizer = lm.load(setup.model_of(run.start), setup.device)
     torch.set_float32_matmul_precision("high" if run.precision == "tf32" else "highest")
-    done = train(model, tokenizer, data, run, size)
+    done = train(model, tokenizer, data, run, setup)
     torch.set_float32_matmul_precision("highest")
     held_out = np.flatnonzero(data.group == "test")[: size.spoken].tolist()
     prompts = [row["prompt"] for row in data.probes[held_out]]
@@ -146,13 +153,16 @@ def work(run: Run, setup: Setup) -> None:
         "seconds": np.array([done.meta["seconds"], time.perf_counter() - began]),
     }
     kept.keep(setup.part_of(run), setup.recipe(run), arrays)
+    shutil.rmtree(setup.folder_of(run), ignore_errors=True)
 
 
-def train(model, tokenizer, data: Data, run: Run, size: Size) -> lm.Trajectory:
+def train(model, tokenizer, data: Data, run: Run, setup: Setup) -> lm.Trajectory:
     bare = run.role == "unprobed"
-    every = None if run.role == "stop" or bare else size.probe_every  # the whole run has the others
+    every = None if run.role == "stop" or bare else setup.size.probe_every  # the whole run has more
     settings = run.settings | {"probes": data.probes[: 1 if bare else None], "probe_every": every}
     settings |= {"progress": False, "mixed_precision": "bf16" if run.precision == "bf16" else "no"}
+    if setup.device == "cpu":  # hours: go on after an interruption
+        settings |= {"out": setup.folder_of(run), "resume": True, "save_every": SAVE_EVERY}
     if run.arm == "on-policy":
         settings |= {"rounds": settings.pop("epochs"), "epochs": 1, "ref": deepcopy(model)}
         return finetune_on_policy(model, tokenizer, data.train, **settings, **SAMPLED)

@@ -206,3 +206,35 @@ def test_what_a_named_arm_begins_with_is_not_in_the_record(tmp_path, capsys):
     start, arm = found.meta["runs"]
     assert [*found.runs] == [arm] and found.pair(arm, "tune").shape == (3, 4, 2)
     assert found.meta["runs"][arm]["start"] == start
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_a_run_on_a_cpu_goes_on_where_it_was_interrupted(tmp_path, monkeypatch):
+    sft, policy = plan({}, replace(SMALL, spoken=1), "fp32", ["on-policy"], epochs=2)
+    setups = [
+        record_scale.Setup("tiny", "world", replace(SMALL, spoken=1), "cpu", tmp_path / name)
+        for name in ("whole", "cut")
+    ]
+    for setup in setups:
+        record_scale.work(sft, setup)
+    record_scale.work(policy, setups[0])
+    finetune, calls = record_scale.lm.finetune, []
+
+    def killed(*args, **settings):
+        calls.append(args)
+        if len(calls) == 2:  # the first round has ended, the second has answers
+            raise RuntimeError("killed")
+        return finetune(*args, **settings)
+
+    monkeypatch.setattr("lmdyn.lm.on_policy.finetune", killed)
+    with pytest.raises(RuntimeError, match="killed"):
+        record_scale.work(policy, setups[1])
+    folder = setups[1].folder_of(policy)
+    first = folder / "round-0" / "settings.json"
+    assert first.is_file() and not setups[1].part_of(policy).exists()
+    record_scale.work(policy, setups[1])
+    whole, cut = (np.load(setup.part_of(policy)) for setup in setups)
+    for name in set(whole.files) - {"seconds", "recipe"}:
+        np.testing.assert_array_equal(whole[name], cut[name], err_msg=name)
+    assert not folder.exists()

@@ -133,6 +133,25 @@ def test_a_failing_probe_warns_once_and_steps_aside_until_the_next_training(tmp_
     assert probe.trajectory.steps.tolist() == [0, 1, 2]
 
 
+def test_the_default_budget_bears_a_first_probing_that_failed(tmp_path):
+    probe = ProbeCallback(ROWS, every=1)
+    made = trainer(tmp_path, probe, max_steps=2)
+    made.callback_handler.processing_class = None
+    with pytest.warns(UserWarning, match="not be scored after update 0 .*training goes on without"):
+        made.train()
+    assert made.state.global_step == 2 and not probe.trajectory.steps.size
+
+
+@pytest.mark.filterwarnings("ignore")  # the Trainer's own, and of probing fewer prompts
+def test_the_default_budget_bears_a_resumed_training_whose_step_was_probed(tmp_path):
+    saving = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2}
+    trainer(tmp_path, ProbeCallback(ROWS, every=2, budget=None), **saving).train()
+    probe = ProbeCallback(ROWS, every=2)
+    made = trainer(tmp_path, probe, **saving)
+    made.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert probe.trajectory.steps.tolist() == [0, 2, 4]
+
+
 def test_a_small_budget_scores_fewer_prompts_less_often(tmp_path, monkeypatch):
     rows = [dict(row) for row in ROWS * 4]
     probe = ProbeCallback(rows, every=2, budget=0.05)

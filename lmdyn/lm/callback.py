@@ -82,7 +82,7 @@ class ProbeCallback(transformers.TrainerCallback):
     def on_train_begin(self, args, state, control, **kwargs):
         self.alerts, self.seconds, self._recorder = [], 0.0, Recorder(self.probes)
         self._tells, self._failed, self._top = state.is_world_process_zero, False, None
-        self._rows = np.arange(len(self.probes))
+        self._rows, self._last = np.arange(len(self.probes)), 0.0
         if args.report_to and self.trainer is None:
             reporters = ", ".join(args.report_to)
             self._warn(f"pass trainer=trainer for {reporters} to get the logs of ProbeCallback")

@@ -203,8 +203,7 @@ def as_probes(
         return _probes(rows.rows, rows.types if types is None else types, format or rows.format)
     if not (rows := listed(rows)):
         raise ValueError("there is no row: pass at least one with a prompt and a response")
-    rows = each(rows, where, lambda row: checked(row, types))
-    return _probes(rows, types, format or Format())
+    return _probes(each(rows, where, lambda row: checked(row, types)), types, format or Format())
 
 
 def _probes(rows: Sequence[Mapping], types, format: Format) -> ProbeSet:

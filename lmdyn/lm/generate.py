@@ -37,8 +37,7 @@ def generate(
             nothing else in its generation_config counts.
         tokenizer: its tokenizer, with an EOS token.
         prompts: texts, or token ids, such as those of `prompts_of`.
-        sample, temperature, seed: draw from π; else, or at temperature 0, take the likeliest token
-            each time (greedy).
+        sample, temperature, seed: draw from π; else, or at temperature 0, take the likeliest.
         batch_size: prompts at a time; one, where the model says other things in a batch, as
             recurrent layers may. Greedy answers do not depend on it, beyond ties.
         return_ids: return as well, of each answer, its token ids with the one that ended it, and

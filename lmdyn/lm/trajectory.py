@@ -30,9 +30,8 @@ class Trajectory(Statistics):
         split: (N,) "train" or "test" for each prompt, "" where the data do not tell.
         steps: (S,) updates made before each probing.
         examples_seen: (S,) rows learned by then, repetitions counted.
-        log: what each of U updates logged, name → (U,): the means over its rows of ``loss`` and
-            of ``logp_<type>``, nats, for each response that the loss reads; ``lr``; ``grad_norm``,
-            before clipping.
+        log: what each of U updates logged, name → (U,): means over its rows of ``loss`` and, nats,
+            of ``logp_<type>`` of each response that it reads; ``lr``; ``grad_norm``, unclipped.
         meta: the settings of the run, seed, versions, hardware, date and command.
     """
 

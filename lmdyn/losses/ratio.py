@@ -78,8 +78,7 @@ class APODown(Relative, name="apo_down"):
     """
 
     def _value(self, given):
-        a = self.beta * given.delta("chosen")
-        return a.sigmoid() + (-self.beta * given.margin).sigmoid()
+        return (self.beta * given.delta("chosen")).sigmoid() + (-self.beta * given.margin).sigmoid()
 
 
 class KTO(Relative, name="kto"):

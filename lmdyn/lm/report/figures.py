@@ -66,8 +66,7 @@ def log(logged: dict[str, tuple[np.ndarray, np.ndarray]]) -> dict | None:
 def gains(groups: dict[str, dict[str, float]]) -> dict | None:
     """Type → part of its tokens → what it gained."""
     families, label = ("rejected", "argmax", "random"), "gain of probability, mean over tokens"
-    height = 1.3 + 0.8 * len(groups)
-    return svg({"": groups}, lambda ax, of: mass(of, families, ax), height, label)
+    return svg({"": groups}, lambda ax, of: mass(of, families, ax), 1.3 + 0.8 * len(groups), label)
 
 
 def svg(panels: dict, draw, height: float, xlabel="updates", ylabel=None) -> dict | None:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from forked import launched
-from runs import same_runs, same_weights
+from runs import same_runs, same_weights, stopped
 from tiny import FAMILIES, first, tiny, tiny_rows
 from torch.nn.functional import logsigmoid
 from transformers import AutoModelForCausalLM
@@ -268,6 +268,52 @@ def test_a_finished_run_is_a_model_and_a_trajectory_and_resuming_gives_them(tmp_
     same_weights(loaded, model)
     assert again.meta == trajectory.meta
     assert {p: p.stat().st_mtime_ns for p in tmp_path.glob("checkpoint*/*")} == before
+
+
+def goes_on_as_if_never_stopped(out, build, **options):
+    """The run, stopped in its last epoch and resumed, is that of the model in one go."""
+    settings = RUN | {"probes": ROWS[:1], "save_every": 2} | options
+    (whole, tokenizer), (part, _), (again, _), (last, _) = (build() for _ in range(4))
+    expected = finetune(whole, tokenizer, ROWS, **settings, out=out / "whole")
+    with stopped(at=5), pytest.raises(KeyboardInterrupt):
+        finetune(part, tokenizer, ROWS, **settings, out=out / "part")
+    (kept,) = (out / "part").glob("checkpoint*/optimizer.pt")
+    assert kept.parent.name == "checkpoint-000004"
+    for model in (again, last):  # and once more, when it is finished
+        found = finetune(model, tokenizer, ROWS, **settings, out=out / "part", resume=True)
+        same_runs(found, expected)
+        same_weights(model, whole)
+        assert not model.training
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_a_run_of_any_optimizer_goes_on(tmp_path, optimizer):
+    goes_on_as_if_never_stopped(tmp_path, partial(tiny, "llama"), optimizer=optimizer)
+
+
+@pytest.mark.parametrize("optimizer", first("adamw", "rmsprop"))
+def test_a_run_goes_on_where_a_weight_never_gets_a_gradient(tmp_path, optimizer):
+    def build():
+        model, tokenizer = tiny("llama")
+        model.model.layers[1].mlp.register_forward_hook(lambda mlp, given, made: made.detach())
+        return model, tokenizer
+
+    goes_on_as_if_never_stopped(tmp_path, build, optimizer=optimizer, weight_decay=0.1)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore:Could not find a config file")
+@pytest.mark.parametrize("name", first("default", "mine"))
+def test_a_run_on_an_adapter_goes_on(tmp_path, name):
+    peft = pytest.importorskip("peft")
+
+    def build():
+        model, tokenizer = tiny("llama", torch.bfloat16)
+        torch.manual_seed(0)
+        config = peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+        options = {"adapter_name": name, "autocast_adapter_dtype": False}
+        return peft.get_peft_model(model, config, **options).eval(), tokenizer
+
+    goes_on_as_if_never_stopped(tmp_path, build)
 
 
 @pytest.fixture(scope="module")

@@ -28,6 +28,7 @@ from lmdyn.lm.trajectory import Recorder, Trajectory
 
 _SAVED = states.StateDictOptions(full_state_dict=True, cpu_offload=True)  # by the first process
 _LOADED = states.StateDictOptions(full_state_dict=True)
+_SOME = states.StateDictOptions(full_state_dict=True, strict=False)  # none without a gradient
 
 
 class RunFolder:
@@ -72,12 +73,18 @@ class RunFolder:
     def restore(self, model, optimizer, recorder: Recorder) -> dict:
         """Put the last checkpoint into the model, the optimizer and the recorder: its meta."""
         folder = self._checkpoint(self.last)
-        with no_progress_bar():  # what save_pretrained renames, only from_pretrained names back
-            saved = type(model).from_pretrained(folder, dtype=model.dtype, use_safetensors=True)
-        states.set_model_state_dict(model, saved.state_dict(), options=_LOADED)
+        if hasattr(model, "get_base_model"):  # of peft, which has written the adapters alone
+            for name in model.peft_config:  # mode and dtype stay
+                at = folder if name == "default" else folder / name
+                model.load_adapter(at, name, is_trainable=True, autocast_adapter_dtype=False)
+        else:
+            with no_progress_bar():  # what save_pretrained renames, only from_pretrained names back
+                saved = type(model).from_pretrained(folder, dtype=model.dtype, use_safetensors=True)
+            states.set_model_state_dict(model, saved.state_dict(), options=_LOADED)
         if (file := folder / "optimizer.pt").is_file():
             state = torch.load(file, map_location="cpu", weights_only=True)
-            states.set_optimizer_state_dict(model, optimizer, state, options=_LOADED)
+            if state["state"]:  # plain SGD has none
+                states.set_optimizer_state_dict(model, optimizer, state, options=_SOME)
         trajectory = Trajectory.load(self.path / "trajectory")
         recorder.restore(trajectory, self.last)
         return trajectory.meta

@@ -95,6 +95,15 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(tmp_path):
         run(**options, reward=lambda row, answer: 1.0, out=tmp_path / "part", resume=True)
 
 
+def test_a_run_that_is_refused_leaves_the_samples_of_another_as_they_are(tmp_path):
+    run(rounds=1, out=tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.*")}
+    for resume, message in ((False, "holds a run already"), (True, "is a run of another recipe")):
+        with pytest.raises(ValueError, match=message):
+            run(rounds=1, out=tmp_path, resume=resume, reward=lambda row, answer: len(answer))
+        assert {path: path.read_bytes() for path in tmp_path.rglob("*.*")} == before
+
+
 @slow
 def test_what_is_rewarded_is_said_more_often():
     found, _ = run(rounds=30, group_size=16, lr=3e-3, optimizer="adamw")

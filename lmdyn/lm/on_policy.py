@@ -86,8 +86,8 @@ class Groups:
                 found = losses.advantages(rewards, self.kind)
             for sample, advantage in zip(samples, found.flatten().tolist(), strict=True):
                 sample["advantage"] = advantage
-        finally:
-            if self.out is not None:
+        finally:  # the first round comes before `finetune` has refused the folder of another run
+            if self.out and (number or not (Path(self.out) / "settings.json").is_file()):
                 write_jsonl(Path(self.out) / f"samples-{number:04d}.jsonl", samples)
         differ = (rewards != rewards[:, :1]).any(1).double().mean()
         self.told = {"reward": rewards.mean().item(), "groups_that_differ": differ.item()}

@@ -15,9 +15,9 @@ ROWS = tiny_rows()
 SETTINGS = {"rounds": 2, "lr": 1e-2, "batch_size": 2, "max_new_tokens": 6, "probes": ROWS}
 
 
-def run(**options):
+def run(rows=ROWS, **options):
     model, tokenizer = tiny("llama")
-    return finetune_on_policy(model, tokenizer, ROWS, **SETTINGS | options), model
+    return finetune_on_policy(model, tokenizer, rows, **SETTINGS | options), model
 
 
 def test_rejected_is_what_the_model_says():
@@ -88,6 +88,18 @@ def test_a_stopped_run_goes_on_with_the_pairs_that_it_had(tmp_path, monkeypatch)
     same_weights(model, again)
     with pytest.raises(ValueError, match="holds a run already"):
         run(out=out)
+
+
+@pytest.mark.parametrize(
+    "change", [{"temperature": 2.0}, {"max_new_tokens": 3}, {"rows": [*ROWS[1:], ROWS[0]]}]
+)
+def test_going_on_with_other_rows_or_samples_is_refused(tmp_path, change):
+    run(rounds=1, out=tmp_path)
+    run(rounds=1, out=tmp_path, resume=True)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.*")}
+    with pytest.raises(ValueError, match=r"is a run of another recipe: .*rows \(was"):
+        run(rounds=1, out=tmp_path, resume=True, **change)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*.*")} == before
 
 
 def test_settings_that_make_no_sense_are_refused():

@@ -12,7 +12,7 @@ from torch import nn
 
 from lmdyn import losses
 from lmdyn.checks import check_count
-from lmdyn.lm.checkpoint import fingerprint
+from lmdyn.lm.checkpoint import fingerprint, fingerprint_probes
 from lmdyn.lm.data import ProbeSet, Rows, as_probes, load_probes, with_all
 from lmdyn.lm.generate import generate, rewarded
 from lmdyn.lm.records import write_jsonl
@@ -166,13 +166,13 @@ def _on_pairs(
     model, tokenizer, rows, loss, rounds, sampling, settings, *, seed, out, epochs
 ) -> Trajectory:
     probes, parts = as_probes(rows), []
-    types = list(dict.fromkeys([*probes.types, "rejected"]))
+    made = fingerprint([fingerprint_probes(probes), sampling])  # by which pairs are found again
     for number in range(rounds):
         folder = None if out is None else Path(out) / f"round-{number}"
-        kept = folder and folder / "pairs.jsonl"  # so that going on need not sample them again
+        kept = folder and folder / f"pairs-{made}.jsonl"  # going on need not sample them
         draw = int(np.random.default_rng((seed, number)).integers(2**31))
         if settings["resume"] and kept and kept.is_file():
-            pairs = load_probes(kept, types, format=probes.format)
+            pairs = load_probes(kept, sorted({*probes.types, "rejected"}), format=probes.format)
         else:
             pairs = sample_rejected(model, tokenizer, probes, seed=draw, **sampling)
             if kept and not (folder / "settings.json").is_file():  # a run: finetune refuses it

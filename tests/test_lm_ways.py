@@ -74,6 +74,14 @@ def test_a_window_is_seen_on_the_longest_packed_row(kind):
         assert not ways(model, encoded(LONG)).shared
 
 
+def test_the_same_text_split_at_two_places_is_two_things_to_compare():
+    model, _ = tiny("llama")
+    rows = [Encoded([5, 6], {"chosen": [7]}), Encoded([5], {"chosen": [6, 7]})]
+    with warnings.catch_warnings(action="error"):
+        found = ways(model, rows)
+    assert found.shared and found.tokens > 1
+
+
 def test_a_packed_row_may_be_longer_than_the_context():
     model = build("gpt_neo", **NEO | {"window_size": 64, "max_position_embeddings": 24})
     assert_right(model, LONG)

@@ -177,7 +177,7 @@ def _compared(run: Callable, groups: Sequence[Group], expected: dict, model) -> 
         ids, (batch, states) = part.responses[name], done[number]
         if states is None:
             return None
-        if (key := (name, *part.prompt, *ids)) not in expected:
+        if (key := (name, len(ids), *part.prompt, *ids)) not in expected:
             expected[key] = run(collate([(0, Encoded(part.prompt, {name: ids}))], model.device))
         if not _close(model, batch.split(states)[i, name], expected[key]):
             return None

@@ -222,6 +222,12 @@ def test_only_long_work_shows_a_bar(capfd):
     assert "18/18" in capfd.readouterr().err
 
 
+def test_a_row_of_an_empty_prompt_without_a_response_is_nan():
+    rows = as_probes([{"prompt": "what", "chosen": " is it"}, {"prompt": "", "rejected": " no"}])
+    found = score(*tiny("llama"), rows.only("chosen")).logp
+    assert np.isnan(found).tolist() == [[False], [True]]
+
+
 @on_smollm2
 def test_smollm2_equals_one_sequence_at_a_time():
     model, tokenizer = load("smollm2-135m", device="cpu")

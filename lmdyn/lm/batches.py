@@ -98,7 +98,7 @@ def _best_length(row: Encoded) -> int:
     Attention costs the length squared, also where the mask hides it, and each part the prompt once
     more: on SmolLM2 least for parts of √(P² + 3000·P) response tokens, and flat around it.
     """
-    prompt, lengths = len(row.prompt), [*map(len, row.responses.values())]
+    prompt, lengths = len(row.prompt) or 1, [*map(len, row.responses.values())]
     parts = max(1, round(sum(lengths) / math.sqrt(prompt**2 + 3000 * prompt)))
     return prompt + math.ceil(sum(lengths) / parts) + max(lengths, default=0) // 2
 

@@ -1,5 +1,7 @@
 """Pairs that the model makes itself, round by round."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from runs import same_runs, same_weights, stopped
@@ -105,3 +107,12 @@ def test_going_on_with_other_rows_or_samples_is_refused(tmp_path, change):
 def test_settings_that_make_no_sense_are_refused():
     with pytest.raises(ValueError, match="rounds must be an integer of at least 1"):
         run(rounds=0)
+
+
+@pytest.mark.parametrize("reward", [None, lambda row, answer: 1.0], ids=["pairs", "reward"])
+def test_several_processes_are_refused(tmp_path, monkeypatch, reward):
+    two = SimpleNamespace(num_processes=2)
+    monkeypatch.setattr("lmdyn.lm.on_policy.PartialState", lambda: two)
+    with pytest.raises(ValueError, match="finetune_on_policy samples in one process: launch one"):
+        run(reward=reward, out=tmp_path)
+    assert not [*tmp_path.iterdir()]

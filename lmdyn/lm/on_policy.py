@@ -125,9 +125,8 @@ def finetune_on_policy(
     round, as in SPIN; pass ``ref``, a copy of the first model, for one that stays.
 
     Args:
-        model, tokenizer, settings: as in `finetune`. With a reward ``batch_size`` is, if not given,
-            all samples of a round, checkpoints are where a round ends, and several processes are
-            refused.
+        model, tokenizer, settings: as in `finetune`, but in one process. With a reward
+            ``batch_size`` is, if not given, all samples of a round, and checkpoints are at its end.
         rows: prompts to answer; without a reward also what `sample_rejected` reads.
         reward: from a row, as it was given, and an answer's text to a finite number.
         loss: "grpo" if not given, or "dpo" without a reward.
@@ -139,6 +138,8 @@ def finetune_on_policy(
         resume: go on with the rounds in ``out``.
     """
     check_count("rounds", rounds, 1)
+    if PartialState().num_processes > 1:
+        raise ValueError("finetune_on_policy samples in one process: launch one")
     sampling = {"max_new_tokens": max_new_tokens, "temperature": temperature}
     sampling["batch_size"] = sample_batch_size
     kept, settings = {"seed": seed, "out": out, "epochs": epochs}, {"resume": resume} | settings
@@ -148,8 +149,6 @@ def finetune_on_policy(
         raise ValueError(f"reward must be a function of a row and an answer, got {reward!r:.40}")
     check_count("group_size", group_size, 2)
     check_count("per_round", per_round, 1, optional=True)
-    if PartialState().num_processes > 1:
-        raise ValueError("finetune_on_policy rewards samples in one process: launch one")
     loss = losses.get(loss or "grpo")
     if not loss.needs_advantage:
         raise ValueError(f"{loss} reads no advantage: take one that does, or leave reward out")

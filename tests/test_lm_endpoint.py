@@ -402,6 +402,26 @@ def test_a_file_torn_anywhere_is_mended(tmp_path):
         assert rephrase(ROWS[1:2], Counting(reworded, fail_at=0), out=out) == done
 
 
+def test_a_file_with_other_letters_or_line_ends_keeps_its_answers(tmp_path):
+    """Such as an editor, or Windows, makes of it."""
+    out = tmp_path / "out.jsonl"
+    rephrase(ROWS, Counting(reworded), out=out)
+    text = out.read_text().replace("meaning of it is there", "das wäre „da“, «там», ここ")
+    for whole in (text.encode(), text.replace("\n", "\r\n").encode()):
+        out.write_bytes(whole + b'{"asked": ["to')  # and a kill tore the last line
+        writer = Counting(reworded, fail_at=0)
+        assert (
+            rephrase(ROWS, writer, out=out)[0]["chosen_gptsemantic"]
+            == " das wäre „da“, «там», ここ"
+        )
+        assert out.read_bytes() == whole
+    broken = whole.replace("ä".encode(), b"\xe4")  # in another encoding: it is asked again
+    out.write_bytes(broken)
+    writer = Counting(reworded)
+    assert rephrase(ROWS, writer, out=out).rows == expected()
+    assert len(writer.seen) == 1 and out.read_bytes().startswith(broken)
+
+
 def test_a_file_of_something_else_is_refused_and_left_alone(tmp_path):
     out = tmp_path / "out.jsonl"
     for content in (b"my notes\n", b"x", b'{"prompt": "a"}'):

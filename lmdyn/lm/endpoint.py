@@ -85,10 +85,10 @@ def remembering(ask: Callable[..., str], answerer, out, skip_nonsense: bool) -> 
         out = Path(out)
         out.parent.mkdir(parents=True, exist_ok=True)
         out.touch()
-        text = out.read_text()
-        if text[:10] != '{"asked": '[: len(text)]:
+        content = out.read_bytes()
+        if content[:10] != b'{"asked": '[: len(content)]:
             raise ValueError(f"{out} holds no answers: pass another file")
-        whole = text[: text.rfind("\n") + 1]
+        whole = content[: content.rfind(b"\n") + 1]
         os.truncate(out, len(whole))  # a kill may have torn the last line
         for line in whole.splitlines():
             with suppress(ValueError):  # someone has broken it, and it is asked again

@@ -88,8 +88,7 @@ def _run(recipe, changes, rows, out, resume, dry_run) -> None:
 
     from lmdyn.lm import recipes
 
-    rows = [f"data.source={json.dumps(rows)}"] if rows else []
-    recipe = recipes.read(recipe, [*changes, *rows])
+    recipe = recipes.read(recipe, changes + [f"data.source={json.dumps(rows)}"] * bool(rows))
     state, out = PartialState(cpu=recipe.device == "cpu"), out or f"runs/{recipe.name}"
     if dry_run:
         state.print(recipes.dry_run(recipe) if state.is_main_process else "")

@@ -7,7 +7,8 @@ import pytest
 import torch
 from datasets import Dataset, disable_progress_bars
 from tiny import tiny, tiny_rows
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainerCallback
+from transformers import TrainingArguments as Arguments
 
 from lmdyn.lm.callback import ProbeCallback
 from lmdyn.lm.data import ProbeSet, as_probes
@@ -29,8 +30,9 @@ def trainer(folder, *callbacks, model=None, data=None, **options):
         data = [{"input_ids": ids, "labels": ids} for ids in tokenizer(texts)["input_ids"]]
     options = {"max_steps": 6, "learning_rate": 1e-2, "logging_steps": 2, "report_to": []} | options
     options = {"per_device_train_batch_size": 1, "save_strategy": "no"} | options
-    args = TrainingArguments(str(folder), use_cpu=True, disable_tqdm=True, **options)
-    made = Trainer(model or fresh, args=args, train_dataset=data, processing_class=tokenizer)
+    args = Arguments(str(folder), use_cpu=True, disable_tqdm=True, **options)
+    given = {"train_dataset": data, "eval_dataset": data, "processing_class": tokenizer}
+    made = Trainer(model or fresh, args=args, **given)
     made.remove_callback(PrinterCallback)
     for callback in callbacks:
         made.add_callback(callback)
@@ -212,6 +214,17 @@ def test_an_alert_warns_and_can_stop_the_run(tmp_path, monkeypatch):
     assert probe.alerts == [alert]
 
 
+def test_a_squeeze_is_told_where_right_answers_are_probed_too(tmp_path, monkeypatch):
+    alert = Alert(2, 0, -1.0, -2.0, 3.0)
+    monkeypatch.setattr("lmdyn.lm.callback.squeeze", lambda *a: alert)
+    rows = as_probes([row | {"correct": row["chosen"]} for row in ROWS], [*PAIR[1:], "correct"])
+    probe = ProbeCallback(rows, every=2, budget=None)
+    made = trainer(tmp_path, probe, max_steps=1)
+    with pytest.warns(UserWarning, match="squeeze at step 2"):
+        made.train()
+    assert probe.alerts == [alert] * 2 and logged(made, "lmdyn/alert") == {0: 1.0, 1: 1.0}
+
+
 def frozen():
     """Probes as a reward sorts them, of which one prompt has no right answer."""
     rows = [
@@ -296,6 +309,35 @@ def test_without_answers_sorted_by_a_reward_entropy_is_of_chosen(runs):
     found = logged(made, "lmdyn/entropy")
     np.testing.assert_allclose(found[0], before.mean("chosen", "entropy"), rtol=1e-5)
     assert list(found) == [0, 2, 4, 6] and not logged(made, "lmdyn/kl")
+
+
+@pytest.mark.parametrize("ends", ["max_steps", "epochs", "early"])
+def test_the_last_probing_is_of_the_last_step_where_the_best_model_is_loaded(tmp_path, ends):
+    """The first evaluation finds the best one, and the fourth after it stops the training early."""
+    saving = {"save_strategy": "steps", "eval_strategy": "steps", "save_steps": 1, "eval_steps": 1}
+    saving |= {"load_best_model_at_end": True, "metric_for_best_model": "loss"}
+    saving |= {"max_steps": {"max_steps": 5, "epochs": -1, "early": 6}[ends], "num_train_epochs": 1}
+    last = []
+
+    class Looks(TrainerCallback):
+        def on_step_end(self, args, state, control, model=None, **kwargs):
+            last[:] = [score(model, made.processing_class, ROWS).mean("chosen")]
+
+    def evaluate(*given, **named):
+        metrics, told = {"eval_loss": made.state.global_step}, (made.args, made.state, made.control)
+        made.control = made.callback_handler.on_evaluate(*told, metrics)
+        return metrics
+
+    probe = ProbeCallback(ROWS, every=2, budget=None)
+    made = trainer(tmp_path, probe, Looks(), **saving)
+    made.evaluate = evaluate
+    if ends == "early":
+        made.add_callback(EarlyStoppingCallback(4))
+    made.train()
+    best = score(made.model, made.processing_class, ROWS).mean("chosen")
+    assert probe.trajectory.steps.tolist() == [0, 2, 4, 5]
+    assert probe.trajectory.mean("chosen")[-1] == pytest.approx(last[0], rel=1e-5)
+    assert best != pytest.approx(last[0], rel=1e-3)
 
 
 def test_a_trainer_without_a_tokenizer_is_told_what_it_lacks(tmp_path):

@@ -68,9 +68,8 @@ class ProbeCallback(transformers.TrainerCallback):
         check_count("answers", answers, 0)
         if budget is not None and not 0 < budget <= 1:
             raise ValueError(f"budget must be a share of the run's time, 0 to 1, got {budget}")
-        self.probes, self.every, self.budget = as_probes(probes), every, budget
-        self.trainer, self.stop, self.out, self.tokenizer = trainer, stop, out, tokenizer
-        self.answers = answers
+        self.probes, self.every, self.stop, self.budget = as_probes(probes), every, stop, budget
+        self.trainer, self.out, self.tokenizer, self.answers = trainer, out, tokenizer, answers
         self.alerts: list[Alert | str] = []
         self.seconds, self._recorder, self._meta = 0.0, Recorder(self.probes), {}
 
@@ -87,15 +86,14 @@ class ProbeCallback(transformers.TrainerCallback):
             reporters = ", ".join(args.report_to)
             self._warn(f"pass trainer=trainer for {reporters} to get the logs of ProbeCallback")
         self._file = Path(self.out or Path(args.output_dir) / "lmdyn") / "trajectory"
-        probes = fingerprint_probes(self.probes)
-        self._meta = {"trainer": type(args).__name__, "every": self.every, "probes": probes}
-        self._meta |= environment(args.device)
+        self._meta = {"trainer": type(args).__name__, "every": self.every}
+        self._meta |= {"probes": fingerprint_probes(self.probes), **environment(args.device)}
         if state.global_step:  # a resumed training goes on with the trajectory that it left
             before = None
             with suppress(FileNotFoundError, ValueError):
                 before = Trajectory.load(self._file)
             before = gather_object([before])[0]  # perhaps only the first process can read it
-            if before and before.meta.get("probes") == probes:
+            if before and before.meta.get("probes") == self._meta["probes"]:
                 self._recorder.restore(before, state.global_step)
         self._probe(args, state, control, kwargs)
         self._first, self._start = self.seconds, time.perf_counter()
@@ -103,9 +101,15 @@ class ProbeCallback(transformers.TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs):
         if state.global_step % self.every == 0 and self._is_affordable():
             self._probe(args, state, control, kwargs)
+        self.on_save(args, state, control, **kwargs)
+
+    def on_save(self, args, state, control, **kwargs):  # after evaluation, which may end it all
+        if control.should_training_stop:
+            self._probe(args, state, control, kwargs)
 
     def on_train_end(self, args, state, control, **kwargs):
-        self._probe(args, state, control, kwargs)
+        if not args.load_best_model_at_end:  # the model is that of another step by now
+            self._probe(args, state, control, kwargs)
 
     def _is_affordable(self) -> bool:
         """Whether one more probing keeps to the budget, perhaps of fewer prompts from now on."""
@@ -169,7 +173,7 @@ class ProbeCallback(transformers.TrainerCallback):
             logs["lmdyn/valley"] = float(np.nanmean(pushed["valley"]))
             logs["lmdyn/argmax_gain"] = float(np.nanmean(pushed["top"] - self._top))
             alert = squeeze(done.steps, *(done.values(n) for n in ("chosen", "rejected", "argmax")))
-        if CORRECT in done.types:
+        if CORRECT in done.types and not alert:
             alert = fades(done.steps, done.values(CORRECT), done.values(CORRECT, "entropy"))
         if alert and not self.alerts:
             self._warn(str(alert))

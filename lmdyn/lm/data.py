@@ -157,8 +157,7 @@ def load_probes(
         types: the response types to keep, in this order; all of `TYPES` that occur, if not given.
         limit: keep the first so many prompts.
         split: "train" or "test" alone; both, if not given.
-        format: how the rows become tokens; if not given, that of the paper for what comes by name,
-            that of training for a file.
+        format: how rows become tokens; by default the paper's for a name, training's for a file.
     """
     source, where, keeps = str(source), None, "end"
     check_count("limit", limit, 0, optional=True)

@@ -38,8 +38,7 @@ def token_kernel(
 
     Args:
         model: a Hugging Face causal language model whose output layer is linear. It stays as it is.
-        ids_o, ids_u: the tokens of the observed sequence χ_o, prompt and response, and of the
-            update χ_u, the same if not given.
+        ids_o, ids_u: tokens of prompt and response: observed, χ_o; updated, χ_u (χ_o if None).
         positions_o, positions_u: M and L positions in them, counted from 0; all if not given. A
             response that begins at token n is predicted from position n − 1 on.
         norms: the Frobenius norms ‖K_ml‖_F alone, without holding K.

@@ -43,8 +43,7 @@ def run(
     stage would refuse is a ValueError before the first one begins.
 
     Args:
-        out: the run's folder: recipe.yaml, and for each stage a folder such as 1-dpo with what
-            `finetune` or `finetune_on_policy` keeps.
+        out: the run's folder: recipe.yaml, and for each stage one such as 1-dpo, as of `finetune`.
         resume: go on with the run in ``out`` where it stopped; begin if there is none.
         progress: as for `finetune`.
         tell: called with a heading and a summary of each stage, as they come.

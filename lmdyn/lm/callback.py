@@ -28,7 +28,7 @@ class ProbeCallback(transformers.TrainerCallback):
 
     It logs the mean log-prob of each response type as ``lmdyn/<type>`` (nats); ``lmdyn/argmax``,
     of the likeliest tokens along ``chosen``; ``lmdyn/argmax_gain``, the probability that the
-    likeliest token has gained since the start, as a mean over the tokens of ``rejected``;
+    likeliest token has gained since the start, or a resume, as a mean over tokens of ``rejected``;
     ``lmdyn/valley``, the share of rejected tokens below the squeeze line; ``lmdyn/entropy``, nats a
     token, along ``correct`` or else ``chosen``; ``lmdyn/kl``, nats an answer, KL(start‖now) as the
     model's own answers of the start tell; ``lmdyn/repeats``, the share of three words in a row that

@@ -110,6 +110,17 @@ def test_what_is_rewarded_is_said_more_often():
     assert found.log["reward"][-5:].mean() > found.log["reward"][:5].mean() + 0.2
 
 
+def test_numbers_of_numpy_are_numbers(tmp_path):
+    options = {"group_size": 4, "per_round": 2, "max_new_tokens": 5, "epochs": 2}
+    expected, model = run(**options)
+    numbers = {name: np.int64(n) for name, n in options.items()} | {"temperature": np.float32(1)}
+    for _ in range(2):  # and once more, with the run that it is
+        found, same = run(**numbers, out=tmp_path, resume=True)
+        same_runs(found, expected)
+        same_weights(same, model)
+    run(**options, out=tmp_path, resume=True)
+
+
 def test_rewards_that_are_all_equal_are_told_of():
     with pytest.warns(UserWarning, match="in no group did rewards differ: nothing was learned"):
         found, model = run(reward=lambda row, answer: 1)

@@ -58,6 +58,14 @@ def test_an_answer_that_makes_no_pair_keeps_the_row_as_it_was_or_drops_it(monkey
         sample_rejected(None, tiny_tokenizer(), [{"prompt": "a", "rejected": " b"}])
 
 
+def test_an_answer_equal_to_chosen_tokens_makes_no_pair():
+    model, tokenizer = tiny("llama")
+    _, ids, _ = generate(model, tokenizer, [row["prompt"] for row in ROWS[:2]], 6, return_ids=True)
+    rows = [{**row, "chosen": tokens} for row, tokens in zip(ROWS, ids, strict=False)]
+    pairs = sample_rejected(model, tokenizer, rows, max_new_tokens=6, temperature=0)
+    assert [row["rejected"] for row in pairs] == [row["rejected"] for row in ROWS[:2]]
+
+
 @pytest.mark.slow
 def test_rounds_are_runs_on_fresh_pairs_against_the_model_of_the_round():
     done, model = run()

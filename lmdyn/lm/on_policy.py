@@ -16,7 +16,7 @@ from lmdyn.lm.checkpoint import fingerprint, fingerprint_probes
 from lmdyn.lm.data import ProbeSet, Rows, as_probes, load_probes, with_all
 from lmdyn.lm.generate import generate, rewarded
 from lmdyn.lm.records import write_jsonl
-from lmdyn.lm.rows import checked, listed, said
+from lmdyn.lm.rows import checked, listed, said, text_of
 from lmdyn.lm.tokens import KEYS, Format, each, prompts_of
 from lmdyn.lm.train import finetune
 from lmdyn.lm.trajectory import Trajectory
@@ -34,7 +34,8 @@ def sample_rejected(model, tokenizer, rows: Rows, **sampling) -> ProbeSet:
     prompts = prompts_of(tokenizer, probes, probes.format)
     answers, ids, _ = generate(model, tokenizer, prompts, sample=True, return_ids=True, **sampling)
     for row, answer, tokens in zip(probes, answers, ids, strict=True):
-        if answer.strip() and answer.strip() != (said(row["chosen"]) or "").strip():
+        chosen = said(row["chosen"]) or text_of(row["chosen"], tokenizer)
+        if answer.strip() not in ("", chosen.strip()):
             pairs.append({**row, "rejected": tokens})
         elif "rejected" in row:
             pairs.append(row)
@@ -57,10 +58,11 @@ class Groups:
         self.ids = prompts_of(tokenizer, self.prompts, self.form)
         self.epochs, self.size, self.seed, self.out, self.how = epochs, size, seed, out, how
         self.per_round = min(per_round or len(self.rows), len(self.rows))
+        asked = {"group_size": size, "per_round": self.per_round, "passes": epochs, **how}
         self.settings = {  # what the samples depend on, besides the weights
             "reward": getattr(reward, "__qualname__", type(reward).__qualname__),
             "prompts": fingerprint([self.ids, asdict(self.form)]),
-            **{"group_size": size, "per_round": self.per_round, "passes": epochs, **how},
+            **{k: x.item() if isinstance(x, np.generic) else x for k, x in asked.items()},
         }
 
     def __len__(self) -> int:
@@ -131,7 +133,8 @@ def finetune_on_policy(
         reward: from a row, as it was given, and an answer's text to a finite number.
         loss: "grpo" if not given, or "dpo" without a reward.
         rounds: how many times to sample; ``epochs`` are passes over what a round sampled.
-        per_round: prompts in a round, drawn anew; all of them if not given.
+        per_round, group_size: for a reward alone: prompts in a round, drawn anew (all of them if
+            not given), and answers to each.
         max_new_tokens, temperature, sample_batch_size: as in `generate`, there ``batch_size``.
         seed: of the samples and of the order of the rows, both new in each round.
         out: a folder for what `finetune` keeps and, round by round, the samples or pairs.
@@ -165,7 +168,7 @@ def _on_pairs(
     model, tokenizer, rows, loss, rounds, sampling, settings, *, seed, out, epochs
 ) -> Trajectory:
     probes, parts = as_probes(rows), []
-    made = fingerprint([fingerprint_probes(probes), sampling])  # by which pairs are found again
+    made = fingerprint([fingerprint_probes(probes), str(sampling)])  # names the files of pairs
     for number in range(rounds):
         folder = None if out is None else Path(out) / f"round-{number}"
         kept = folder and folder / f"pairs-{made}.jsonl"  # going on need not sample them

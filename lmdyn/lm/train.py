@@ -62,7 +62,7 @@ def finetune(
         epochs, lr, batch_size, settings: see `lmdyn.lm.settings.Settings`.
         probes: rows to score before the first update, every ``probe_every``, and at the end.
         ref: the reference model of a loss that needs one; the model as it comes, if not given.
-        out: a folder that keeps the recipe, the trajectory and the last checkpoint.
+        out: a folder that keeps recipe, trajectory and last checkpoint, of adapters these alone.
         resume: go on with the run in ``out``, from the same arguments and model that it began with.
         progress: show a bar with the loss and log π(y+); by default on a terminal only.
 

@@ -78,30 +78,20 @@ class Record:
     """What a run of `train` recorded, at S moments.
 
     C = V = 10 classes, N = C · per_class test images, sorted by class; on the CPU.
-
-    Attributes:
-        lr: the step size η.
-        steps: (S,) updates made so far.
-        accuracy: (S,) the share of all test images that is read correctly.
-        loss: (S,) the mean cross-entropy on them, nats.
-        observed: (N,) where the observed images lie in ``digits.test_x``.
-        labels: (N,) their classes.
-        log_probs: (S, N, V) log π of the observed images, nats.
-        accumulated: (S, N, C, V) the part of ``log_probs - log_probs[0]`` that is due to learning
-            class u, to first order: the sum over all updates so far of −η/B · A_o Σ K_ou G_u over
-            the images of class u among the B of the minibatch.
-        kernel: (S, N, N, V, V) empirical NTK K_ou among the observed images.
     """
 
-    lr: float
-    steps: Tensor
-    accuracy: Tensor
-    loss: Tensor
-    observed: Tensor
-    labels: Tensor
-    log_probs: Tensor
+    lr: float  #: the step size η
+    steps: Tensor  #: (S,) updates made so far
+    accuracy: Tensor  #: (S,) the share of all test images that is read correctly
+    loss: Tensor  #: (S,) the mean cross-entropy on them, nats
+    observed: Tensor  #: (N,) where the observed images lie in ``digits.test_x``
+    labels: Tensor  #: (N,) their classes
+    log_probs: Tensor  #: (S, N, V) log π of the observed images, nats
+    #: (S, N, C, V) the part of ``log_probs - log_probs[0]`` that is due to learning class u, to
+    #: first order: the sum over all updates so far of −η/B · A_o Σ K_ou G_u over the images of
+    #: class u among the B of the minibatch
     accumulated: Tensor
-    kernel: Tensor
+    kernel: Tensor  #: (S, N, N, V, V) empirical NTK K_ou among the observed images
 
 
 def train(

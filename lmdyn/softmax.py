@@ -64,9 +64,7 @@ def entropy_residual(logits: Tensor) -> Tensor:
 
 
 def jacobian_norm_sq(logits: Tensor) -> Tensor:
-    """‖A‖²_F = V‖π‖² + V − 2, how peaky the prediction is: (...) for logits (..., V).
-
-    From V − 1 (uniform π) to 2V − 2 (one-hot π).
+    """‖A‖²_F = V‖π‖² + V − 2, how peaky π is, from V − 1 (uniform) to 2V − 2 (one-hot): (...).
 
     Example:
         >>> jacobian_norm_sq(torch.zeros(10))

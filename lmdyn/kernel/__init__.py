@@ -50,17 +50,14 @@ def entk(model: nn.Module, x_o: Tensor, x_u: Tensor | None = None) -> Tensor:
 
 
 def entk_vp(model: nn.Module, x_o: Tensor, x_u: Tensor, g: Tensor) -> Tensor:
-    """Σ_u K(o, u) g_u without forming K: one backward pass over x_u, one forward-mode over x_o.
+    """Σ_u K(o, u) g_u, (N_o, V), by a backward pass over x_u and a forward-mode one over x_o.
 
-    With g = π − y this is, per unit learning rate, minus the change of the logits at x_o when the
-    summed cross-entropy at x_u takes one gradient step.
+    K is not formed. With g = π − y this is, per unit learning rate, minus the change of the logits
+    at x_o when the summed cross-entropy at x_u takes one gradient step.
 
     Args:
         model, x_o, x_u: as in `entk`, with its errors.
         g: (N_u, V), for instance the residuals of the loss at x_u.
-
-    Returns:
-        (N_o, V).
 
     Example:
         >>> model = torch.nn.Linear(3, 2, bias=False)

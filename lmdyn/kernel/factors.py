@@ -18,15 +18,11 @@ from torch.nn.functional import pad
 
 from lmdyn.kernel.trace import Call, Trace, dots, forward, record
 
-# Bytes that the factors of a block of examples, or what one pass over some of them keeps, may take.
-CHUNK_BYTES = 2**28
-# Up to this many examples share one pass: enough to fill the cores, small enough that their
-# weights in the check of the layout stay far apart.
+CHUNK_BYTES = 2**28  # that the factors of a block of examples, or a pass over some, may take
+# Up to this many share one pass: they fill the cores, and their weights in a check stay far apart.
 PASS_EXAMPLES = 50
-# Logits that share a backward pass, which then keeps as many times what it keeps for one.
-LOGITS = 16
-# Operations that the elementwise product of an entry costs, in the choice between the two forms.
-ELEMENTWISE = 16
+LOGITS = 16  # that share a backward pass, which then keeps as many times what it keeps for one
+ELEMENTWISE = 16  # operations that the product of an entry costs, in the choice between the forms
 
 # The Jacobian for n examples: the δ_t (n, T, V, o), and the a_t (n, T, i), or rows of a table
 # (n, T). In the dense form: itself (n, 1, V, P), and None.

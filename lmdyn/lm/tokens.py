@@ -57,21 +57,14 @@ class Format:
 
 @dataclass(frozen=True)
 class Encoded:
-    """The tokens of one row.
+    """The tokens of one row."""
 
-    Attributes:
-        prompt: token ids.
-        responses: type → token ids, the one that ends the response included, unless it was cut.
-        truncated: the types whose response was cut.
-        own: type → its prompt, where that is another one.
-        merged: whether the end of the prompt became one with a response, and counts to it.
-    """
-
-    prompt: list[int]
+    prompt: list[int]  #: token ids
+    #: type → token ids, the one that ends the response included, unless it was cut
     responses: dict[str, list[int]] = field(repr=False)
-    truncated: tuple[str, ...] = ()
-    own: dict[str, list[int]] = field(default_factory=dict)
-    merged: bool = False
+    truncated: tuple[str, ...] = ()  #: the types whose response was cut
+    own: dict[str, list[int]] = field(default_factory=dict)  #: type → its prompt, if another one
+    merged: bool = False  #: whether the end of the prompt became one with a response's beginning
 
 
 def begin_alike(row: Mapping, response):

@@ -30,8 +30,7 @@ from lmdyn.lm.ways import ways
 
 PASS_TOKENS = 512  # in one pass, padding included: it keeps several times what stays
 SLAB_BYTES = 2**25  # of the gradients that are formed at a time
-# Of a parameter, some of its rows and gradients of these, (S, D): others in their place.
-Change = Callable[[Tensor, range, Tensor], Tensor]
+Change = Callable[[Tensor, range, Tensor], Tensor]  # parameter, its rows, gradients → others
 
 
 class Use(NamedTuple):

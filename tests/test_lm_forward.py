@@ -11,7 +11,7 @@ from tiny import FAMILIES, tiny, tiny_rows
 from lmdyn.lm.batches import pack
 from lmdyn.lm.data import as_probes
 from lmdyn.lm.diagnose import diagnose
-from lmdyn.lm.forward import body, full_logits, hidden, token_logps
+from lmdyn.lm.forward import body, full_logits, hidden, token_logps, undisturbed
 from lmdyn.lm.influence import influence
 from lmdyn.lm.predict import sgd_direction
 from lmdyn.lm.score import score
@@ -157,6 +157,54 @@ def test_offloaded_weights_are_refused_in_words():
     for call in (score, learning, influence_of_itself, diagnose, sgd_direction):
         with pytest.raises(ValueError, match="some weights are offloaded: load the model whole"):
             call(model, tokenizer, tiny_rows())
+
+
+@pytest.fixture
+def matmuls():
+    """The settings of float32 products, which are as they were afterwards."""
+    if not hasattr(torch.backends, "fp32_precision"):
+        pytest.skip("torch before 2.9 has one setting")
+    places = torch.backends, torch.backends.cuda.matmul, torch.backends.mkldnn.matmul
+    before = [place.fp32_precision for place in places]
+    for place in places:
+        place.fp32_precision = "none"
+    yield places
+    for place, precision in zip(places, before, strict=True):
+        place.fp32_precision = precision
+
+
+def precisions(places):
+    return [place.fp32_precision for place in places]
+
+
+def test_tf32_by_the_present_api_is_off_inside_and_on_again_afterwards(matmuls):
+    (model, _), (_, cuda, mkldnn), inside = tiny("llama"), matmuls, ["none", "ieee", "ieee"]
+    cuda.fp32_precision, mkldnn.fp32_precision = "tf32", "bf16"
+    with undisturbed(model):
+        assert precisions(matmuls) == inside
+    assert precisions(matmuls) == ["none", "tf32", "bf16"]
+
+
+def test_a_setting_for_all_backends_still_reaches_the_products(matmuls):
+    model, _ = tiny("llama")
+    with undisturbed(model):
+        assert precisions(matmuls)[1:] == ["ieee", "ieee"]
+    assert precisions(matmuls) == ["none"] * 3
+    torch.backends.fp32_precision = "tf32"  # as TrainingArguments(tf32=True) does
+    with undisturbed(model):
+        assert precisions(matmuls)[1:] == ["ieee", "ieee"]
+    assert precisions(matmuls) == ["tf32"] * 3
+    torch.backends.fp32_precision = "ieee"
+    assert precisions(matmuls) == ["ieee"] * 3
+
+
+def test_the_older_call_is_as_it_was(matmuls):
+    model, _ = tiny("llama")
+    torch.set_float32_matmul_precision("medium")
+    with undisturbed(model):
+        assert precisions(matmuls)[1:] == ["ieee", "ieee"]
+    assert torch.get_float32_matmul_precision() == "medium"
+    torch.set_float32_matmul_precision("highest")
 
 
 def influence_of_itself(model, tokenizer, rows):

@@ -76,15 +76,23 @@ def evaluating(model: nn.Module):
 def undisturbed(model) -> Iterator[None]:
     """Derivatives of the plain function inside, whatever mode the model and its caller are in."""
     autocast = torch.autocast(model.device.type, enabled=False)
-    precision = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
+    new = hasattr(torch.backends, "fp32_precision")  # since torch 2.9; the old calls may fail then
+    matmuls = [torch.backends.cuda.matmul, torch.backends.mkldnn.matmul] if new else []
+    before = [m.fp32_precision for m in matmuls] if new else torch.get_float32_matmul_precision()
     try:
+        new or torch.set_float32_matmul_precision("highest")
+        for matmul in matmuls:
+            matmul.fp32_precision = "ieee"
         with torch.inference_mode(False), evaluating(model), autocast:
             yield
     except AssertionError as error:  # of a model's own passes
         raise ValueError(f"{type(model).__name__} refuses, in eval mode: {error}") from error
     finally:
-        torch.set_float32_matmul_precision(precision)
+        new or torch.set_float32_matmul_precision(before)
+        for matmul, precision in zip(matmuls, before, strict=True) if new else ():
+            matmul.fp32_precision = "none"  # so that it follows the setting of all, if it did
+            if matmul.fp32_precision != precision:
+                matmul.fp32_precision = precision
 
 
 @contextmanager

@@ -335,6 +335,27 @@ def test_bad_input(updates, probes, loss, message):
         influence(model.requires_grad_(False), tokenizer, ROWS, ROWS)
 
 
+def test_errors_say_whether_it_is_an_update_or_a_probe():
+    model, tokenizer = tiny("llama")
+    mixed = [ROWS[0], {"prompt": [5], "chosen": [{"role": "assistant", "content": "so"}]}]
+    with pytest.raises(ValueError, match=r"^updates\[1\]: "):
+        influence(model, tokenizer, mixed, ROWS)
+    with pytest.raises(ValueError, match=r"^probes\[1\]: "):
+        influence(model, tokenizer, ROWS, mixed)
+
+
+@pytest.mark.parametrize("loss", ["simpo", "rpo", "orpo", "sft_per_token"])
+def test_the_mode_of_the_caller_does_not_matter(loss):
+    model, tokenizer = tiny("llama")
+    rows = [{"response": row["chosen"], **row} for row in ROWS[:2]]
+    expected = influence(model, tokenizer, rows, ROWS[:1], loss)
+    step = sgd_direction(model, tokenizer, rows, loss)
+    with torch.inference_mode():
+        np.testing.assert_array_equal(influence(model, tokenizer, rows, ROWS[:1], loss), expected)
+        for name, moved in sgd_direction(model, tokenizer, rows, loss).items():
+            assert torch.equal(moved, step[name])
+
+
 def test_weights_that_are_not_finite():
     model, tokenizer = tiny("qwen2", tie_word_embeddings=False)
     people = tokenizer.convert_tokens_to_ids("people")

@@ -1,6 +1,7 @@
 """How likely the model finds each response, and how it spreads the rest of its probability."""
 
 from collections import namedtuple
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import partial
 
@@ -138,18 +139,36 @@ def score(
     return Scores(types=probes.types, vocab_size=vocab_size, tokens=kept, **named)
 
 
-def token_coefficients(model, encoded, keys, loss, *given) -> dict[tuple[int, str], Tensor]:
+def token_coefficients(model, encoded, keys, loss, *given, what: str = "rows") -> dict:
     """(row, type) → (T,), `coefficients` at each token of what a loss reads (`read_by`), padded."""
     with evaluating(model):
         values = token_values(model, encoded, partial(statistics, stats=False))
         found = {at: torch.from_numpy(x[:, 0]) for at, x in values}
+    check_logps({at: float(x.sum()) for at, x in found.items()}, what)
     parts = {r: [found[i, key] for i in range(len(encoded))] for r, key in keys.items()}
     logps = {r: pad_sequence(part, batch_first=True) for r, part in parts.items()}
     c = coefficients(encoded, keys, loss, logps, *given)
     return {(i, keys[r]): row for r, rows in c.items() for i, row in enumerate(rows)}
 
 
-def coefficients(encoded, keys, loss, logps, advantage, ref, old) -> dict[str, Tensor]:
+class Places(str):
+    """What rows are called, "updates", as the names of each in errors: "updates[0]", …"""
+
+    def __getitem__(self, i: int) -> str:
+        return f"{self}[{i}]"
+
+
+def check_logps(logps: Mapping[tuple[int, str], float], what: str = "rows") -> None:
+    """Refuse log π of a response, (row, type), that is not finite: it has no gradient."""
+    for (row, name), logp in logps.items():
+        if not np.isfinite(logp):
+            why = "the model's weights or its precision cannot be used"
+            why = "the model rules it out, so it has no gradient" if logp == -np.inf else why
+            raise ValueError(f"{what}[{row}]: log π of {name!r} is {logp}: {why}")
+
+
+@torch.inference_mode(False)  # its tensors take part in derivatives
+def coefficients(encoded, keys, loss, logps, advantage=None, ref=None, old=None) -> dict:
     """`Loss.coefficients`; for ``ref`` and ``old`` that are None, of the model's own ``logps``."""
     as_given = partial(torch.as_tensor, dtype=torch.float64)
     lengths = {r: torch.tensor([len(e.responses[k]) for e in encoded]) for r, k in keys.items()}

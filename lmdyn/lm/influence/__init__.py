@@ -14,7 +14,7 @@ from lmdyn.lm.data import Rows, as_probes, read_by
 from lmdyn.lm.forward import bar, undisturbed
 from lmdyn.lm.influence._gradients import Block, Gradients, flat, inner_products
 from lmdyn.lm.predict import descent
-from lmdyn.lm.score import coefficients, token_coefficients
+from lmdyn.lm.score import Places, check_logps, coefficients, token_coefficients
 from lmdyn.lm.tokens import Encoded, Format, encode
 from lmdyn.lm.ways import check_fits
 
@@ -51,8 +51,7 @@ def influence(
     Entry [u, o, r] is −⟨∇_θ L_u, ∇_θ log π(y_o,r | x_o)⟩, over the parameters with
     ``requires_grad``: multiplied by the learning rate, the change of the log-prob in nats. It is
     equation 5 summed over all tokens of both sequences, with A, K and G contracted. Exact for any
-    model, from the inputs and output gradients of each layer: no gradient over all parameters is
-    held for any example. The model is left as it was; dropout is off.
+    model; no gradient of an example is held as a whole. The model stays as it was; dropout is off.
 
     Args:
         model, tokenizer, progress: as in `score`.
@@ -83,13 +82,14 @@ def influence(
             NaN or infinite, no trainable parameter, an optimizer of another model or kind.
     """
     loss = losses.get(loss)
-    updates, keys, advantage = read_by(loss, as_probes(updates, format=format), "updates")
-    probes = as_probes(probes, types, format)
-    ours, theirs = encode(tokenizer, updates), encode(tokenizer, probes)
+    one, other = Places("updates"), Places("probes")
+    updates, keys, advantage = read_by(loss, as_probes(updates, None, format, where=one), one)
+    probes = as_probes(probes, types, format, where=other)
+    ours, theirs = encode(tokenizer, updates, one), encode(tokenizer, probes, other)
     names, given = [*keys.values()], (advantage, ref, old)
     step, weights, share = None, None, 1 if loss.of_batch else len(ours)
     if loss.per_token or optimizer is not None:
-        c = token_coefficients(model, ours, keys, loss, *given)
+        c = token_coefficients(model, ours, keys, loss, *given, what=one)
         weights = c if loss.per_token else None
         step = optimizer and Step(optimizer, model, descent(model, ours, c, -1 / share))
     logps, products, rest = gradient_products(
@@ -144,7 +144,8 @@ def gradient_products(
     with undisturbed(model), bar("influence", "pair", progress, total) as shown:
         gradients = Gradients(model, [*ours, *theirs])
         for u in gradients.blocks(ours, 0.75 * memory, weights):
-            at_u = _places(u, names, "updates")
+            check_logps(u.logps, "updates")
+            at_u = _at(u.logps, names)
             logps.flat[at_u] = [*u.logps.values()]
             rows = [*at_u, *range(logps.size, len(products))]
             met, others = ({}, theirs) if weights else _met(u, ours, theirs)
@@ -153,8 +154,9 @@ def gradient_products(
                 products[np.ix_(rows, _at(met, types))] = found
                 shown.update(found.size)
             for o in gradients.blocks(others, memory - u.nbytes):
+                check_logps(o.logps, "probes")
                 found = inner_products(u, o, left).numpy()
-                products[np.ix_(rows, _places(o, types, "probes"))] = found
+                products[np.ix_(rows, _at(o.logps, types))] = found
                 shown.update(found.size)
     products, rest = np.split(products, [logps.size])
     shape = len(theirs), len(types)
@@ -180,17 +182,8 @@ def _met(u: Block, ours: Sequence[Encoded], theirs: Sequence[Encoded]):
     return met, others
 
 
-def _places(block: Block, names: Sequence[str], what: str) -> list[int]:
-    """Where its responses stand in (rows · names,), after a check that they can be used."""
-    for (row, name), logp in block.logps.items():
-        if not np.isfinite(logp):
-            why = "the model's weights or its precision cannot be used"
-            why = "the model rules it out, so it has no gradient" if logp == -np.inf else why
-            raise ValueError(f"{what}[{row}]: log π of {name!r} is {logp}: {why}")
-    return _at(block.logps, names)
-
-
 def _at(keys: Iterable[tuple[int, str]], names: Sequence[str]) -> list[int]:
+    """Where responses, (row, type), stand in (rows · names,)."""
     return [row * len(names) + names.index(name) for row, name in keys]
 
 

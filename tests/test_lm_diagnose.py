@@ -3,6 +3,7 @@
 import copy
 import json
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
@@ -122,6 +123,58 @@ def test_an_interruption_keeps_what_is_done(tmp_path, monkeypatch):
         diagnose(model, tokenizer, ROWS, lr=2.0, keep=file)
 
 
+def test_what_is_kept_is_of_one_state_of_the_optimizer_and_of_the_same_weights(tmp_path):
+    model, tokenizer = tiny("llama")
+    told = partial(diagnose, model, tokenizer, ROWS[:1], held_out=ROWS[2:3])
+    optimizer, trained = (torch.optim.AdamW(model.parameters()) for _ in range(2))
+    fresh = told(optimizer=optimizer, keep=tmp_path / "of_optimizer")
+    again = told(optimizer=optimizer, keep=tmp_path / "of_optimizer")
+    np.testing.assert_array_equal(fresh.own, again.own)
+    for weight in model.parameters():
+        trained.state[weight] = {
+            name: torch.ones_like(weight) for name in ("exp_avg", "exp_avg_sq")
+        }
+        trained.state[weight]["step"] = torch.tensor(3.0)
+    optimizer.load_state_dict(trained.state_dict())
+    with pytest.raises(ValueError, match="keep them in another file"):
+        told(optimizer=optimizer, keep=tmp_path / "of_optimizer")
+    whole = told(keep=tmp_path / "of_all")
+    model.model.embed_tokens.requires_grad_(False)
+    with pytest.raises(ValueError, match="keep them in another file"):
+        told(keep=tmp_path / "of_all")
+    assert not np.allclose(told(keep=tmp_path / "of_some").own, whole.own)
+
+
+def test_a_file_that_is_empty_or_cut_is_gone_on_with(tmp_path):
+    model, tokenizer = tiny("llama")
+    told = partial(diagnose, model, tokenizer, ROWS[:2], keep=tmp_path / "kept")
+    (tmp_path / "kept").touch()
+    whole = told()
+    first, one, two = (tmp_path / "kept").read_text().splitlines()
+    for cut in (two[:-1], two[:5]):  # of two brackets one is there, or none
+        (tmp_path / "kept").write_text("\n".join([first, one, cut]))
+        np.testing.assert_array_equal(told().own, whole.own)
+        assert (tmp_path / "kept").read_text().splitlines() == [first, one, two]
+
+
+def test_a_response_that_the_model_rules_out_is_named():
+    model, tokenizer = tiny("llama", tie_word_embeddings=False)
+    gone = torch.nn.functional.one_hot(torch.tensor(7), 100)
+    bias = torch.zeros(100, dtype=torch.float64).masked_fill(gone.bool(), -torch.inf)
+    model.lm_head.bias = torch.nn.Parameter(bias, requires_grad=False)
+    row, ruled_out = {"prompt": [5, 6], "chosen": [8], "rejected": [9]}, {"rejected": [9, 7]}
+    with pytest.raises(
+        ValueError, match=r"^rows\[1\]: log π of 'rejected' is -inf: .*rules it out"
+    ):
+        diagnose(model, tokenizer, [row, row | ruled_out], held_out=[row])
+    with pytest.raises(
+        ValueError, match=r"^rows\[1\]: log π of 'rejected' is -inf: .*rules it out"
+    ):
+        sgd_direction(model, tokenizer, [row, row | ruled_out], "dpo")
+    with pytest.raises(ValueError, match=r"^held_out\[1\]: log π of 'chosen' is -inf"):
+        diagnose(model, tokenizer, [row], held_out=[row, row | {"chosen": [7]}])
+
+
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_ches_is_its_definition(family):
     model, tokenizer = tiny(family)
@@ -190,3 +243,7 @@ def test_bad_input_is_named():
         diagnose(model, tokenizer, [ROWS[0], {"prompt": "a", "chosen": "no"}])
     with pytest.raises(ValueError, match="the same tokens"):
         diagnose(model, tokenizer, [ROWS[0] | {"rejected": ROWS[0]["chosen"]}])
+    said = [{"role": "user", "content": "how"}, {"role": "assistant", "content": "so"}]
+    for bad in (ROWS[0] | {"chosen": []}, {"prompt": said[:1], "chosen": said[1:]}):
+        with pytest.raises(ValueError, match=r"^held_out\[1\]: "):
+            diagnose(model, tokenizer, ROWS[:1], held_out=[ROWS[1], bad])

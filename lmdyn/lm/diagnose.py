@@ -17,14 +17,15 @@ from lmdyn.lm.checkpoint import fingerprint, fingerprint_model, fingerprint_prob
 from lmdyn.lm.data import Rows, as_probes, with_all
 from lmdyn.lm.forward import bar, evaluating, hidden, undisturbed
 from lmdyn.lm.influence import Gradients, Step, inner_products
-from lmdyn.lm.predict import sgd_direction
+from lmdyn.lm.predict import descent
 from lmdyn.lm.records import replacing, write_jsonl
 from lmdyn.lm.rows import text_of
-from lmdyn.lm.score import STATS, coefficients, statistics
+from lmdyn.lm.score import STATS, Places, check_logps, coefficients, statistics, token_coefficients
 from lmdyn.lm.tokens import encode
 from lmdyn.lm.ways import LogProbs, check_kind, ways
 
 HELD_OUT = 16  # rows that stand for held-out ones where none are given
+HELD = Places("held_out")
 FLAGS = {
     "own": "a step on this pair lowers its own chosen response",
     "held_out": "a step on this pair lowers the chosen responses to other prompts",
@@ -142,14 +143,15 @@ def diagnose(
     check_different(encoded, {name: name for name in loss.responses}, loss)
     if held_out is None:
         held_out = pairs[np.linspace(0, n - 1, min(HELD_OUT, n)).astype(int).tolist()]
-    held_out = with_all(as_probes(held_out), ["chosen"], "diagnose", "held_out")
-    call = [str(x) for x in (loss, lr, optimizer, *map(fingerprint_model, (model, ref)))]
-    call = [*call, *map(fingerprint_probes, (pairs, held_out))]
-    found = {} if keep is None else _kept(Path(keep), {"call": fingerprint(call)})
+    held_out = with_all(as_probes(held_out, where=HELD), ["chosen"], "diagnose", HELD)
+    call = loss, lr, optimizer, model, ref, pairs, held_out
+    found = {} if keep is None else _kept(Path(keep), *call)
     todo, shown = [i for i in range(n) if i not in found], bar("diagnose", "pair", progress, n)
     with undisturbed(model), evaluating(ref), shown:
         shown.update(len(found))
-        goal = sgd_direction(model, tokenizer, held_out, "sft", 1 / len(held_out))
+        theirs = encode(tokenizer, held_out, HELD)
+        c = token_coefficients(model, theirs, {"chosen": "chosen"}, losses.get("sft"), what=HELD)
+        goal = descent(model, theirs, c, 1 / len(theirs))
         of_pair = _Pairs(model, encoded, loss, goal, lr, optimizer, ref)
         for i in todo:
             found[i] = of_pair(i)
@@ -161,12 +163,17 @@ def diagnose(
     return Diagnosis(*np.array([found[i] for i in range(n)]).T, prompts)
 
 
-def _kept(path: Path, call: dict) -> dict[int, list[float]]:
-    """The pairs in a file of the same call; it is begun if it is not there."""
-    first, *lines = path.read_text("utf-8").splitlines() if path.is_file() else [json.dumps(call)]
-    if first != json.dumps(call):
+def _kept(path: Path, loss, lr, optimizer, model, ref, *rows) -> dict[int, list[float]]:
+    """The pairs in a file of the same call; it is begun if it is not there, or empty."""
+    state = [x for of in optimizer.state.values() for x in of.values()] if optimizer else []
+    tensors = nn.ParameterList(filter(torch.is_tensor, state))  # else None
+    call = [*map(str, (loss, lr, optimizer)), sorted(trainable(model))]
+    call += [*map(fingerprint_model, (model, ref, tensors)), *map(fingerprint_probes, rows)]
+    call = json.dumps({"call": fingerprint(call)})
+    first, *lines = (path.read_text("utf-8") if path.is_file() else "").splitlines() or [call]
+    if first != call:
         raise ValueError(f"{path} is of other rows, weights or settings: keep them in another file")
-    lines = [line for line in lines if line.endswith("]")]  # the last may be cut
+    lines = [line for line in lines if line.endswith("]]")]  # the last may be cut
     with replacing(path) as temporary:
         temporary.write_text("\n".join([first, *lines, ""]), encoding="utf-8")
     return dict(map(json.loads, lines))
@@ -188,6 +195,7 @@ class _Pairs:
         """The numbers of `Diagnosis`, in order."""
         (block,) = self.gradients.blocks([self.encoded[i]], math.inf)
         at = {name: number for number, (_, name) in enumerate(block.logps)}
+        check_logps({(i, name): logp for (_, name), logp in block.logps.items()})
         own = {k: torch.tensor([block.logps[0, k]], dtype=torch.float64) for k in at}
         ref = self.reference and self.reference.all([i], 1)
         c = coefficients([self.encoded[i]], self.keys, self.loss, own, None, ref, None)

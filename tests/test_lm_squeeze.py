@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 
-from lmdyn.lm.squeeze import fades, squeeze
+from lmdyn.lm.squeeze import fades, is_sure, squeeze
 
 STEPS = [0, 10, 20, 30]
 
@@ -113,6 +113,11 @@ def test_what_fell_in_a_prompt_or_two_is_no_fading():
     assert fades([0, 1], correct, entropy) is not None
     entropy[1, :8] = 0.0
     assert fades([0, 1], 0 * correct, entropy) is None  # a quarter of them: not below half
+
+
+def test_of_one_prompt_no_change_is_sure():
+    assert is_sure(np.full((2, 1), 6.0)).tolist() == [False, False]
+    assert is_sure(np.full((2, 2), 6.0)).tolist() == [True, True]
 
 
 def test_prompts_without_a_right_answer_do_not_count_and_one_is_too_few():

@@ -90,5 +90,5 @@ def _complete(steps, *curves) -> np.ndarray | None:
 
 
 def is_sure(gaps: np.ndarray) -> np.ndarray:
-    """Whether the mean over the last axis lies more than 1.64 standard errors above zero."""
-    return gaps.mean(-1) > ERRORS * np.sqrt(gaps.var(-1) / max(gaps.shape[-1] - 1, 1))
+    """Whether the mean over the last axis, of two or more, is 1.64 standard errors above zero."""
+    return gaps.mean(-1) > ERRORS * np.sqrt(gaps.var(-1) / (gaps.shape[-1] - 1 or np.nan))

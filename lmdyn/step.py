@@ -20,7 +20,7 @@ class OneStep:
     K: Tensor  #: (N_o, N_u, V, V), the empirical NTK between observations and updates
     G: Tensor  #: (N_u, V), the residual π − y at each update
     predicted: Tensor  #: (N_o, V), nats, the change of log π to first order, −lr · A · Σ_u K G
-    measured: Tensor  #: (N_o, V), nats, its change; 0 where a probability was and stays zero
+    measured: Tensor  #: (N_o, V), nats, its change; both 0 where a probability was and stays zero
     lr: float  #: the step size
 
 
@@ -54,7 +54,7 @@ def one_step(model: nn.Module, x_o: Tensor, x_u: Tensor, y_u: int | Tensor, lr: 
         moved = {name: p - lr * of for (name, p), of in zip(params.items(), grads, strict=True)}
         before, after = model(x_o), functional_call(model, moved, (x_o,))
         check_logits(after, f"the logits after a step of lr = {lr}")
+        a, gone = log_softmax_jacobian(before), before.isneginf() & after.isneginf()
+        predicted = -lr * torch.einsum("ovi,ouij,uj->ov", a, k, g)
         measured = after.log_softmax(-1) - before.log_softmax(-1)
-        measured[before.isneginf() & after.isneginf()] = 0.0
-        a = log_softmax_jacobian(before)
-        return OneStep(a, k, g, -lr * torch.einsum("ovi,ouij,uj->ov", a, k, g), measured, lr)
+        return OneStep(a, k, g, *(x.masked_fill(gone, 0.0) for x in (predicted, measured)), lr)

@@ -44,6 +44,14 @@ def test_ranges_of_versions_are_those_that_pip_reads():
     assert f'require_version("{declared}")' in code
 
 
+def test_the_torch_that_is_asked_for_has_what_is_used():
+    """FSDPModule is public since 2.6, AdamW's decoupled_weight_decay there since 2.7."""
+    with (ROOT / "pyproject.toml").open("rb") as file:
+        core = map(Requirement, tomllib.load(file)["project"]["dependencies"])
+    (torch,) = (line.specifier for line in core if line.name == "torch")
+    assert "2.7.0" in torch and "2.6.0" not in torch
+
+
 def test_files_beside_the_code_are_installed_with_it():
     with (ROOT / "pyproject.toml").open("rb") as file:
         data = tomllib.load(file)["tool"]["setuptools"]["package-data"]

@@ -232,6 +232,5 @@ def _adapted(folder: Path, base: str | os.PathLike | None, device: torch.device,
     except Exception as error:  # a damaged or foreign adapter: peft may raise anything
         told = f"that does not fit {base!r} ({' '.join(str(error).split()):.200})"
         raise ValueError(f"{folder} is an adapter {told}: {_BASE}") from None
-    if any(folder.glob("tokenizer*.json")):
-        tokenizer = load_tokenizer(folder)
+    tokenizer = load_tokenizer(folder) if any(folder.glob("tokenizer*.json")) else tokenizer
     return adapted.merge_and_unload().requires_grad_().eval(), tokenizer

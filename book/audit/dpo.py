@@ -47,14 +47,14 @@ class Watched(NamedTuple):
 def does_chosen_fall(lines: Iterable[Watched]) -> Table:
     """One table, one rule: a fall counts from two standard errors on, since the peak.
 
-    What has turned but stands above its start is said to turn; what is less sure is "not sure".
+    What has turned but is not surely below its start is said to turn; less sure is "not sure".
     """
     rows = []
     for what, epochs, lr, *groups in lines:
         cells = []
         for of_seeds in groups:
             start, peak = since_start_and_peak(of_seeds)
-            sure = "**falls**" if start.mean < 0 else "**turns**"
+            sure = "**falls**" if start.verdict == "falls" else "**turns**"
             said = sure if peak.verdict == "falls" else "not sure" if peak.mean < 0 else "no fall"
             cells.append(f"{said}: {peak}<br><small>since the start {start}</small>")
         n = len(groups[0])

@@ -394,7 +394,7 @@ def dpo_chosen(runs) -> Row:
     below = [falls(run, "chosen") for run in _all(runs)]
     here += f"; surely (two standard errors) below its start in {sum(below)} of {len(below)} runs"
     return judged(
-        "48 pairs: $y^+$ rises briefly, then falls", "rises, then falls", here, parts, logs
+        "48 pairs: $y^+$ surely rises, then surely falls", "rises, then falls", here, parts, logs
     )
 
 
@@ -499,8 +499,8 @@ def extend_generations(repeats, true) -> Row:
     """Of pairs of (before, after) repeated 3-grams, and two lists of shares of true answers."""
     texts, parts = [], []
     for (a0, a1), (b0, b1) in repeats:
-        texts.append(f"{a1 - a0:+.3f} against {b1 - b0:+.3f}")
-        parts.append(("repetition", "SmolLM2", a1 - a0 < b1 - b0))
+        texts.append(f"{a0:.3f} → {a1:.3f} against {b0:.3f} → {b1:.3f}")
+        parts.append(("repetition", "SmolLM2", a1 - a0 < b1 - b0 and a1 <= b1))
     here = f"repeated 3-grams {', '.join(texts)}; true held-out answers in the world "
     here += f"{spread(true[0], 2, False)} against {spread(true[1], 2, False)}"
     parts += [("truth", "world", a > b) for a, b in zip(*true, strict=True)]
@@ -526,7 +526,8 @@ def scale_chosen(runs) -> Row:
     here, parts = _every(runs, ["chosen"], bell, told)
     below = sum(falls(run, "chosen") for run in runs.values())
     here += f"; surely (two standard errors) below its start in {below} of {len(runs)} runs"
-    return judged("300 pairs: $y^+$ rises briefly, then falls", "rises, then falls", here, parts)
+    claim = "300 pairs: $y^+$ surely rises, then surely falls"
+    return judged(claim, "rises, then falls", here, parts)
 
 
 def scale_argmax(runs) -> Row:

@@ -57,13 +57,15 @@ def more_prompts(shares: Mapping[str, Sequence[float]]) -> tuple:
 
 
 def writes_worse(runs: Mapping[str, Sequence[Written]]) -> tuple:
-    """Is a run worse at writing than at its start if, and only if, it had an alert?"""
+    """Do runs with an alert write surely worse more often than others, beyond both intervals?"""
     texts, parts = [], []
     for where, of in runs.items():
-        for heard, name in ((True, "with an alert"), (False, "without")):
-            change = [run.change for run in of if (run.alert is not None) == heard]
-            texts.append(f"{where} {name}: worse in {sum(c < 0 for c in change)} of {len(change)}")
-            parts += [(c < 0) == heard for c in change]
+        heard, silent = (
+            Rate.of([run.worse or None for run in of if (run.alert is not None) == alert])
+            for alert in (True, False)
+        )
+        texts.append(f"{where}: worse in {heard} with an alert, {silent} without")
+        parts.append(heard.low > silent.high)
     claim = "an alert tells whether the model then writes worse"
     return claim, "", "; ".join(texts), found(*parts)
 
@@ -79,12 +81,16 @@ def nats_tell(runs: Mapping[str, Sequence[Written]], least=0.5) -> tuple:
     return claim, "", here, found(*(value >= least for value in rank.values()))
 
 
-def extend_weakens(falls: Mapping[str, float], firsts: Sequence[float]) -> tuple:
-    """Of the changes of y+ by way of tuning, and the first alerts on SmolLM2 of DPO and extend."""
-    here = f"held-out $y^+$ {falls['extend']:+.1f} nats against {falls['dpo']:+.1f}, live; first "
-    here += f"alert on SmolLM2 {_update(firsts[1])} against {_update(firsts[0])}"
+def extend_weakens(
+    falls: Mapping[str, float], margins: Mapping[str, float], firsts: Sequence[float]
+) -> tuple:
+    """Of y+ and of the margin by way of tuning, and the first alerts on SmolLM2, DPO and extend."""
+    arms = ("extend", "dpo")
+    here = " against ".join(f"{falls[a]:+.1f} nats (margin {margins[a]:+.1f})" for a in arms)
+    here = f"held-out $y^+$ {here}, live; first alert on SmolLM2 "
+    here += f"{_update(firsts[1])} against {_update(firsts[0])}"
     verdict = trend(falls["extend"] > falls["dpo"], firsts[1] > firsts[0])
-    return "extend weakens the squeeze", "observed", here, verdict
+    return "extend weakens the squeeze, after as many updates", "observed", here, verdict
 
 
 def real_model(firsts: Mapping[str, float]) -> tuple:

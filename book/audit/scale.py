@@ -204,3 +204,21 @@ def at_stop(record: Scale, arms: Sequence[str], seed: int = 0, name="chosen") ->
         loss, moved = float(preference_loss(pair)[at]), map(Moved.of, (found[0], train, test))
         rows.append((arm, run, int(steps[at]), loss, *moved, *beside))
     return rows
+
+
+def at_update(
+    runs: Sequence[tuple[Scale, str]], update: int, name: str, group: str
+) -> tuple[Moved, Moved, Paired]:
+    """How far a type has moved in two runs by an update, and the second's less the first's.
+
+    The runs may be of two records, of which one watches the first of the other's prompts. A
+    ValueError if they are of different rows, or one was not probed there.
+    """
+    if len({record.meta["rows"] for record, _ in runs}) > 1:
+        raise ValueError("the records are of different rows")
+    moved = [
+        record.changes(run, name, group, record.runs[run]["steps"].tolist().index(update))
+        for record, run in runs
+    ]
+    first, second = (of[: min(map(len, moved))] for of in moved)
+    return Moved.of(first), Moved.of(second), Paired.of(second - first)

@@ -34,8 +34,8 @@ def own_pair_lowers(own_net: np.ndarray, falls: np.ndarray, real_falls: np.ndarr
         "a step on its own pair makes $y^+$ fall",
         "",
         f"toy: its net force is above zero in {(own_net > 0).mean():.0%} of worlds and moments; "
-        f"$y^+$ falls in {(falls > 0).sum()} of {falls.size} steps on a pair alone, SmolLM2 "
-        f"{(real_falls > 0).sum()} of {real_falls.size}",
+        f"$y^+$ falls in {(falls > 0).sum()} of {falls.size} steps on a pair alone, SmolLM2 as "
+        f"shipped {(real_falls > 0).sum()} of {real_falls.size}",
         found(*(of.mean() > 0.5 for of in (own_net < 0, falls > 0, real_falls > 0))),
     )
 
@@ -107,7 +107,7 @@ def held_out_falls_in_smollm2(held_out: Sequence[Change], trained: Sequence[Chan
     """The change of y+ in each run, on held-out and on trained prompts."""
     told = (", ".join(map(str, of)) for of in (held_out, trained))
     return (
-        "and in SmolLM2, where trained $y^+$ does not",
+        "and in SmolLM2 on 48 pairs, where trained $y^+$ does not",
         "",
         "held-out {}, trained {} nats; two runs of four epochs".format(*told),
         found(

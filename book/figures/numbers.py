@@ -128,9 +128,9 @@ def table(values, rows, columns, label, form=None, top=None, ax=None) -> Axes:
     if form:
         for (i, j), value in np.ndenumerate(values):
             if np.isfinite(value):
-                red, green, blue, _ = image.cmap(image.norm(value))
-                dark = 0.3 * red + 0.59 * green + 0.11 * blue < 0.5
-                ink = "white" if dark else "black"
+                linear = np.array(image.cmap(image.norm(value))[:3]) ** 2.2
+                # White has more contrast with a luminance below 0.18 (WCAG 2.2), black above.
+                ink = "white" if linear @ (0.2126, 0.7152, 0.0722) < 0.18 else "black"
                 said = form.format(value).replace("-", "−")
                 ax.text(j, i, said, ha="center", va="center", fontsize=9, color=ink)
     return ax

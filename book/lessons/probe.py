@@ -10,8 +10,7 @@ import numpy as np
 from scipy.stats import binomtest
 
 import world
-from audit.scale import Scale
-from hallucination import hallucination
+from audit.scale import Moved, Scale, margins, preference_loss
 from lmdyn.lm.squeeze import Alert, squeeze
 
 WATCHED = ("chosen", "rejected", "argmax")
@@ -106,22 +105,33 @@ class Worlds:
 
 
 class Written(NamedTuple):
-    """A run: its first alert on held-out prompts, the change of y+ there, and of what it writes."""
+    """A run: its first alert on held-out prompts, the change of y+ there, and what it writes.
+
+    Attributes:
+        alert: after how many updates; None without one.
+        moved: of y+ by the end, nats.
+        before, after: (n,) ones and zeros, whether each answer is as one wants it.
+    """
 
     name: str
     alert: int | None
-    moved: float  # nats
-    before: float
-    after: float
+    moved: float
+    before: np.ndarray
+    after: np.ndarray
 
     @property
     def change(self) -> float:
-        return self.after - self.before
+        return float((self.after - self.before).mean())
+
+    @property
+    def worse(self) -> bool:
+        """By two standard errors over the same questions."""
+        return Moved.of(self.after - self.before).verdict == "falls"
 
 
 @cache
 def written_in_world() -> list[Written]:
-    """15 ways of tuning, 3 seeds each: the share of true answers to 96 held-out questions."""
+    """15 ways of tuning, 3 seeds each: which answers to 96 held-out questions are true."""
     about = json.loads(Path("recorded/helps-world.json").read_text(encoding="utf-8"))
     with np.load("recorded/helps-world.npz", allow_pickle=False) as file:
         record = dict(file)
@@ -129,12 +139,12 @@ def written_in_world() -> list[Written]:
     test, places = record["split"] == "test", [types.index(name) for name in WATCHED[:2]]
     for number, seed in enumerate(record["seeds"].tolist()):
         rows = world.probes(**about["rows"], seed=seed)
-        held_out = [i for i, row in enumerate(rows) if row["split"] == "test"]
+        asked = {i: row["prompt"] for i, row in enumerate(rows) if row["split"] == "test"}
+        facts = {i: world.truth(*world.read_question(prompt)) for i, prompt in asked.items()}
 
-        def true(said, rows=rows, held_out=held_out):
-            answers = [str(said[i]) for i in held_out]
-            trained = rows[: about["rows"]["n_train"]]
-            return hallucination([rows[i] for i in held_out], answers, trained)["true"]
+        def true(said, facts=facts):
+            right = (world.read_answer(str(said[i])) == fact for i, fact in facts.items())
+            return np.fromiter(right, float)
 
         before = {start: true(record["start_answers"][i, number]) for i, start in enumerate(starts)}
         for at, arm in enumerate(record["arms"].tolist()):
@@ -150,7 +160,7 @@ def written_in_world() -> list[Written]:
 
 @cache
 def written_at_scale() -> list[Written]:
-    """13 runs of SmolLM2 on 300 pairs: the share of greedy answers that end within 64 tokens."""
+    """13 runs of SmolLM2 on 300 pairs: which greedy answers end within 64 tokens."""
     record, found = Scale.load("recorded/scale-smollm2"), []
     for run, about in record.meta["runs"].items():
         if about["role"] != "whole":
@@ -158,8 +168,41 @@ def written_at_scale() -> list[Written]:
         curves = np.stack([record.values(run, name, "test") for name in WATCHED], -1)
         alert = first_alert(record.runs[run]["steps"], curves)
         moved = float((curves[-1] - curves[0]).mean(0)[0])
-        before, after = (
-            float(np.float64(record.runs[of]["said"])[:, 2].mean()) for of in (about["start"], run)
-        )
+        before, after = (np.float64(record.runs[of]["said"][:, 2]) for of in (about["start"], run))
         found.append(Written(about["arm"], alert and alert.step, moved, before, after))
+    return found
+
+
+class Stopped(NamedTuple):
+    """What a run has at its first alert and at its end, changes since its start, nats.
+
+    Attributes:
+        alert: after how many updates.
+        kept: of y+ on held-out prompts.
+        margin: on held-out prompts.
+        loss: the preference loss on further held-out pairs; ``least`` after the first update.
+    """
+
+    run: str
+    alert: int
+    kept: tuple[float, float]
+    margin: tuple[float, float]
+    loss: tuple[float, float]
+    least: float
+
+
+def stopped_at_alert(record: Scale) -> list[Stopped]:
+    """The runs of a record at scale with an alert on held-out prompts."""
+    found = []
+    for run in (run for run, about in record.meta["runs"].items() if about["role"] == "whole"):
+        curves = np.stack([record.values(run, name, "test") for name in WATCHED], -1)
+        steps = record.runs[run]["steps"]
+        if (alert := first_alert(steps, curves)) is None:
+            continue
+        at = [steps.tolist().index(alert.step), -1]
+        kept = (curves[..., 0] - curves[0, :, 0]).mean(1)
+        margin = margins(record.pair(run, "test")).mean(1)
+        loss = preference_loss(record.pair(run, "tune"))
+        both = (tuple(of[at].tolist()) for of in (kept, margin, loss))
+        found.append(Stopped(run, alert.step, *both, float(loss[1:].min())))
     return found

@@ -72,15 +72,18 @@ def test_does_chosen_fall_has_one_rule_for_all_lines():
     lines.append(dpo.Watched("SmolLM2, 300", 4, 3e-6, [rising], [falling]))
     bell, vague = np.array([[0.0], [5], [3]]), 9 * steps * (noise - noise.mean()) - 0.3 * steps
     lines.append(dpo.Watched("bells", 4, 3e-6, [bell + 0.1 * steps * noise], [vague]))
+    lines.append(dpo.Watched("below", 4, 3e-6, [bell + vague], [bell - 2 * steps + vague / 50]))
     table = dpo.does_chosen_fall(lines)
     assert [row[0] for row in table.rows] == [
         "tiny, 48<br><small>4 epochs at 0.0001, 3 seeds</small>",
         "SmolLM2, 300<br><small>4 epochs at 3e-06, 1 seed</small>",
         "bells<br><small>4 epochs at 3e-06, 1 seed</small>",
+        "below<br><small>4 epochs at 3e-06, 1 seed</small>",
     ]
     assert [cell.split(":")[0] for row in table.rows for cell in row[1:]] == [
         *("no fall", "**falls**") * 2,
         *("**turns**", "not sure"),
+        *("not sure", "**falls**"),
     ]
 
 

@@ -5,6 +5,7 @@ import pytest
 
 import figures.probe
 from audit import probe
+from audit.scale import Scale
 from lessons import probe as lesson
 
 YES, PART, NO = "found", "partly", "not found"
@@ -42,22 +43,29 @@ def test_catches_and_more_prompts():
 
 
 def run(alert, moved, change):
-    return lesson.Written("way", alert, moved, 0.5, 0.5 + change)
+    before, after = (np.arange(100) < share * 100 for share in (0.5, 0.5 + change))
+    return lesson.Written("way", alert, moved, before.astype(float), after.astype(float))
 
 
 def test_what_runs_write():
-    right, wrong = [run(3, -9, -0.2), run(None, 0, 0.1)], [run(3, -9, 0.2), run(None, 0, -0.1)]
+    right = [run(3, -9, -0.2), run(None, 0, -0.01)] * 9  # one answer of a hundred is not sure
+    wrong = [run(3, -9, 0.2), run(None, 0, -0.1)] * 9
     cases = ({"a": right}, {"a": right, "b": wrong}, {"b": wrong})
     assert verdicts(probe.writes_worse, *cases) == [YES, PART, NO]
-    assert "a without: worse in 0 of 1" in probe.writes_worse(cases[0])[2]
+    told = "a: worse in 9 of 9 (70% to 100%) with an alert, 0 of 9 (0% to 30%) without"
+    assert probe.writes_worse(cases[0])[2] == told
+    few = {"a": right[:2]}  # one run of each kind tells nothing
+    assert verdicts(probe.writes_worse, few) == [NO]
     assert verdicts(probe.nats_tell, *cases) == [YES, PART, NO]
 
 
 def test_the_cures():
     falls = {"dpo": -3.8, "extend": -0.1, "rpo": -1.5, "dropped": -3.5}
-    assert probe.extend_weakens(falls, (6, 12))[-1] == "reproduced"
-    assert probe.extend_weakens(falls, (6, 6))[-1] == "partly"
-    assert probe.extend_weakens(falls | {"extend": -4}, (6, 3))[-1] == "not reproduced"
+    margins = {"dpo": 10.4, "extend": 0.6}
+    *_, here, verdict = probe.extend_weakens(falls, margins, (6, 12))
+    assert verdict == "reproduced" and "-0.1 nats (margin +0.6) against -3.8" in here
+    assert probe.extend_weakens(falls, margins, (6, 6))[-1] == "partly"
+    assert probe.extend_weakens(falls | {"extend": -4}, margins, (6, 3))[-1] == "not reproduced"
     never = {"dpo": 3, "extend": np.inf}
     assert verdicts(probe.real_model, never, {"dpo": 3, "extend": 3}) == [YES, PART]
     assert verdicts(probe.real_model, {"dpo": np.inf, "extend": np.inf}) == [NO]
@@ -81,6 +89,21 @@ def test_pattern_and_first_alert():
     assert lesson.pattern(steps, falling) == 6 and lesson.first_alert(steps, falling).step == 3
     rising = falling * (1, 1, -1)
     assert lesson.pattern(steps, rising) is None and lesson.first_alert(steps, rising) is None
+
+
+def test_what_a_run_has_at_its_first_alert():
+    steps, noise = np.array([0, 25, 50]), np.random.default_rng(0).normal(0, 0.01, (3, 20, 1))
+    logp = noise + np.array([[0, 0], [-1, -3], [-4, -5]])[:, None]
+    argmax, group = logp[..., 0] * -0.5, np.repeat(["test", "tune"], 10)
+    runs = {"dpo": {"steps": steps, "logp": logp, "argmax": argmax}}
+    runs["sft"] = {"steps": steps, "logp": -logp, "argmax": argmax}  # both rise
+    told = {run: {"role": "whole"} for run in runs} | {"start": {"role": "start"}}
+    (found,) = lesson.stopped_at_alert(Scale(["chosen", "rejected"], group, runs, {"runs": told}))
+    assert (found.run, found.alert) == ("dpo", 25)
+    np.testing.assert_allclose(found.kept, (-1, -4), atol=0.02)
+    np.testing.assert_allclose(found.margin, (2, 1), atol=0.02)
+    np.testing.assert_allclose(found.loss, np.log1p(np.exp([-0.2, -0.1])), atol=0.01)
+    assert found.least == found.loss[0]
 
 
 def test_rates_have_wilsons_interval():

@@ -12,6 +12,7 @@ from audit.scale import (
     Scale,
     at_margin,
     at_stop,
+    at_update,
     best_stop,
     falls,
     preference_loss,
@@ -46,7 +47,7 @@ def record():
     told = {n: {"arm": n.split()[0], "seed": 0, "role": "whole", "lr": 1e-6} for n in runs}
     told["dpo b"]["lr"] = 3e-6
     told["dpo again"]["role"] = "stop"
-    return Scale(TYPES, GROUP, runs, {"runs": told})
+    return Scale(TYPES, GROUP, runs, {"runs": told, "rows": "a hash"})
 
 
 def test_falls_by_two_standard_errors_since_the_first_probing_and_since_the_peak(record):
@@ -79,6 +80,26 @@ def test_arms_are_compared_where_their_margin_is_the_same(record):
     _, _, train, test, against = rows[0]
     assert (train, test, against) == (Moved(1, 0), Moved(0.5, 0), Paired(0, 0, 0))  # halfway to 10
     assert rows[1][4].mean == pytest.approx(rows[1][3].mean - 0.5)
+
+
+def test_runs_of_two_records_are_compared_at_an_update_on_the_prompts_of_both(record):
+    keep = np.r_[0:10, 40:90]  # ten of the forty prompts that are trained on
+    few = {
+        name: {key: of if key == "steps" else of[:, keep] for key, of in run.items()}
+        for name, run in record.runs.items()
+    }
+    runs = [(record, "rpo"), (Scale(TYPES, GROUP[keep], few, record.meta), "dpo a")]
+    first, second, beyond = at_update(runs, 50, "chosen", "train")
+    own = few["dpo a"]["logp"][:, :10, 0]
+    assert (first.mean, first.error) == (4, 0)
+    assert second.mean == pytest.approx((own[2] - own[0]).mean())
+    assert beyond.mean == pytest.approx(second.mean - 4) and beyond.verdict == "less"
+    assert at_update(runs, 25, "rejected", "test")[2].mean == 4
+    with pytest.raises(ValueError, match="not in list"):
+        at_update(runs, 30, "chosen", "train")  # not probed there
+    other = replace(runs[1][0], meta=record.meta | {"rows": "others"})
+    with pytest.raises(ValueError, match="different rows"):
+        at_update([runs[0], (other, "dpo a")], 50, "chosen", "train")
 
 
 def test_arms_are_compared_at_one_learning_rate(record):

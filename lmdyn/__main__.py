@@ -88,7 +88,8 @@ def _run(recipe, changes, rows, out, resume, dry_run) -> None:
 
     from lmdyn.lm import recipes
 
-    recipe = recipes.read(recipe, changes + [f"data.source={json.dumps(rows)}"] * bool(rows))
+    rows = [f"data.source={json.dumps(rows)}"] if rows else []
+    recipe = recipes.read(recipe, [*changes, *rows])
     state, out = PartialState(cpu=recipe.device == "cpu"), out or f"runs/{recipe.name}"
     if dry_run:
         state.print(recipes.dry_run(recipe) if state.is_main_process else "")

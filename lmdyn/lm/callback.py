@@ -99,9 +99,9 @@ class ProbeCallback(transformers.TrainerCallback):
         self._first, self._start = self.seconds, time.perf_counter()
 
     def on_step_end(self, args, state, control, **kwargs):
-        if state.global_step % self.every == 0 and self._is_affordable():
+        due = state.global_step % self.every == 0 and self._is_affordable()
+        if due or control.should_training_stop:
             self._probe(args, state, control, kwargs)
-        self.on_save(args, state, control, **kwargs)
 
     def on_save(self, args, state, control, **kwargs):  # after evaluation, which may end it all
         if control.should_training_stop:

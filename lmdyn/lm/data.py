@@ -195,7 +195,7 @@ def as_probes(
     """Rows, validated, as a `ProbeSet`; a `ProbeSet` passes with its types narrowed.
 
     Rows and errors are as in `ProbeSet.from_dataset`. A column that is no type of the paper is read
-    only if ``types`` names it; ``where`` names each row in errors, else it is ``rows[i]``.
+    only if ``types`` names it; ``where`` names rows in errors as in `encode`.
     """
     _check(types, format)
     if isinstance(rows, ProbeSet):

@@ -20,12 +20,11 @@ from lmdyn.lm.influence import Gradients, Step, inner_products
 from lmdyn.lm.predict import descent
 from lmdyn.lm.records import replacing, write_jsonl
 from lmdyn.lm.rows import text_of
-from lmdyn.lm.score import STATS, Places, check_logps, coefficients, statistics, token_coefficients
+from lmdyn.lm.score import STATS, check_logps, coefficients, statistics, token_coefficients
 from lmdyn.lm.tokens import encode
 from lmdyn.lm.ways import LogProbs, check_kind, ways
 
 HELD_OUT = 16  # rows that stand for held-out ones where none are given
-HELD = Places("held_out")
 FLAGS = {
     "own": "a step on this pair lowers its own chosen response",
     "held_out": "a step on this pair lowers the chosen responses to other prompts",
@@ -143,14 +142,14 @@ def diagnose(
     check_different(encoded, {name: name for name in loss.responses}, loss)
     if held_out is None:
         held_out = pairs[np.linspace(0, n - 1, min(HELD_OUT, n)).astype(int).tolist()]
-    held_out = with_all(as_probes(held_out, where=HELD), ["chosen"], "diagnose", HELD)
+    held_out = with_all(as_probes(held_out, where="held_out"), ["chosen"], "diagnose", "held_out")
     call = loss, lr, optimizer, model, ref, pairs, held_out
     found = {} if keep is None else _kept(Path(keep), *call)
     todo, shown = [i for i in range(n) if i not in found], bar("diagnose", "pair", progress, n)
     with undisturbed(model), evaluating(ref), shown:
         shown.update(len(found))
-        theirs = encode(tokenizer, held_out, HELD)
-        c = token_coefficients(model, theirs, {"chosen": "chosen"}, losses.get("sft"), what=HELD)
+        theirs, sft = encode(tokenizer, held_out, "held_out"), losses.get("sft")
+        c = token_coefficients(model, theirs, {"chosen": "chosen"}, sft, what="held_out")
         goal = descent(model, theirs, c, 1 / len(theirs))
         of_pair = _Pairs(model, encoded, loss, goal, lr, optimizer, ref)
         for i in todo:
@@ -166,7 +165,7 @@ def diagnose(
 def _kept(path: Path, loss, lr, optimizer, model, ref, *rows) -> dict[int, list[float]]:
     """The pairs in a file of the same call; it is begun if it is not there, or empty."""
     state = [x for of in optimizer.state.values() for x in of.values()] if optimizer else []
-    tensors = nn.ParameterList(filter(torch.is_tensor, state))  # else None
+    tensors = nn.ParameterList(filter(torch.is_tensor, state))  # a momentum may be None
     call = [*map(str, (loss, lr, optimizer)), sorted(trainable(model))]
     call += [*map(fingerprint_model, (model, ref, tensors)), *map(fingerprint_probes, rows)]
     call = json.dumps({"call": fingerprint(call)})

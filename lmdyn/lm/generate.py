@@ -72,7 +72,8 @@ def generate(
             torch.manual_seed(seed)
             for start in range(0, len(tokens), batch_size):
                 batch = tokens[start : start + batch_size]
-                for said in _continue(model, batch, **options)[:, max(map(len, batch)) :].tolist():
+                out = _continue(model, batch, **options)
+                for said in out[:, max(map(len, batch)) :].tolist():
                     end = next((i for i, token in enumerate(said) if token in ends), None)
                     answers.append(tokenizer.decode(said[:end], skip_special_tokens=True))
                     ids.append(said if end is None else said[: end + 1])

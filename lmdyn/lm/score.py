@@ -151,13 +151,6 @@ def token_coefficients(model, encoded, keys, loss, *given, what: str = "rows") -
     return {(i, keys[r]): row for r, rows in c.items() for i, row in enumerate(rows)}
 
 
-class Places(str):
-    """What rows are called, "updates", as the names of each in errors: "updates[0]", …"""
-
-    def __getitem__(self, i: int) -> str:
-        return f"{self}[{i}]"
-
-
 def check_logps(logps: Mapping[tuple[int, str], float], what: str = "rows") -> None:
     """Refuse log π of a response, (row, type), that is not finite: it has no gradient."""
     for (row, name), logp in logps.items():

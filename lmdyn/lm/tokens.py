@@ -75,11 +75,12 @@ def begin_alike(row: Mapping, response):
     return chosen[: len(chosen) - len(chosen.lstrip())] + response.lstrip()
 
 
-def encode(tokenizer, probes, where: Sequence[str] | None = None) -> list[Encoded]:
+def encode(tokenizer, probes, where: Sequence[str] | str | None = None) -> list[Encoded]:
     """Tokenise every row of a `ProbeSet`, and warn if responses were cut or merge with a prompt.
 
-    ValueError for a tokenizer without EOS, and for a row, called as in ``where`` or "rows[i]", that
-    the chat template refuses, or of which the tokenizer or the cut leaves no token.
+    ValueError for a tokenizer without EOS, and for a row that the chat template refuses, or of
+    which the tokenizer or the cut leaves no token: the i-th is ``where[i]``, or, by one name for
+    all (``where``, "rows" if not given), "rows[i]".
     """
     check_tokenizer(tokenizer)
     way = _paper if probes.format.name == "paper" else _training
@@ -102,14 +103,15 @@ def check_tokenizer(tokenizer) -> None:
         raise ValueError("the tokenizer has no EOS token: set tokenizer.eos_token")
 
 
-def each(rows: Sequence, where: Sequence[str] | None, make: Callable) -> list:
-    """What ``make`` makes of each row; a ValueError names the row, "rows[i]" without ``where``."""
+def each(rows: Sequence, where: Sequence[str] | str | None, make: Callable) -> list:
+    """What ``make`` makes of each row; a ValueError names the row, by ``where`` as in `encode`."""
     found = []
     for i, row in enumerate(rows):
         try:
             found.append(make(row))
         except ValueError as error:
-            raise ValueError(f"{where[i] if where else f'rows[{i}]'}: {error}") from None
+            name = f"{where or 'rows'}[{i}]" if isinstance(where, str | None) else where[i]
+            raise ValueError(f"{name}: {error}") from None
     return found
 
 

@@ -119,7 +119,8 @@ def _some_noise(model) -> dict[str, Tensor]:
         if type(weight.detach()) is not Tensor or not weight.is_floating_point():  # packed
             continue
         first = weight.detach().flatten()[:16]
-        if len(first) and (first == first[0]).all() and (weight == first[0]).all():
+        alike = len(first) and (first == first[0]).all()
+        if alike and (weight == first[0]).all():
             noise = torch.rand(weight.shape, generator=generator).to(weight)
             found[name] = torch.where(weight == 0, 0.1 * noise, weight.sign() * (0.1 + noise))
     return found

@@ -78,7 +78,8 @@ class APODown(Relative, name="apo_down"):
     """
 
     def _value(self, given):
-        return (self.beta * given.delta("chosen")).sigmoid() + (-self.beta * given.margin).sigmoid()
+        a = self.beta * given.delta("chosen")
+        return a.sigmoid() + (-self.beta * given.margin).sigmoid()
 
 
 class KTO(Relative, name="kto"):

@@ -14,7 +14,7 @@ from lmdyn.lm.data import Rows, as_probes, read_by
 from lmdyn.lm.forward import bar, undisturbed
 from lmdyn.lm.influence._gradients import Block, Gradients, flat, inner_products
 from lmdyn.lm.predict import descent
-from lmdyn.lm.score import Places, check_logps, coefficients, token_coefficients
+from lmdyn.lm.score import check_logps, coefficients, token_coefficients
 from lmdyn.lm.tokens import Encoded, Format, encode
 from lmdyn.lm.ways import check_fits
 
@@ -82,14 +82,14 @@ def influence(
             NaN or infinite, no trainable parameter, an optimizer of another model or kind.
     """
     loss = losses.get(loss)
-    one, other = Places("updates"), Places("probes")
-    updates, keys, advantage = read_by(loss, as_probes(updates, None, format, where=one), one)
-    probes = as_probes(probes, types, format, where=other)
-    ours, theirs = encode(tokenizer, updates, one), encode(tokenizer, probes, other)
+    updates = as_probes(updates, format=format, where="updates")
+    updates, keys, advantage = read_by(loss, updates, "updates")
+    probes = as_probes(probes, types, format, where="probes")
+    ours, theirs = encode(tokenizer, updates, "updates"), encode(tokenizer, probes, "probes")
     names, given = [*keys.values()], (advantage, ref, old)
     step, weights, share = None, None, 1 if loss.of_batch else len(ours)
     if loss.per_token or optimizer is not None:
-        c = token_coefficients(model, ours, keys, loss, *given, what=one)
+        c = token_coefficients(model, ours, keys, loss, *given, what="updates")
         weights = c if loss.per_token else None
         step = optimizer and Step(optimizer, model, descent(model, ours, c, -1 / share))
     logps, products, rest = gradient_products(

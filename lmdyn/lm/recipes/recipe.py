@@ -87,8 +87,10 @@ class Stage(Settings):
 
     def rows(self, rows: ProbeSet) -> ProbeSet:
         """What it learns of the recipe's rows: the responses that its loss reads, in order."""
-        if self.both or self.rounds:  # rounds sample rejected
-            return extend(rows) if self.both else rows
+        if self.both:
+            return extend(rows)
+        if self.rounds:  # they sample rejected
+            return rows
         return read_by(self.get_loss(), rows, chosen=self.response)[0]
 
 

@@ -276,8 +276,7 @@ def main():
     }
     meta["rows"] = read(args.rows, size).sha256
     progress = Progress(setup, args.out / name, meta)
-    what = {"size": size, "precision": precision, "arms": args.arms, "epochs": args.epochs}
-    planned = partial(plan, **what)
+    planned = partial(plan, size=size, precision=precision, arms=args.arms, epochs=args.epochs)
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(args.workers, mp_context=spawn) as pool:
         make(progress, pool, planned, args.workers, args.deadline)

@@ -1,7 +1,7 @@
 """What "Probe your own run" reads from its records, and counts there."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -158,16 +158,20 @@ def written_in_world() -> list[Written]:
     return found
 
 
+def alerts_at_scale(record: Scale) -> Iterator[tuple[str, np.ndarray, Alert | None]]:
+    """The runs to the end of a record: name, curves (S, N, 3) on held-out prompts, first alert."""
+    for run, about in record.meta["runs"].items():
+        if about["role"] == "whole":
+            curves = np.stack([record.values(run, name, "test") for name in WATCHED], -1)
+            yield run, curves, first_alert(record.runs[run]["steps"], curves)
+
+
 @cache
 def written_at_scale() -> list[Written]:
     """13 runs of SmolLM2 on 300 pairs: which greedy answers end within 64 tokens."""
     record, found = Scale.load("recorded/scale-smollm2"), []
-    for run, about in record.meta["runs"].items():
-        if about["role"] != "whole":
-            continue
-        curves = np.stack([record.values(run, name, "test") for name in WATCHED], -1)
-        alert = first_alert(record.runs[run]["steps"], curves)
-        moved = float((curves[-1] - curves[0]).mean(0)[0])
+    for run, curves, alert in alerts_at_scale(record):
+        about, moved = record.meta["runs"][run], float((curves[-1] - curves[0]).mean(0)[0])
         before, after = (np.float64(record.runs[of]["said"][:, 2]) for of in (about["start"], run))
         found.append(Written(about["arm"], alert and alert.step, moved, before, after))
     return found
@@ -194,11 +198,10 @@ class Stopped(NamedTuple):
 def stopped_at_alert(record: Scale) -> list[Stopped]:
     """The runs of a record at scale with an alert on held-out prompts."""
     found = []
-    for run in (run for run, about in record.meta["runs"].items() if about["role"] == "whole"):
-        curves = np.stack([record.values(run, name, "test") for name in WATCHED], -1)
-        steps = record.runs[run]["steps"]
-        if (alert := first_alert(steps, curves)) is None:
+    for run, curves, alert in alerts_at_scale(record):
+        if alert is None:
             continue
+        steps = record.runs[run]["steps"]
         at = [steps.tolist().index(alert.step), -1]
         kept = (curves[..., 0] - curves[0, :, 0]).mean(1)
         margin = margins(record.pair(run, "test")).mean(1)

@@ -9,7 +9,8 @@ Leaves ``scale-smollm2.npz`` (the numbers) and ``scale-smollm2.json`` (settings,
 hardware, seconds and seed of each run) in ``--out``, written anew whenever a run is finished: what
 is there when time is up is a record, of the most telling runs first. Finished runs, and the models
 that others begin with, stay in ``_runs``, so that the same command goes on after an interruption;
-on a CPU, where a run takes hours, also within a run.
+on a CPU, where a run takes hours, also within a run. Without them, what the record has already, of
+the same rows, model and sizes, is not made again; but models to begin with are, without probing.
 No text is kept, neither of HH nor of the model. FILE is the paper's probing file of HH; without it,
 that is fetched.
 
@@ -20,6 +21,7 @@ runs repeat DPO without that, and in bfloat16, to tell whether it matters.
 
 import argparse
 import hashlib
+import json
 import math
 import multiprocessing
 import shlex
@@ -28,7 +30,7 @@ import sys
 import time
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Executor, ProcessPoolExecutor, wait
 from copy import deepcopy
 from dataclasses import asdict, replace
@@ -52,6 +54,9 @@ from lmdyn.lm.records import environment, replacing
 from scale_runs import COMMON, FULL, ON_CPU, PAIR, SMALL, Run, Size, plan
 
 SAVE_EVERY = 15  # updates, on a CPU: some minutes
+SHARED = ("types", "group", "n_tokens")  # by all runs of a record
+PACKED = ("logp", "argmax")
+MADE = ("command", "date", "hardware", "versions")  # told of each run
 SAMPLED = {"max_new_tokens": 96, "sample_batch_size": 100}  # of on-policy answers
 
 # --- one run, in a process of its own -----------------------------------------------------------
@@ -179,22 +184,61 @@ class Progress:
     def __init__(self, setup: Setup, out: Path, meta: dict):
         self.setup, self.out, self.meta = setup, out, meta
         self.found, self.runs, self.began = {}, {}, time.perf_counter()
+        self.lost = set()  # names of what others begin with and could not be trained anew
+        self.go_on()
+
+    def go_on(self) -> None:
+        """Take the runs of the record that is there, if it is of the same rows, model and sizes."""
+        npz, told = (self.out.with_name(f"{self.out.name}.{kind}") for kind in ("npz", "json"))
+        if not told.is_file():
+            return
+        about = json.loads(told.read_text(encoding="utf-8"))
+        if any(about[key] != self.meta[key] for key in ("model", "rows", "size")):
+            return
+        with np.load(npz, allow_pickle=False) as file:
+            record = dict(file)
+        made = {key: about[key] for key in MADE}
+        for name, run in about["runs"].items():
+            if f"{name}|steps" in record:
+                one = {key: record[f"{name}|{key}"] for key in ("steps", "said", *PACKED)}
+                one |= {key: kept.unpacked(one[key]) for key in PACKED}
+                self.found[name] = one | {key: record[key] for key in SHARED}
+                self.runs[name] = {"made": made} | run
+
+    def wanted(self, planned: Callable) -> Iterator[Run]:
+        """What is planned and not found; before it what it begins with, if that has no model."""
+        for run in planned(self.found):
+            if run.name in self.found or (run.start and run.start.name in self.lost):
+                continue
+            if run.start and run.start.name in self.found and not self.has_model(run.start):
+                yield replace(run.start, role="unprobed")
+            yield run
+
+    def has_model(self, run: Run | None) -> bool:
+        return run is None or self.setup.model_of(run).is_dir()
 
     def kept(self, run: Run) -> dict | None:
+        if run.start is None and not self.has_model(run):
+            return None
         return kept.kept(self.setup.part_of(run), self.setup.recipe(run))
 
     def take(self, run: Run, error: BaseException | None = None) -> None:
         """Add a run that is finished, or has failed, and write the record."""
-        one = self.found[run.name] = None if error else self.kept(run)
+        one = None if error else self.kept(run)
         told = {"failed": f"{type(error).__name__}: {error}"}
         if one is not None:
             told = {"seconds": dict(zip(("finetune", "all"), one["seconds"].tolist(), strict=True))}
-        start = {"start": run.start.name} if run.start else {}
-        self.runs[run.name] = {"arm": run.arm, **start, **run.settings, "both": run.both}
-        self.runs[run.name] |= {"precision": run.precision, "role": run.role, **told}
         print(f"{self.seconds:6.0f} s  {run.name}: {told}", flush=True)
         if error:
             traceback.print_exception(error)
+        if run.name in self.found:  # trained anew for its model: the record keeps its first
+            self.lost |= {run.name} if error else set()
+            return
+        start = {"start": run.start.name} if run.start else {}
+        self.runs[run.name] = {"arm": run.arm, **start, **run.settings, "both": run.both}
+        self.runs[run.name] |= {"precision": run.precision, "role": run.role, **told}
+        self.runs[run.name]["made"] = {key: self.meta[key] for key in MADE}
+        self.found[run.name] = one
         self.write()
 
     @property
@@ -207,10 +251,12 @@ class Progress:
         if not ones:
             return
         first = next(iter(ones.values()))
-        arrays = {key: first[key] for key in ("types", "group", "n_tokens")}
+        arrays = {key: first[key] for key in SHARED}
         for name, one in ones.items():
+            for key in SHARED:
+                np.testing.assert_array_equal(one[key], first[key], f"{key} of {name}")
             arrays |= {f"{name}|{key}": one[key] for key in ("steps", "said")}
-            arrays |= {f"{name}|{key}": kept.packed(one[key]) for key in ("logp", "argmax")}
+            arrays |= {f"{name}|{key}": kept.packed(one[key]) for key in PACKED}
         meta = self.meta | {"seconds": self.seconds, "runs": self.runs}
         kept.write(self.out, arrays, meta)
 
@@ -221,10 +267,12 @@ def make(progress: Progress, pool: Executor, planned: Callable, workers: int, de
 
     def ready(run: Run) -> bool:
         started = run.start is None or progress.found.get(run.start.name) is not None
-        return started and run.name not in progress.found and run not in going.values()
+        return started and progress.has_model(run.start) and run not in going.values()
 
     while True:
-        more = [run for run in planned(progress.found) if ready(run)]
+        more = []
+        for run in filter(ready, progress.wanted(planned)):
+            more += [run] if run not in more else []
         if resumed := [run for run in more if progress.kept(run) is not None]:
             for run in resumed:
                 progress.take(run)

@@ -20,6 +20,8 @@ from audit.scale import (
 )
 from scale_runs import ARMS, RATES, SMALL, plan
 
+META = dict.fromkeys(("command", "date", "hardware", "versions"), "")
+META |= {"model": "tiny", "rows": "a hash", "size": {"epochs": 1}}
 GROUP = np.repeat(["train", "test", "tune"], [40, 30, 20])
 TYPES = ["chosen", "rejected"]
 
@@ -175,6 +177,13 @@ class Here(Executor):
         return done
 
 
+class Fails(Executor):
+    def submit(self, *_):
+        done = Future()
+        done.set_exception(ValueError("out of memory"))
+        return done
+
+
 def test_arms_can_be_named_and_begin_with_what_they_share_once():
     runs = list(plan({}, SMALL, "fp32", ["dpo", "rpo", "dpo:1"]))
     assert [run.arm for run in runs] == ["start sft", "start sft", "dpo", "rpo", "dpo"]
@@ -198,7 +207,7 @@ def test_runs_make_a_record_that_an_interruption_does_not_undo(tmp_path, capsys)
     setup = record_scale.Setup("tiny", "world", size, "cpu", tmp_path / "parts")
 
     def record(deadline=np.inf):
-        progress = record_scale.Progress(setup, tmp_path / "scale", {"size": {"epochs": 1}})
+        progress = record_scale.Progress(setup, tmp_path / "scale", META)
         record_scale.make(progress, Here(), lambda _: planned, 1, deadline)
         return Scale.load(tmp_path / "scale")
 
@@ -217,10 +226,48 @@ def test_runs_make_a_record_that_an_interruption_does_not_undo(tmp_path, capsys)
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
+def test_a_record_goes_on_where_no_parts_are_and_trains_only_the_model_anew(tmp_path, capsys):
+    size = replace(SMALL, spoken=1)
+    sft, dpo, slower, faster = list(plan({}, size, "fp32"))[:4]
+
+    def record(parts, planned, meta, worker):
+        setup = record_scale.Setup("tiny", "world", size, "cpu", tmp_path / parts)
+        progress = record_scale.Progress(setup, tmp_path / "scale", meta)
+        record_scale.make(progress, worker, lambda _: planned, 1, np.inf)
+        return Scale.load(tmp_path / "scale"), progress
+
+    first, _ = record("here", [sft, dpo], META, Here())
+    later = META | {"date": "later"}
+    found, progress = record("elsewhere", [sft, dpo, slower], later, Here())
+    dates = {name: run["made"]["date"] for name, run in found.meta["runs"].items()}
+    assert dates == {sft.name: "", dpo.name: "", slower.name: "later"}
+    for name in first.runs:
+        for key, kept in first.runs[name].items():
+            np.testing.assert_array_equal(found.runs[name][key], kept)
+    parts = {path.name for path in (tmp_path / "elsewhere").glob("*.npz")}
+    assert parts == {progress.setup.part_of(run).name for run in (sft, slower)}
+    assert progress.setup.model_of(sft).is_dir()
+    start = found.runs[sft.name]["logp"][-1]  # the model is the same here, where nothing is random
+    np.testing.assert_allclose(found.runs[slower.name]["logp"][0], start, atol=0.13)
+
+    again, progress = record("nowhere", [sft, dpo, faster], later, Fails())
+    assert set(again.runs) == set(found.runs) and progress.lost == {sft.name}
+    with pytest.raises(AssertionError, match="n_tokens"):
+        one = progress.found[dpo.name]
+        progress.found[slower.name] = one | {"n_tokens": one["n_tokens"] + 1}
+        progress.write()
+    other, _ = record("other", [sft], later | {"rows": "another hash"}, Here())
+    assert set(other.runs) == {sft.name} and other.meta["runs"][sft.name]["made"] == {
+        key: later[key] for key in record_scale.MADE
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
 def test_what_a_named_arm_begins_with_is_not_in_the_record(tmp_path, capsys):
     size = replace(SMALL, spoken=1)
     setup = record_scale.Setup("tiny", "world", size, "cpu", tmp_path / "parts", threads=2)
-    progress = record_scale.Progress(setup, tmp_path / "arms", {"size": {"epochs": 1}})
+    progress = record_scale.Progress(setup, tmp_path / "arms", META)
     planned = partial(plan, size=size, precision="fp32", arms=["dpo"], epochs=1)
     record_scale.make(progress, Here(), planned, 1, np.inf)
     found = Scale.load(tmp_path / "arms")

@@ -195,12 +195,13 @@ def test_buffers_that_a_forward_pass_changes_are_restored():
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("name", ALL)
-def test_cuda_equals_cpu(name):
+def test_cuda_equals_brute_force_there(name):
+    """The CPU may differ in the model itself: on CUDA weight_norm takes a float32 root."""
     model, x = build(name)
-    expected = entk(model, x)
-    found = entk(model.cuda(), x.cuda())
+    model, x = model.cuda(), x.cuda()
+    found = entk(model, x)
     assert found.is_cuda
-    torch.testing.assert_close(found.cpu(), expected, rtol=1e-8, atol=1e-10)
+    torch.testing.assert_close(found, brute.kernel(model, x, x), rtol=1e-8, atol=1e-10)
 
 
 class DropPath(nn.Module):

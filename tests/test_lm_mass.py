@@ -64,9 +64,26 @@ def test_it_is_saved_and_loaded_bit_for_bit(tmp_path):
     assert loaded.types == mass.types
     assert all((gained == 0).all() for gained in mass.moved(loaded).values())
     np.testing.assert_array_equal(loaded.prob_sq, mass.prob_sq)
+
+
+def test_another_file_or_a_damaged_one_is_no_token_mass(tmp_path):
+    mass = token_mass(*tiny("qwen2"), tiny_rows())
+    mass.save(tmp_path / "mass.npz")
+    whole = (tmp_path / "mass.npz").read_bytes()
+    for start in range(len(whole) // 3, len(whole) - 40, len(whole) // 9):
+        (tmp_path / "cut.npz").write_bytes(whole[:start])
+        (tmp_path / "hole.npz").write_bytes(whole[:start] + bytes(30) + whole[start + 30 :])
+        for name in ("cut", "hole"):
+            with pytest.raises(ValueError, match=f"{name}.npz is no TokenMass"):
+                TokenMass.load(tmp_path / f"{name}.npz")
     np.savez(tmp_path / "other.npz", row=mass.row)
-    with pytest.raises(ValueError, match="no TokenMass: it has no types, type"):
-        TokenMass.load(tmp_path / "other.npz")
+    np.save(tmp_path / "array.npy", mass.row)
+    (tmp_path / "text.npz").write_text("hello")
+    for name in ("other.npz", "array.npy", "text.npz"):
+        with pytest.raises(ValueError, match=f"{name} is no TokenMass"):
+            TokenMass.load(tmp_path / name)
+    with pytest.raises(FileNotFoundError):
+        TokenMass.load(tmp_path / "none.npz")
 
 
 def test_bad_input_is_named():

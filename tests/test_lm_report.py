@@ -302,6 +302,10 @@ def test_one_model_is_called_what_it_is(evil, tmp_path):
     other = page_of(run, model=run / "checkpoint-000001", **options)
     assert "NOT the model that the run began with" in other.words
     assert "some of the rows have no rejected response" in other.words
+    judged = [{"prompt": "where", "completion": "here", "label": good} for good in (True, False)]
+    options["rows"].write_text("\n".join(map(json.dumps, judged)))
+    with pytest.raises(ValueError, match=r"chosen.jsonl: some rows have no 'chosen' and some no"):
+        report(run, **options)
 
 
 @pytest.mark.slow

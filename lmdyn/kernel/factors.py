@@ -79,7 +79,7 @@ class Plan:
         seen = record(lambda: forward(self.model, x), set(self.params) - self.generic)
         units = _units(seen.calls)
         self.unclear |= seen.unseen.union(*(unit for unit in self.outer if unit not in units))
-        found = {} if self.unclear else self._by_example(seen)
+        found = {} if self.unclear or not seen.calls else self._by_example(seen)
         if self.unclear:
             return []
         factors, jacobians = [], {}
@@ -111,8 +111,6 @@ class Plan:
                 for call, grad in zip(calls, grads, strict=True)
             ]
 
-        if not calls:
-            return {}
         signs = torch.randn(v, generator=torch.Generator().manual_seed(0)).to(z)
         weights = torch.linspace(1, 2, n, dtype=z.dtype, device=z.device)[:, None]
         units = torch.eye(v, dtype=z.dtype, device=z.device)[:, None].expand(v, n, v)

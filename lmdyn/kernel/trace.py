@@ -40,7 +40,6 @@ class Call:
 
     @property
     def params(self) -> set[Tensor]:
-        """The weight and the bias, those that there are."""
         return {self.weight, self.bias} - {None}
 
 
@@ -129,10 +128,6 @@ def dots(a: Tensor, b: Tensor) -> Tensor:
     return b.T[a] if b.ndim == 2 else a.unsqueeze(1) == b
 
 
-# The operations with a structured gradient: each reader takes the arguments of its operation and
-# returns a `Call`, or None for a use whose gradient has another form.
-
-
 def _pixels(grad: Tensor) -> Tensor:
     """(rows, C, …) -> (rows, pixels, C)."""
     return grad.reshape(*grad.shape[:2], -1).transpose(1, 2)
@@ -193,7 +188,7 @@ def _named(read: Callable, operation: Callable) -> Callable:
     return lambda *args, **kwargs: read(operation, **signature.bind(*args, **kwargs).arguments)
 
 
-_STRUCTURED = {
+_STRUCTURED = {  # operation → reader of its arguments: a `Call`, or None if of another form
     **{n: _named(_norm, n) for n in (F.layer_norm, F.rms_norm, F.batch_norm, F.group_norm)},
     F.linear: lambda input, weight, bias=None: Call("matrix", weight, bias, lambda: input),
     torch.addmm: _addmm,

@@ -11,7 +11,7 @@ from lmdyn.checks import check_known
 from lmdyn.lm.batches import Batch
 from lmdyn.lm.data import Rows, as_probes
 from lmdyn.lm.forward import evaluating
-from lmdyn.lm.records import replacing
+from lmdyn.lm.records import DAMAGED, replacing
 from lmdyn.lm.tokens import encode
 from lmdyn.lm.ways import check_kind, token_values
 
@@ -55,10 +55,11 @@ class TokenMass:
     @classmethod
     def load(cls, path: str | Path) -> "TokenMass":
         """Read what `save` wrote; a ValueError for other files."""
-        with np.load(path, allow_pickle=False) as file:
-            arrays = dict(file)
-        if missing := [f.name for f in fields(cls) if f.name not in arrays]:
-            raise ValueError(f"{path} is no TokenMass: it has no {', '.join(missing)}")
+        try:
+            with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
+                arrays = {field.name: file[field.name] for field in fields(cls)}
+        except DAMAGED as error:
+            raise ValueError(f"{path} is no TokenMass: {error!r:.200}") from None
         return cls(**arrays | {"types": tuple(arrays["types"].tolist())})
 
     def moved(self, after: "TokenMass") -> dict[str, np.ndarray]:

@@ -6,13 +6,18 @@ import platform
 import shlex
 import shutil
 import sys
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+from zipfile import BadZipFile
 
 import torch
+
+# What reading an .npz of other content, or a part of one, may raise.
+DAMAGED = (ValueError, TypeError, KeyError, EOFError, BadZipFile, zlib.error)
 
 
 def environment(device: torch.device) -> dict:

@@ -1,18 +1,16 @@
 """What a run recorded: the statistics of every probe on the way, and a log of the updates."""
 
 import json
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from zipfile import BadZipFile
 
 import numpy as np
 
 from lmdyn.checks import check_known
 from lmdyn.lm.data import ProbeSet
 from lmdyn.lm.processes import as_forward, together
-from lmdyn.lm.records import replacing, write_json
+from lmdyn.lm.records import DAMAGED, replacing, write_json
 from lmdyn.lm.score import STATS, Statistics, known_mean, score
 
 _OVER_TIME = ("steps", "examples_seen", *STATS)
@@ -122,11 +120,11 @@ class Trajectory(Statistics):
         """Read what `save` wrote; ValueError for other files."""
         npz, meta = _names(path)
         try:
-            with np.load(npz, allow_pickle=False) as file:
+            with npz.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
                 arrays = {name: file[name] for name in _ARRAYS}
                 log = {name[4:]: file[name] for name in file if name.startswith("log_")}
             told = dict(json.loads(meta.read_text(encoding="utf-8")))
-        except (ValueError, TypeError, KeyError, EOFError, BadZipFile, zlib.error) as error:
+        except DAMAGED as error:
             raise ValueError(f"{npz} or {meta.name} cannot be read: {error!r:.200}") from None
         plain = {"types": tuple(arrays["types"].tolist()), "vocab_size": int(arrays["vocab_size"])}
         return cls(**arrays | plain, log=log, meta=told)

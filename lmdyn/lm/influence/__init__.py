@@ -187,9 +187,6 @@ def _at(keys: Iterable[tuple[int, str]], names: Sequence[str]) -> list[int]:
     return [row * len(names) + names.index(name) for row, name in keys]
 
 
-# Each takes what the optimizer knows of a parameter, and gives P, the momentum's part and decay's.
-
-
 def _adam(group: Mapping, state: Mapping, theta: Tensor, g: Tensor):
     (first, second), decay, lr = group["betas"], group["weight_decay"], group["lr"]
     apart, step = group["decoupled_weight_decay"], float(state.get("step", 0)) + 1

@@ -156,12 +156,7 @@ def _judge(trajectory: Trajectory) -> dict:
             seen = {"alerts": lasting or [*filter(None, alerts)], "held_out": split is not None}
             return verdict | seen | {"kind": "squeeze" if lasting else "past"}
     chosen = moved[None]["chosen"]
-    return verdict | {"kind": "fall" if chosen.mean() < 0 and not _is_noise(chosen) else "none"}
-
-
-def _is_noise(change: np.ndarray) -> bool:
-    """Whether a mean change is no further from zero than the rule of a squeeze asks."""
-    return not is_sure(change * np.sign(change.mean()))
+    return verdict | {"kind": "fall" if is_sure(-chosen) else "none"}
 
 
 def _models(runs: list[dict], model, rows, device: str) -> dict | None:
@@ -177,12 +172,17 @@ def _models(runs: list[dict], model, rows, device: str) -> dict | None:
     probes = load_probes(rows)
     which = np.linspace(0, len(probes) - 1, min(ROWS, len(probes))).round().astype(int).tolist()
     some = probes[which]
+    types = [name for name in ("chosen", "rejected") if all(name in row for row in some)]
+    if not types:
+        what = "some rows have no 'chosen' and some no 'rejected', and the page tells of either"
+        raise ValueError(f"{rows}: {what}: pass rows that all have it, such as pairs")
     asked = some[:: max(1, len(some) // ANSWERS)][:ANSWERS]
     base = (model or base_of(last)) if last and is_adapter(last) else None
     looks, gains = {}, {}
     for when, name, of in (("before", model, None), ("after", last, base)):
         if name is not None:
-            looks[when] = _look(load(name, device, base=of), some, asked, looks.get("before"))
+            loaded = load(name, device, base=of)
+            looks[when] = _look(loaded, some, types, asked, looks.get("before"))
     if len(looks) == 2:
         before, after = (look["mass"] for look in looks.values())
         for name, (part, gain) in product(before.types, before.moved(after).items()):
@@ -192,9 +192,8 @@ def _models(runs: list[dict], model, rows, device: str) -> dict | None:
     return found | {"base": base, "which": which, "tokens": NEW_TOKENS}
 
 
-def _look(loaded, rows: ProbeSet, asked: ProbeSet, before: dict | None) -> dict:
+def _look(loaded, rows: ProbeSet, types, asked: ProbeSet, before: dict | None) -> dict:
     """What a model, with its tokenizer, makes of the rows; the pairs are told of the first one."""
-    types = [name for name in ("chosen", "rejected") if all(name in row for row in rows)]
     ranked = before is None and "rejected" in types
     return {
         "fingerprint": fingerprint_model(loaded[0]),
@@ -207,5 +206,5 @@ def _look(loaded, rows: ProbeSet, asked: ProbeSet, before: dict | None) -> dict:
 
 _PAGES = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True)
 _PAGES.undefined, _PAGES.trim_blocks, _PAGES.lstrip_blocks = StrictUndefined, True, True
-_PAGES.globals |= {"figures": figures, "flags": FLAGS, "is_noise": _is_noise}
+_PAGES.globals |= {"figures": figures, "flags": FLAGS, "is_sure": is_sure}
 _PAGES.globals |= {"repeated": repeated, "remedies": REMEDIES}

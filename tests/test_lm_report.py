@@ -306,6 +306,11 @@ def test_one_model_is_called_what_it_is(evil, tmp_path):
     options["rows"].write_text("\n".join(map(json.dumps, judged)))
     with pytest.raises(ValueError, match=r"chosen.jsonl: some rows have no 'chosen' and some no"):
         report(run, **options)
+    pairs = [{"prompt": f"where {i}", "chosen": "here", "rejected": "there"} for i in range(50)]
+    pairs[-1]["chosen"] = "here " * 5000
+    options["rows"].write_text("\n".join(map(json.dumps, pairs)))
+    with pytest.raises(ValueError, match=r"^rows\[49\]: .*longer than the \d+ tokens"):
+        report(run, **options)
 
 
 @pytest.mark.slow

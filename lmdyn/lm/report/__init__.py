@@ -182,7 +182,11 @@ def _models(runs: list[dict], model, rows, device: str) -> dict | None:
     for when, name, of in (("before", model, None), ("after", last, base)):
         if name is not None:
             loaded = load(name, device, base=of)
-            looks[when] = _look(loaded, some, types, asked, looks.get("before"))
+            try:
+                looks[when] = _look(loaded, some, types, asked, looks.get("before"))
+            except ValueError as error:  # which counts among these rows
+                told = re.sub(r"\brows\[(\d+)", lambda i: f"rows[{which[int(i[1])]}", str(error))
+                raise ValueError(told) from None
     if len(looks) == 2:
         before, after = (look["mass"] for look in looks.values())
         for name, (part, gain) in product(before.types, before.moved(after).items()):

@@ -2,6 +2,7 @@
 
 import json
 import re
+from datetime import datetime
 
 import datasets
 import numpy as np
@@ -15,6 +16,7 @@ from lmdyn.lm.data import Format, ProbeSet, as_probes, with_all
 from lmdyn.lm.generate import generate
 from lmdyn.lm.score import score
 from lmdyn.lm.tokens import encode, prompts_of
+from lmdyn.lm.train import finetune
 
 
 def say(role, text):
@@ -59,7 +61,7 @@ def test_a_type_of_one_s_own_is_read_where_it_is_named():
     [
         ('{"prompt": "p", "chosen": ', "rows.jsonl, line 2 is not JSON"),
         ('{"chosen": "c"}', "rows.jsonl, line 2: no prompt: it has chosen, and needs prompt,"),
-        ('{"prompt": " ", "rejected": "c"}', "rows.jsonl, line 2: no prompt: it has rejected"),
+        ('{"prompt": null, "rejected": "c"}', "rows.jsonl, line 2: no prompt: it has rejected"),
         ('{"prompt": "p"}', "rows.jsonl, line 2: it has a prompt and no response, such as '"),
         ('{"prompt": "p", "chosen": " "}', "rows.jsonl, line 2: it has a prompt and no response"),
         ('{"prompt": "p", "chosen": ["c"]}', "line 2: 'chosen' must be a text, or turns with role"),
@@ -94,6 +96,26 @@ def test_jsonl_loads_with_blank_lines_and_any_unicode(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text(f"\n{json.dumps(row, ensure_ascii=False)}\n\n", encoding="utf-8")
     assert load_probes(path).rows == ({"prompt": row["prompt"], "chosen": "ja"},)
+
+
+def test_a_prompt_of_white_space_is_one_and_no_other_is_made_up():
+    row = {"prompt": "\n", "chosen": "the first word is", "rejected": "the first time"}
+    assert dict(as_probes([row])[0]) == row
+
+
+def test_argmax_is_no_name_of_a_type():
+    with pytest.raises(ValueError, match="'argmax' is the likeliest tokens along chosen"):
+        as_probes([{"prompt": "p", "chosen": "c", "argmax": "a"}], ["chosen", "argmax"])
+
+
+def test_turns_may_hold_what_json_cannot(tmp_path):
+    model, tokenizer = tiny("llama")
+    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] + ' ' }}{% endfor %}"
+    turn = {"role": "user", "content": "where", "at": datetime(2024, 1, 1)}
+    pair = {"prompt": [turn], "chosen": [{"role": "assistant", "content": "here"}]}
+    settings = {"lr": 1e-3, "epochs": 1, "batch_size": 1, "progress": False}
+    run = finetune(model, tokenizer, [pair], probes=[pair], out=tmp_path / "run", **settings)
+    assert len(run.steps) == 2
 
 
 def test_what_is_blank_is_missing_and_stops_only_who_reads_it():

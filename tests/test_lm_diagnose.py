@@ -10,6 +10,7 @@ import pytest
 import torch
 from tiny import tiny, tiny_rows
 
+from lmdyn import losses
 from lmdyn.lm.data import as_probes
 from lmdyn.lm.diagnose import ches, diagnose
 from lmdyn.lm.influence import influence
@@ -143,6 +144,31 @@ def test_what_is_kept_is_of_one_state_of_the_optimizer_and_of_the_same_weights(t
     with pytest.raises(ValueError, match="keep them in another file"):
         told(keep=tmp_path / "of_all")
     assert not np.allclose(told(keep=tmp_path / "of_some").own, whole.own)
+
+
+def test_what_is_kept_is_of_the_same_tokens(tmp_path):
+    model, tokenizer = tiny("llama")
+    says = [{"role": "user", "content": "where is it"}]
+    pair = {"prompt": says, "chosen": [{"role": "assistant", "content": "here"}]}
+    pair["rejected"] = [{"role": "assistant", "content": "there"}]
+    told, turn = partial(diagnose, model, tokenizer, [pair]), "{{ m['content'] + ' ' }}"
+    tokenizer.chat_template = f"{{% for m in messages %}}{turn}{{% endfor %}}"
+    first = told(keep=tmp_path / "kept")
+    tokenizer.chat_template = f"{{% for m in messages %}}the {turn}{{% endfor %}}"
+    with pytest.raises(ValueError, match="keep them in another file"):
+        told(keep=tmp_path / "kept")
+    assert not np.allclose(told().own, first.own)
+
+
+def test_a_loss_may_pull_at_a_third_response():
+    model, tokenizer = tiny("llama")
+    rows = [{**row, "other": " she can see him"} for row in ROWS]
+    rows = as_probes(rows, ["chosen", "rejected", "other"])
+    loss = losses.get("slic", target="other", beta=5.0)
+    found = diagnose(model, tokenizer, rows, loss).own
+    for i, own in enumerate(found):
+        whole = influence(model, tokenizer, rows[[i]], rows[[i]], loss, types=["chosen"])
+        assert own == pytest.approx(whole.item(), rel=1e-4, abs=1e-6)
 
 
 def test_a_file_that_is_empty_or_cut_is_gone_on_with(tmp_path):

@@ -314,6 +314,16 @@ def test_one_model_is_called_what_it_is(evil, tmp_path):
 
 
 @pytest.mark.slow
+def test_the_model_that_a_trainer_saved_itself_is_found(evil, tmp_path):
+    trajectory().save(tmp_path / "lmdyn" / "trajectory")
+    model, tokenizer = load("tiny", "cpu")
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    page = page_of(tmp_path, rows=evil[0] / "pairs.jsonl")
+    assert "Without the model before" in page.words
+
+
+@pytest.mark.slow
 def test_models_need_rows_and_rows_a_model(tmp_path, evil):
     trajectory().save(tmp_path / "trajectory")
     with pytest.raises(ValueError, match="a model without rows: pass --rows"):

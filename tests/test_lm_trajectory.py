@@ -144,6 +144,9 @@ def test_parts_that_go_on_from_each_other_join_into_one():
     log = {name: values[:12] for name, values in whole.log.items()}
     same_runs(replace(joined, meta=whole.meta), replace(whole, log=log))
     assert Trajectory.join(parts[:1]) is parts[0]
+    bare = Trajectory.join([replace(part, log={}) for part in parts])  # as a callback leaves them
+    np.testing.assert_array_equal(bare.steps, whole.steps)
+    assert bare.meta["joined"] == [4, 8]
     with pytest.raises(ValueError, match=r"parts\[1\] does not go on from parts\[0\]"):
         Trajectory.join([parts[0], parts[2]])
     with pytest.raises(ValueError, match="nothing to join"):

@@ -212,6 +212,18 @@ def test_what_gives_no_probability_of_a_text_is_refused(kind, message):
         score(*odd(kind), ROWS)
 
 
+@pytest.mark.parametrize("n", range(1, 8))
+def test_new_tokens_with_the_same_row_of_the_embedding_are_no_reason_to_refuse(n):
+    model, tokenizer = tiny("llama")
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<a>", "<b>", "<c>", "<d>"]})
+    model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    with torch.no_grad():
+        table = model.get_input_embeddings().weight
+        table[-4:] = table[:-4].mean(0)
+    rows = [{"prompt": "the " * n + "<a> of", "chosen": "is it the first"}]
+    assert np.isfinite(score(model, tokenizer, rows).logp).all()
+
+
 def test_a_model_that_mixes_the_examples_of_a_batch_is_read_one_by_one():
     model, tokenizer = odd("mixed")
     with pytest.warns(UserWarning, match="each is read alone"):

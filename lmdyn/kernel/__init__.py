@@ -42,11 +42,10 @@ def entk(model: nn.Module, x_o: Tensor, x_u: Tensor | None = None) -> Tensor:
         >>> entk(model, torch.eye(3)[:1], torch.eye(3)[:2])[0, :, 0, 0]
         tensor([1., 0.])
     """
-    symmetric = x_u is None
-    x_u = x_o if symmetric else x_u
+    x_u = x_o if x_u is None else x_u
     params = [*learned(model, x_o=x_o, x_u=x_u).values()]
     with torch.enable_grad(), keeping_buffers(model):
-        return _assemble(model, params, set(), x_o, x_u, symmetric)
+        return _assemble(model, params, set(), x_o, x_u)
 
 
 def entk_vp(model: nn.Module, x_o: Tensor, x_u: Tensor, g: Tensor) -> Tensor:
@@ -96,10 +95,10 @@ def _jvp(model: nn.Module, params: dict, step: dict, x: Tensor) -> Tensor:
     return dz.detach()
 
 
-def _assemble(model, params: list, generic: set, x_o, x_u, symmetric: bool) -> Tensor:
+def _assemble(model, params: list, generic: set, x_o, x_u) -> Tensor:
     """K, with some parameters on the generic path, and those that turn out to need it."""
     plan = Plan(model, max(x_o[:1], x_u[:1], key=torch.numel), params, generic)
-    v = plan.logits.shape[1]
+    v, symmetric = plan.logits.shape[1], x_u is x_o
 
     def factors(x: Tensor, start: int) -> list[tuple[slice, list[Factor]]]:
         """Those of a block, pass by pass, with their place in K."""
@@ -113,7 +112,7 @@ def _assemble(model, params: list, generic: set, x_o, x_u, symmetric: bool) -> T
         for j in range(i if symmetric else 0, len(x_u), plan.block):
             f_u = f_o if symmetric and i == j else factors(x_u, j)
             if plan.unclear:
-                return _assemble(model, params, generic | plan.unclear, x_o, x_u, symmetric)
+                return _assemble(model, params, generic | plan.unclear, x_o, x_u)
             for (o, ours), (u, theirs) in product(f_o, f_u):
                 if symmetric and u.start < o.start:
                     continue

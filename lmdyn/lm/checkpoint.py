@@ -99,7 +99,7 @@ class RunFolder:
 
 def fingerprint(things) -> str:
     """A short name for anything JSON can hold: other things, another name."""
-    return hashlib.sha256(json.dumps(things, sort_keys=True).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(things, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def fingerprint_probes(probes: ProbeSet | None) -> str | None:

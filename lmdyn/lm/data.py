@@ -253,6 +253,8 @@ def _check(types, format=None) -> None:
 
 
 def _known_types(types: Sequence[str], rows: Sequence[Mapping]) -> tuple[str, ...]:
+    if "argmax" in types:
+        raise ValueError("'argmax' is the likeliest tokens along chosen: name the type otherwise")
     own = {key for row in rows for key in row} - {*KEYS}
     for name in types:
         check_known("response type", name, [*TYPES, *sorted(own - set(TYPES))])

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lmdyn import losses
 from lmdyn.checks import check_different, check_number, check_same_vocabulary, trainable
 from lmdyn.lm.batches import Batch
-from lmdyn.lm.checkpoint import fingerprint, fingerprint_model, fingerprint_probes
+from lmdyn.lm.checkpoint import fingerprint, fingerprint_model
 from lmdyn.lm.data import Rows, as_probes, with_all
 from lmdyn.lm.forward import bar, evaluating, hidden, undisturbed
 from lmdyn.lm.influence import Gradients, Step, inner_products
@@ -143,12 +143,13 @@ def diagnose(
     if held_out is None:
         held_out = pairs[np.linspace(0, n - 1, min(HELD_OUT, n)).astype(int).tolist()]
     held_out = with_all(as_probes(held_out, where="held_out"), ["chosen"], "diagnose", "held_out")
-    call = loss, lr, optimizer, model, ref, pairs, held_out
+    theirs = encode(tokenizer, held_out, "held_out")
+    call = loss, lr, optimizer, model, ref, encoded, theirs
     found = {} if keep is None else _kept(Path(keep), *call)
     todo, shown = [i for i in range(n) if i not in found], bar("diagnose", "pair", progress, n)
     with undisturbed(model), evaluating(ref), shown:
         shown.update(len(found))
-        theirs, sft = encode(tokenizer, held_out, "held_out"), losses.get("sft")
+        sft = losses.get("sft")
         c = token_coefficients(model, theirs, {"chosen": "chosen"}, sft, what="held_out")
         goal = descent(model, theirs, c, 1 / len(theirs))
         of_pair = _Pairs(model, encoded, loss, goal, lr, optimizer, ref)
@@ -167,7 +168,8 @@ def _kept(path: Path, loss, lr, optimizer, model, ref, *rows) -> dict[int, list[
     state = [x for of in optimizer.state.values() for x in of.values()] if optimizer else []
     tensors = nn.ParameterList(filter(torch.is_tensor, state))  # a momentum may be None
     call = [*map(str, (loss, lr, optimizer)), sorted(trainable(model))]
-    call += [*map(fingerprint_model, (model, ref, tensors)), *map(fingerprint_probes, rows)]
+    call += map(fingerprint_model, (model, ref, tensors))
+    call += [[vars(row) for row in part] for part in rows]
     call = json.dumps({"call": fingerprint(call)})
     first, *lines = (path.read_text("utf-8") if path.is_file() else "").splitlines() or [call]
     if first != call:
@@ -207,7 +209,8 @@ class _Pairs:
         products = inner_products(block, block, self.step and left, self.goal)
         products *= -self.lr * share.unsqueeze(1)
         seen, line = (at["chosen"], -1), self.line
-        moved = [products[at[name], to] for to in seen for name in ("chosen", "rejected")]
+        up = [i for name, i in at.items() if name != "rejected"]  # a loss may pull at others too
+        moved = [products[part, to].sum() for to in seen for part in (up, at["rejected"])]
         return [*map(float, (line.mean(), (line > 0).double().mean(), *moved))]
 
     @torch.no_grad()

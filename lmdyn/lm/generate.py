@@ -119,8 +119,7 @@ def with_own_samples(
 ) -> list[dict]:
     """The rows with the model's own answer as ``chosen_initial``, where they have none yet.
 
-    It is token ids, up to the one that ended it. An answer that is empty is left out, and so is one
-    that the model did not end itself. Some left out are a warning, all are a ValueError.
+    It is token ids, up to the one that ended it. Some left out are a warning, all are a ValueError.
     """
     check_count("max_new_tokens", max_new_tokens, 1)
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None)

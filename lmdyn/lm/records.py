@@ -55,5 +55,5 @@ def write_json(path: Path, thing) -> None:
 
 def write_jsonl(path: Path, rows: Iterable[Mapping]) -> None:
     with replacing(path) as temporary:
-        lines = [json.dumps(dict(row), ensure_ascii=False) + "\n" for row in rows]
+        lines = [json.dumps(dict(row), ensure_ascii=False, default=str) + "\n" for row in rows]
         temporary.write_text("".join(lines), encoding="utf-8")

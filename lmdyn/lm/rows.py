@@ -96,7 +96,7 @@ def _plain(value):
 
 def _is_missing(key, value) -> bool:
     if isinstance(value, str):
-        return not value.strip() and (key, value) != ("prompt", "")  # of a text to go on with
+        return not value.strip() and key != "prompt"  # of a text to go on with
     return value is None or (isinstance(value, float) and value != value)
 
 

@@ -158,7 +158,6 @@ def _blocks(model, o: _Positions, u: _Positions) -> Iterator[Tensor]:
     h_o, h_u = o.states(weights), u.states(weights)
     out_o, out_u = (at.logits({}).isneginf() for at in (o, u))  # these stay
     pull = vjp(u.states, weights)[1] if weights else None
-    # As many steps are taken together as fit.
     together = max(1, HELD_BYTES // (1 + sum(weight.nbytes for weight in weights.values())))
 
     def by_unit(unit: Tensor, place: Tensor) -> Tensor:

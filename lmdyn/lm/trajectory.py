@@ -148,11 +148,12 @@ class Trajectory(Statistics):
                 told = f"parts[{i}] does not go on from parts[{i - 1}]: the log-probs of its first"
                 raise ValueError(f"{told} probing differ from the last ones before")
             later = {name: getattr(part, name)[1:] for name in _OVER_TIME}
-            later["steps"] = later["steps"] + whole.updates
+            ended = max(whole.updates, *whole.steps[-1:].tolist())  # a callback logs no updates
+            later["steps"] = later["steps"] + ended
             later["examples_seen"] = later["examples_seen"] + whole.examples_seen[-1:]
             arrays = {name: np.append(getattr(whole, name), x, 0) for name, x in later.items()}
             meta = {"seconds": sum(run.meta.get("seconds", 0.0) for run in (whole, part))}
-            meta["joined"] = [*whole.meta.get("joined", []), whole.updates]
+            meta["joined"] = [*whole.meta.get("joined", []), ended]
             a, b = (np.full(run.updates, np.nan, np.float32) for run in (whole, part))
             logs = [(k, whole.log.get(k, a), part.log.get(k, b)) for k in whole.log | part.log]
             log = {name: np.append(*both) for name, *both in logs}

@@ -149,7 +149,9 @@ def _own_form(model, weights: dict, encoded, tell: bool) -> tuple[nn.Module | No
         ahead = "looks ahead: its logits at a token depend on those after it or on their number"
         what = ahead if _close(model, whole.at(weights, one), logits) else "is random"
         raise ValueError(f"{kind} {what}, so that it gives no probability of a text")
-    if logits[middle].isfinite().any() and torch.equal(changed[middle], logits[middle]):
+    table = model.get_input_embeddings().weight  # new tokens may all have the same row of it
+    differ = not torch.equal(table[text[middle]], table[other[middle]])
+    if differ and logits[middle].isfinite().any() and torch.equal(changed[middle], logits[middle]):
         raise ValueError(f"{kind} is no causal language model: its logits at a token ignore it")
     last = Reweighted(model, lambda m, *given: m.get_output_embeddings()(hidden(m, *given)))
 

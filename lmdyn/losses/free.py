@@ -58,7 +58,6 @@ class SLiC(Loss, name="slic"):
 
     @property
     def responses(self) -> tuple[str, ...]:
-        """The responses that it reads."""
         return tuple(dict.fromkeys(["chosen", "rejected", self.target]))
 
     def _value(self, given):

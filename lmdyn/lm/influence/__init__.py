@@ -77,9 +77,8 @@ def influence(
         ``optimizer`` a `Shares`, in nats, as the learning rate is the optimizer's.
 
     Raises:
-        ValueError: as in `load_probes` and `encode`, an unknown loss, an update without a
-            response that the loss reads, a sequence beyond the model's context, log-probs that are
-            NaN or infinite, no trainable parameter, an optimizer of another model or kind.
+        ValueError: as in `sgd_direction` and `encode`, a sequence beyond the model's context, or
+            an optimizer of another model or kind.
     """
     loss = losses.get(loss)
     updates = as_probes(updates, format=format, where="updates")

@@ -53,7 +53,6 @@ class Block:
         self.nbytes = 0  # that the uses take
 
     def keep(self, param: Tensor, whose: Tensor, left: Tensor, right: Tensor) -> None:
-        """Add a `Use`."""
         self.uses[param].append(Use(whose, left, right))
         self.nbytes += left.nbytes + right.nbytes
 

@@ -160,9 +160,8 @@ def predict_change(
     try:
         modes = torch.inference_mode(False), forward.forward_mode(model)
         with modes[0], modes[1], fwd.dual_level(), DualAttention():
-            duals = {name: fwd.make_dual(weights[name], move) for name, move in moves.items()}
-            passes = [weights | duals]
-            return _collect(model, tokenizer, probes, passes, change, vocab, tokens, progress)
+            weights |= {name: fwd.make_dual(weights[name], move) for name, move in moves.items()}
+            return _collect(model, tokenizer, probes, [weights], change, vocab, tokens, progress)
     except RuntimeError as error:
         if "forward AD" not in str(error) and "jvp" not in str(error):
             raise

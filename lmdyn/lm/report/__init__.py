@@ -82,6 +82,8 @@ def _view(where: Path, whole: Trajectory, home: Path) -> dict:
     """What the page shows of a run."""
     trajectory, (log, settings) = whole.complete(), _logged(whole, home)
     checkpoint = max(home.glob("checkpoint-*[0-9]"), key=_in_order, default=None)
+    if any(home.glob("*.safetensors")):  # as trainer.save_model() leaves it
+        checkpoint = home
     shown, at = trajectory.mean(stat="squeeze"), trajectory.types.index
     if CORRECT in trajectory.types:  # a trainer may have logged it, too
         log = {"lmdyn/entropy": (trajectory.steps, trajectory.mean(CORRECT, "entropy"))} | log

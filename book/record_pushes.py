@@ -1,0 +1,146 @@
+"""Make the record of who pushes whom in SmolLM2: own pair, others, momentum; which tokens push.
+
+    python book/record_pushes.py --rows FILE --start FOLDER --threads 2    # minutes of two cores
+
+FOLDER has SmolLM2 after SFT on 300 rows of HH, as `record_scale.py` leaves it in ``_runs`` (its
+name ends in .model); FILE is the paper's probing file. As in the toy worlds of chapter 10, DPO with
+AdamW learns 48 of these pairs, in two epochs of 12 updates. Before and after, 8 of their prompts
+and 8 held-out ones are asked what moves y+ in a step of SGD, own pair or others, and which rejected
+tokens push; after it also what does in AdamW's next step.
+
+Leaves ``forces-smollm2.npz`` and ``.json`` in ``book/recorded``.
+"""
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import kept
+from lmdyn import lm, losses, squeeze_line
+from lmdyn.lm.data import ProbeSet
+from lmdyn.lm.records import environment
+from lmdyn.lm.tokens import encode
+from record_scale import read
+from scale_runs import COMMON, ON_CPU, PAIR, RATES
+
+N_PAIRS, N_WATCHED = 48, 8  # pairs; prompts of these, and as many held out
+BATCH, CLIP, LR, EPOCHS = COMMON["batch_size"], COMMON["clip"], RATES[0], 2
+MEMORY = 10e9  # bytes of activations
+
+
+def tune(model, tokenizer, pairs: ProbeSet, ref: dict) -> torch.optim.AdamW:
+    """DPO on the pairs, batch by batch; the optimizer, in the state in which that leaves it."""
+    adamw = torch.optim.AdamW(model.parameters(), lr=LR, weight_decay=0)
+    for epoch in range(EPOCHS):
+        order = np.random.default_rng(epoch).permutation(len(pairs))
+        for some in np.split(order, range(BATCH, len(order), BATCH)):
+            its = {name: values[some] for name, values in ref.items()}
+            step = lm.sgd_direction(model, tokenizer, pairs[some], "dpo", lr=1 / BATCH, ref=its)
+            for name, weight in model.named_parameters():
+                weight.grad = -step[name]
+            torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
+            adamw.step()
+        print(f"epoch {epoch + 1} of {EPOCHS}", flush=True)
+    for weight in model.parameters():
+        weight.grad = None
+    return adamw
+
+
+def parts(model, row, weights: dict[str, float]) -> Iterator[tuple[int, list[Tensor]]]:
+    """A pair's pull, and its push by tokens: how many, and what they add to a step of SGD.
+
+    Four: all tokens of chosen; of rejected those that open the answer and lie in a valley, later
+    ones in a valley, all others. ``weights``: of the two log-probs, DPO's coefficients.
+    """
+    for name, weight in weights.items():
+        y = torch.tensor(row.responses[name])
+        logits = model(torch.tensor([[*row.prompt, *y.tolist()]])).logits[0, -len(y) - 1 : -1]
+        label = logits.log_softmax(-1).gather(1, y[:, None]).squeeze(1)
+        valley = squeeze_line(logits.detach().softmax(-1), y) > 0
+        opening = torch.arange(len(y)) == 0
+        cut = (valley & opening, valley & ~opening, ~valley)
+        for some in cut if name == "rejected" else (torch.ones(len(y), dtype=torch.bool),):
+            loss = -(weight * label * some).sum()
+            found = torch.autograd.grad(loss, [*model.parameters()], retain_graph=True)
+            yield int(some.sum()), found
+
+
+def forces(model, tokenizer, pairs: ProbeSet, watched: ProbeSet, ref: dict) -> dict:
+    """What a step of SGD on the mean over the pairs does to y+, per unit of learning rate, nats.
+
+    "all" is (4, prompts), by the `parts`; "own" the same by the prompt's own pair, which are the
+    first ones: the others do the rest. "count" is (4,) tokens.
+    """
+    now = log_probs(model, tokenizer, pairs)
+    now, ref = ({k: torch.from_numpy(v.copy()) for k, v in of.items()} for of in (now, ref))
+    c = losses.get("dpo").coefficients(now, ref)
+
+    def effect(move, few):
+        names = [name for name, _ in model.named_parameters()]
+        step = dict(zip(names, move, strict=True))
+        return lm.predict_change(model, tokenizer, few, step, progress=False).logp[:, 0]
+
+    whole = [[torch.zeros_like(w) for w in model.parameters()] for _ in range(4)]
+    own, count = np.zeros((4, len(watched))), np.zeros(4)
+    for i, row in enumerate(encode(tokenizer, pairs)):
+        weights = {name: float(of[i]) / len(pairs) for name, of in c.items()}
+        for part, (n, move) in enumerate(parts(model, row, weights)):
+            count[part] += n
+            for total, one in zip(whole[part], move, strict=True):
+                total += one
+            if i < len(watched) and pairs[i]["prompt"] == watched[i]["prompt"]:
+                own[part, i] = effect(move, watched[[i]])[0]
+    return {"own": own, "all": np.stack([effect(move, watched) for move in whole]), "count": count}
+
+
+def log_probs(model, tokenizer, pairs: ProbeSet) -> dict[str, np.ndarray]:
+    found = lm.score(model, tokenizer, pairs, stats=False, progress=False).logp.T
+    return dict(zip(pairs.types, found, strict=True))
+
+
+def measured(model, tokenizer, pairs: ProbeSet, watched: ProbeSet) -> dict:
+    """What moves y+ of the watched prompts before and after, as arrays."""
+    ref, arrays = log_probs(model, tokenizer, pairs), {}
+    for when in ("before", "after"):
+        adamw = tune(model, tokenizer, pairs, ref) if when == "after" else None
+        found = forces(model, tokenizer, pairs, watched, ref)
+        found["chosen"] = log_probs(model, tokenizer, watched)["chosen"]
+        arrays |= {f"{when}, {key}": value for key, value in found.items()}
+        print(f"{when}: own {found['own'].sum(1)}, all {found['all'].sum(1)}", flush=True)
+    how = {"optimizer": adamw, "memory": MEMORY, "progress": False}
+    shares = lm.influence(model, tokenizer, pairs, watched, "dpo", ref=ref, **how)
+    return arrays | {"adamw": shares.rows[..., 0], "momentum": shares.momentum[:, 0]}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--rows", default="hh", help="the paper's HH probing file, if at hand")
+    parser.add_argument("--start", type=Path, required=True, help="the folder of a model")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "recorded")
+    parser.add_argument("--threads", type=int, default=1)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    model, tokenizer = lm.load(args.start, "cpu")
+    data = read(args.rows, ON_CPU)
+    pairs = data.train[:N_PAIRS].only(*PAIR)
+    held_out = np.flatnonzero(data.group == "test")[:N_WATCHED].tolist()
+    watched = data.probes[[*range(N_WATCHED), *held_out]].only("chosen")
+    meta = environment(torch.device("cpu")) | {"rows": data.sha256, "start": args.start.stem}
+    meta["command"] = f"python book/record_pushes.py --start {args.start.name}"
+    meta["settings"] = {
+        "n_pairs": N_PAIRS,
+        "batch_size": BATCH,
+        "lr": LR,
+        "clip": CLIP,
+        "epochs": EPOCHS,
+    }
+    arrays = measured(model, tokenizer, pairs, watched)
+    kept.write(args.out / "forces-smollm2", arrays, meta)
+
+
+if __name__ == "__main__":
+    main()

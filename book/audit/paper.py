@@ -350,8 +350,14 @@ def _on_all(runs: Mapping[str, Sequence[Run]], kinds, test: Callable, tell=moved
     return "; ".join(texts), parts
 
 
-def _compared(pairs: Mapping[str, Sequence[tuple[Run, Run]]], directions: Mapping[str, int]):
-    """Does a type change more (+1) or less (−1) in the first run of each pair?"""
+def _compared(pairs: Mapping[str, Sequence[tuple[Run, Run]]], directions, falling=False):
+    """Does a type change more (+1) or less (−1) in the first run of each pair?
+
+    Args:
+        directions: type → +1 or −1.
+        falling: whether the type must fall in the second run, too: what does not fall cannot be
+            said to fall less.
+    """
     first, *others = pairs
     parts, texts = [], []
     for kind, direction in directions.items():
@@ -359,7 +365,9 @@ def _compared(pairs: Mapping[str, Sequence[tuple[Run, Run]]], directions: Mappin
             where: [change(a, kind) - change(b, kind) for a, b in of] for where, of in pairs.items()
         }
         parts += [
-            (name(kind), where, sign(d) == direction) for where, of in apart.items() for d in of
+            (name(kind), where, sign(d) == direction and (not falling or falls(plain, kind)))
+            for where, of in apart.items()
+            for d, (_, plain) in zip(of, pairs[where], strict=True)
         ]
         text = [f"{name(kind)} " + ", ".join(f"{np.nanmean(d):+.1f}" for d in apart[first])]
         text += [f"{where} {spread([np.nanmean(d) for d in apart[where]])}" for where in others]
@@ -486,8 +494,9 @@ def extend_rejected(pairs) -> Row:
 
 def extend_squeeze(pairs) -> Row:
     kinds = ("chosen", "chosen_gptsemantic", "irr_train")
-    claim, found_ = "$y^+$ and the rest fall less", _compared(pairs, dict.fromkeys(kinds, 1))
-    return judged(claim, "the squeeze is weaker", *found_, _logs_compared(*kinds))
+    claim, found_ = "$y^+$ and the rest fall less", _compared(pairs, dict.fromkeys(kinds, 1), True)
+    also = "what does not fall without extend cannot fall less"
+    return judged(claim, "the squeeze is weaker", *found_, _logs_compared(*kinds), also=also)
 
 
 def extend_argmax(pairs) -> Row:
@@ -537,9 +546,17 @@ def scale_argmax(runs) -> Row:
 
 def scale_extend(pairs: Mapping[str, tuple[Run, Run]]) -> Row:
     kinds = ("chosen", "chosen_gptsemantic", "irr_train")
-    here, parts = _compared({"300 pairs": [*pairs.values()]}, dict.fromkeys(kinds, 1))
-    claim = "300 pairs: after extend $y^+$ and the rest fall less"
-    return judged(claim, "the squeeze is weaker", f"{here}; at {', '.join(pairs)}", parts)
+    here, parts = _compared({"300 pairs": [*pairs.values()]}, dict.fromkeys(kinds, 1), True)
+    plain = ", ".join(moved(run, "chosen") for _, run in pairs.values())
+    margins = ", ".join(
+        " against ".join(
+            f"{np.nanmean(change(run, 'chosen') - change(run, 'rejected')):+.1f}" for run in pair
+        )
+        for pair in pairs.values()
+    )
+    here += f"; at {', '.join(pairs)}, where plain DPO moves $y^+$ by {plain}; margins {margins}"
+    claim = "300 pairs: after extend, as many updates and less margin, $y^+$ and the rest fall less"
+    return judged(claim, "the squeeze is weaker", here, parts)
 
 
 def larger_models() -> Row:

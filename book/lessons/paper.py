@@ -84,7 +84,7 @@ RECORDS = {
     "dpo-hh-extend": "extend, then DPO",
     "dpo-hh-extend-seed1": "the same, rows in another order",
     "helps-world": "toy world: 15 ways of tuning, 3 seeds each",
-    "scale-smollm2": "SmolLM2, 300 pairs of HH: 7 ways of tuning",
+    "scale-smollm2": "SmolLM2, 300 rows of HH: SFT in two orders; 7 ways of tuning",
     "scale-smollm2-arms": "the same, on-policy",
 }
 
@@ -143,6 +143,15 @@ def in_world(arm: str) -> list[dict[str, np.ndarray]]:
         | {"argmax": best[..., types.index("chosen")]}
         for of_seed, best in zip(logp, argmax, strict=True)
     ]
+
+
+@cache
+def sft_at_scale(seed: int) -> dict[str, np.ndarray]:
+    """SFT on 300 rows of HH in one of two orders, as `run_of` gives a run."""
+    record = Scale.load("recorded/scale-smollm2")
+    told = record.meta["runs"]
+    run = next(r for r in record.runs if (told[r]["arm"], told[r]["seed"]) == ("start sft", seed))
+    return {kind: record.values(run, kind, "train") for kind in (*record.types, "argmax")}
 
 
 @cache

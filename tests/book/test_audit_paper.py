@@ -1,6 +1,7 @@
 """Each claim on the paper, with numbers where it holds and numbers where it does not."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -226,8 +227,28 @@ def test_scale():
         runs = ({"a": good}, {"a": good, "b": bad}, {"b": bad})
         assert [claim(of).verdict for of in runs] == [GOOD, PART, BAD]
     spared = tuned(**dict.fromkeys(("chosen", "chosen_gptsemantic", "irr_train"), UP))
-    assert paper.scale_extend({"a": (spared, good)}).verdict == GOOD
-    assert paper.scale_extend({"a": (spared, good), "b": (good, spared)}).verdict == PART
+    fallen = tuned(chosen=DOWN)
+    assert paper.scale_extend({"a": (spared, fallen)}).verdict == GOOD
+    assert paper.scale_extend({"a": (spared, fallen), "b": (fallen, spared)}).verdict == PART
+    assert paper.scale_extend({"a": (fallen, spared)}).verdict == BAD
+
+
+def test_what_does_not_fall_without_extend_cannot_fall_less():
+    kinds = ("chosen", "chosen_gptsemantic", "irr_train")
+    flat, high = tuned(**dict.fromkeys(kinds, FLAT)), tuned(**dict.fromkeys(kinds, UP))
+    rows = paper.scale_extend({"a": (high, flat)}), paper.extend_squeeze({"a": [(high, flat)]})
+    assert [row.verdict for row in rows] == [BAD, BAD]
+    risen = {"chosen": BELL}  # ends above its start; the other two fall
+    assert paper.scale_extend({"a": (high, tuned(**risen))}).verdict == PART
+
+
+def test_sft_at_scale_is_two_orders_of_the_same_rows(monkeypatch):
+    monkeypatch.chdir(Path(source.__file__).parent.parent)
+    first, second = map(source.sft_at_scale, (0, 1))
+    assert {"chosen", "random_permute", "argmax"} <= {*first} == {*second}
+    assert first["chosen"].shape == second["chosen"].shape
+    np.testing.assert_allclose(first["rejected"][0], second["rejected"][0], atol=0.1)
+    assert np.abs(first["rejected"][-1] - second["rejected"][-1]).max() > 0.5
 
 
 def test_what_cannot_be_tested_is_neither_right_nor_wrong():

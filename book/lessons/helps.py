@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from audit.scale import Moved, Scale, margins
 from lmdyn import lm
 
 
@@ -95,6 +96,38 @@ def kept_beside(run, other, split: str = "train", name: str = "chosen") -> tuple
     level = [min(h.max() for h, _ in both)]
     mine, its = (at_margin(h, values, level)[0] for h, values in both)
     return level[0], mine - its
+
+
+def held_margin(scale: Scale, run: str, level: float) -> np.ndarray:
+    """(n,): the margin of held-out prompts where that of trained ones, their mean, is at a level.
+
+    A ValueError where it never is.
+    """
+    if (at := scale.reaches(run, level, "train")) is None:
+        raise ValueError(f"{run!r} does not reach a margin of {level:g} nats on trained prompts")
+    plus, minus = (scale.changes(run, name, "test", at) for name in ("chosen", "rejected"))
+    return plus - minus
+
+
+def beyond_at_stop(scale: Scale, arms, first: str = "dpo") -> dict[str, np.ndarray]:
+    """arm → (2, n): held-out margin and y+ at its best stop, less those of the first at its own."""
+    found = {}
+    for arm in (first, *arms):
+        run, at = scale.stop(arm)
+        pair = scale.pair(run, "test")
+        found[arm] = np.stack([margins(pair)[at], scale.changes(run, "chosen", "test", at)])
+    return {arm: found[arm] - found[first] for arm in arms}
+
+
+def written(scale: Scale, run: str) -> dict[str, tuple[float, float, Moved]]:
+    """Of greedy answers before tuning and after it, paired by prompt: (mean, mean, change)."""
+    told = [np.float64(scale.runs[of]["said"]) for of in (scale.meta["runs"][run]["start"], run)]
+    return {
+        what: (before.mean(), after.mean(), Moved.of(after - before))
+        for what, before, after in zip(
+            ("repeats", "words", "ended"), *np.transpose(told, (0, 2, 1)), strict=True
+        )
+    }
 
 
 def change(run: lm.Trajectory, name: str) -> tuple[float, float]:

@@ -22,6 +22,8 @@ def test_both_fall_while_the_argmax_rises():
     assert (alert.step, alert.since) == (30, 10)
     np.testing.assert_allclose([alert.chosen, alert.rejected, alert.argmax], [-8, -35, 6], atol=1)
     assert "squeeze at step 30: since step 10" in str(alert)
+    gained = f"the likeliest tokens along the chosen ones have gained {alert.argmax:+.1f}. "
+    assert f"rejected ones by {alert.rejected:+.1f}, while {gained}" in alert.account
 
 
 def test_no_part_of_the_pattern_is_enough_alone():

@@ -18,7 +18,7 @@ REMEDIES = (
 
 @dataclass(frozen=True)
 class Alert:
-    """A squeeze: both responses fall while the likeliest tokens gain."""
+    """A squeeze: both responses fall while the likeliest tokens along y+ gain."""
 
     step: int  #: the update after which it was seen
     since: int  #: the update since which changes are counted, where ``chosen`` stood highest
@@ -30,8 +30,8 @@ class Alert:
     def account(self) -> str:
         return (
             f"since step {self.since} the chosen responses have changed by {self.chosen:+.1f} nats "
-            f"and the rejected ones by {self.rejected:+.1f}, while the likeliest tokens have gained"
-            f" {self.argmax:+.1f}. Both lose to what the model finds likelier."
+            f"and the rejected ones by {self.rejected:+.1f}, while the likeliest tokens along the "
+            f"chosen ones have gained {self.argmax:+.1f}. What gains along rejected is not told."
         )
 
     def __str__(self) -> str:

@@ -6,6 +6,7 @@ import numpy as np
 from scipy.stats import spearmanr
 
 from audit import found, guarantee, trend
+from audit.scale import Paired
 from lessons.probe import SIZES, Rate, Written
 
 Hits = Mapping[str, Sequence[int | None]]  # split → for each run an update, or None
@@ -57,28 +58,32 @@ def more_prompts(shares: Mapping[str, Sequence[float]]) -> tuple:
 
 
 def writes_worse(runs: Mapping[str, Sequence[Written]]) -> tuple:
-    """Do runs with an alert write surely worse more often than others, beyond both intervals?"""
+    """Are fewer answers as wanted more often in runs with an alert, beyond both intervals?"""
     texts, parts = [], []
     for where, of in runs.items():
         heard, silent = (
             Rate.of([run.worse or None for run in of if (run.alert is not None) == alert])
             for alert in (True, False)
         )
-        texts.append(f"{where}: worse in {heard} with an alert, {silent} without")
+        texts.append(f"{where}: fewer in {heard} with an alert, {silent} without")
         parts.append(heard.low > silent.high)
-    claim = "an alert tells whether the model then writes worse"
+    claim = "an alert tells whether then fewer answers are true, or end within 64 tokens"
     return claim, "", "; ".join(texts), found(*parts)
 
 
 def nats_tell(runs: Mapping[str, Sequence[Written]], least=0.5) -> tuple:
-    """Does what a run writes change with how far y+ has moved on held-out prompts?"""
-    rank = {
-        where: spearmanr([run.moved for run in of], [run.change for run in of]).statistic
-        for where, of in runs.items()
-    }
-    here = ", ".join(f"{where} {value:.2f}" for where, value in rank.items())
-    claim = f"how far held-out $y^+$ has fallen tells more (rank correlation ≥ {least})"
-    return claim, "", here, found(*(value >= least for value in rank.values()))
+    """Does what a run writes go with how far y+ has moved? Of all runs, and of all but DPO's."""
+    texts, parts = [], []
+    for where, of in runs.items():
+        for name, those in ((where, of), ("without DPO", [run for run in of if run.name != "dpo"])):
+            told = [run.moved for run in those], [run.alert is None for run in those]
+            ranks = [spearmanr(by, [run.change for run in those]).statistic for by in told]
+            texts.append("{} {:.2f} (the alert {:.2f})".format(name, *ranks))
+            parts.append(ranks[0] >= least)
+    claim = (
+        f"the fall of held-out $y^+$ goes with what is then written (rank correlation ≥ {least})"
+    )
+    return claim, "", "; ".join(texts), found(*parts)
 
 
 def extend_weakens(
@@ -88,13 +93,15 @@ def extend_weakens(
     arms = ("extend", "dpo")
     here = " against ".join(f"{falls[a]:+.1f} nats (margin {margins[a]:+.1f})" for a in arms)
     here = f"held-out $y^+$ {here}, live; first alert on SmolLM2 "
-    here += f"{_update(firsts[1])} against {_update(firsts[0])}"
+    here += f"{_update(firsts[1])} against {_update(firsts[0])}; one run each"
     verdict = trend(falls["extend"] > falls["dpo"], firsts[1] > firsts[0])
     return "extend weakens the squeeze, after as many updates", "observed", here, verdict
 
 
 def real_model(firsts: Mapping[str, float]) -> tuple:
-    here = ", ".join(f"{arm}: {_update(firsts[arm])}" for arm in ("dpo", "extend"))
+    here = (
+        ", ".join(f"{arm}: {_update(firsts[arm])}" for arm in ("dpo", "extend")) + "; one run each"
+    )
     claim = "SmolLM2 in TRL: DPO raises the alert; after extend not, or later"
     return claim, "", here, found(firsts["dpo"] < np.inf, firsts["extend"] > firsts["dpo"])
 
@@ -103,6 +110,7 @@ def later(live: Mapping[str, float], real: Mapping[str, float]) -> tuple:
     """Of first alerts by way of tuning."""
     here = ", ".join(f"{arm} {_update(live[arm])}" for arm in ("dpo", "dropped", "rpo"))
     here += f", live; SmolLM2: dpo {_update(real['dpo'])}, dropped {_update(real['dropped'])}"
+    here += "; one run each"
     claim = "without the worst pairs, or with RPO, the alert comes later"
     parts = (
         live["dropped"] > live["dpo"],
@@ -112,16 +120,15 @@ def later(live: Mapping[str, float], real: Mapping[str, float]) -> tuple:
     return claim, "", here, found(*parts)
 
 
-def falls_less(live: Mapping[str, float], real: Mapping[str, float]) -> tuple:
-    """Of the changes of y+ by way of tuning."""
-    here = ", ".join(f"{arm} {live[arm]:+.1f}" for arm in ("dpo", "dropped", "rpo"))
-    here += f" nats, live; SmolLM2: dpo {real['dpo']:+.1f}, dropped {real['dropped']:+.1f}"
-    parts = (
-        live["dropped"] > live["dpo"],
-        live["rpo"] > live["dpo"],
-        real["dropped"] > real["dpo"],
-    )
-    return "but $y^+$ falls less", "", here, found(*parts)
+def falls_less(live: Mapping[str, np.ndarray], real: Mapping[str, np.ndarray]) -> tuple:
+    """Of the changes of y+ by way of tuning, (prompts,), beside DPO's on the same prompts."""
+    dropped, rpo, smol = beside = [
+        Paired.of(of[arm] - of["dpo"])
+        for of, arm in ((live, "dropped"), (live, "rpo"), (real, "dropped"))
+    ]
+    here = f"beside dpo, nats: dropped {dropped}, rpo {rpo}, live; SmolLM2: dropped {smol}; one "
+    here += "run each, 95% over its prompts"
+    return "but $y^+$ falls less", "", here, found(*(of.verdict == "more" for of in beside))
 
 
 def within_budget(later_: float, whole: float, budget: float) -> tuple:

@@ -11,7 +11,7 @@ from scipy.stats import binomtest
 
 import world
 from audit.scale import Moved, Scale, margins, preference_loss
-from lmdyn.lm.squeeze import Alert, squeeze
+from lmdyn.lm.squeeze import FALL, Alert, squeeze
 
 WATCHED = ("chosen", "rejected", "argmax")
 SIZES, WIDEST = (8, 16, 32), 32  # prompts that raise the alert; the judges are others
@@ -184,7 +184,8 @@ class Stopped(NamedTuple):
         alert: after how many updates.
         kept: of y+ on held-out prompts.
         margin: on held-out prompts.
-        loss: the preference loss on further held-out pairs; ``least`` after the first update.
+        loss: the preference loss on further held-out pairs.
+        least, best: its least, and after how many updates; 0 where no tuning is best.
     """
 
     run: str
@@ -193,6 +194,7 @@ class Stopped(NamedTuple):
     margin: tuple[float, float]
     loss: tuple[float, float]
     least: float
+    best: int
 
 
 def stopped_at_alert(record: Scale) -> list[Stopped]:
@@ -207,5 +209,21 @@ def stopped_at_alert(record: Scale) -> list[Stopped]:
         margin = margins(record.pair(run, "test")).mean(1)
         loss = preference_loss(record.pair(run, "tune"))
         both = (tuple(of[at].tolist()) for of in (kept, margin, loss))
-        found.append(Stopped(run, alert.step, *both, float(loss[1:].min())))
+        least, best = float(loss.min()), int(steps[loss.argmin()])
+        found.append(Stopped(run, alert.step, *both, least, best))
+    return found
+
+
+def per_token(record: Scale, n_tokens: np.ndarray, bound: float) -> dict[str, tuple]:
+    """First alerts (update or None) of a record's runs: as they are, and of log-probs a token.
+
+    Args:
+        n_tokens: (N, R), as in the record's file.
+        bound: nats a token that y+ must stand below its start, instead of a quarter of a nat.
+    """
+    places, found = [record.types.index(WATCHED[i]) for i in (0, 1, 0)], {}
+    lengths = n_tokens[record.group == "test"][:, places]
+    for run, curves, alert in alerts_at_scale(record):
+        other = first_alert(record.runs[run]["steps"], curves / lengths * (FALL / bound))
+        found[run] = alert and alert.step, other and other.step
     return found

@@ -42,9 +42,9 @@ def test_catches_and_more_prompts():
     assert verdicts(probe.more_prompts, {"a": down}) == [NO]
 
 
-def run(alert, moved, change):
+def run(alert, moved, change, way="way"):
     before, after = (np.arange(100) < share * 100 for share in (0.5, 0.5 + change))
-    return lesson.Written("way", alert, moved, before.astype(float), after.astype(float))
+    return lesson.Written(way, alert, moved, before.astype(float), after.astype(float))
 
 
 def test_what_runs_write():
@@ -52,11 +52,14 @@ def test_what_runs_write():
     wrong = [run(3, -9, 0.2), run(None, 0, -0.1)] * 9
     cases = ({"a": right}, {"a": right, "b": wrong}, {"b": wrong})
     assert verdicts(probe.writes_worse, *cases) == [YES, PART, NO]
-    told = "a: worse in 9 of 9 (70% to 100%) with an alert, 0 of 9 (0% to 30%) without"
+    told = "a: fewer in 9 of 9 (70% to 100%) with an alert, 0 of 9 (0% to 30%) without"
     assert probe.writes_worse(cases[0])[2] == told
     few = {"a": right[:2]}  # one run of each kind tells nothing
     assert verdicts(probe.writes_worse, few) == [NO]
     assert verdicts(probe.nats_tell, *cases) == [YES, PART, NO]
+    others = [run(3, -1, -0.1), run(3, -2, 0.0), run(None, -3, -0.05)]
+    *_, here, verdict = probe.nats_tell({"a": [*others, *[run(3, -9, -0.4, "dpo")] * 3]})
+    assert (here, verdict) == ("a 0.81 (the alert 0.42); without DPO -0.50 (the alert 0.00)", PART)
 
 
 def test_the_cures():
@@ -74,9 +77,14 @@ def test_the_cures():
     same = dict.fromkeys(live, 18)
     assert probe.later(live, real)[-1] == YES
     assert probe.later(same, real)[-1] == PART and probe.later(same, same)[-1] == NO
-    assert probe.falls_less(falls, falls)[-1] == YES
-    assert probe.falls_less(falls | {"rpo": -4}, falls)[-1] == PART
-    assert probe.falls_less(dict.fromkeys(falls, -1), dict.fromkeys(falls, -1))[-1] == NO
+    spread = np.linspace(-1, 1, 9)
+    held = {"dpo": 0 * spread - 4, "dropped": spread - 3, "rpo": spread - 2}
+    *_, here, verdict = probe.falls_less(held, held)
+    assert verdict == YES and "dropped +1.0 (+0.6 to +1.4), rpo +2.0" in here
+    unsure = held | {"dropped": spread - 3.9}  # less on average, but not surely
+    assert probe.falls_less(unsure, held)[-1] == PART
+    same = dict.fromkeys(held, spread)
+    assert probe.falls_less(same, same)[-1] == NO
 
 
 def test_budget():
@@ -97,13 +105,20 @@ def test_what_a_run_has_at_its_first_alert():
     argmax, group = logp[..., 0] * -0.5, np.repeat(["test", "tune"], 10)
     runs = {"dpo": {"steps": steps, "logp": logp, "argmax": argmax}}
     runs["sft"] = {"steps": steps, "logp": -logp, "argmax": argmax}  # both rise
+    logp = logp[..., ::-1]  # the chosen one falls further
+    runs["rpo"] = {"steps": steps, "logp": logp, "argmax": argmax}
     told = {run: {"role": "whole"} for run in runs} | {"start": {"role": "start"}}
-    (found,) = lesson.stopped_at_alert(Scale(["chosen", "rejected"], group, runs, {"runs": told}))
+    record = Scale(["chosen", "rejected"], group, runs, {"runs": told})
+    found, wrong = lesson.stopped_at_alert(record)
     assert (found.run, found.alert) == ("dpo", 25)
     np.testing.assert_allclose(found.kept, (-1, -4), atol=0.02)
     np.testing.assert_allclose(found.margin, (2, 1), atol=0.02)
     np.testing.assert_allclose(found.loss, np.log1p(np.exp([-0.2, -0.1])), atol=0.01)
-    assert found.least == found.loss[0]
+    assert found.least == found.loss[0] and found.best == 25
+    assert wrong.best == 0 and wrong.least == pytest.approx(np.log(2)) and wrong.loss[0] > 0.75
+    lengths = np.full((20, 2), 10.0)
+    firsts = [lesson.per_token(record, lengths, bound)["dpo"] for bound in (0.05, 0.2, 0.5)]
+    assert firsts == [(25, 25), (25, 50), (25, None)]
 
 
 def test_rates_have_wilsons_interval():

@@ -8,9 +8,23 @@ import numpy as np
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 import world
+from audit.scale import Scale
 from hallucination import hallucination
 from lmdyn import lm
 from lmdyn.lm.generate import generate, repeated
+
+
+def at_scale(name="recorded/scale-smollm2"):
+    """Of each seed of SFT on y+ in the record at scale: split → type → log π, (S, N), nats."""
+    record = Scale.load(name)
+    runs = [run for run, told in record.meta["runs"].items() if told["arm"] == "start sft"]
+    return [
+        {
+            split: {kind: record.values(run, kind, split) for kind in record.types}
+            for split in ("train", "test")
+        }
+        for run in runs
+    ]
 
 
 def fact_and_wording(model, tokenizer, rows, name):

@@ -1,5 +1,7 @@
 """Each claim of "What SFT does" holds on numbers that bear it out, and fails on others."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -22,10 +24,11 @@ YES, NO = Bell.of(logp(-9, -5, -7)), Bell.of(logp(-9, -7, -5))
 
 
 def of(up, other):
-    """Split → (trained, held-out answers) of three runs, and the same in the record."""
+    """Split → (trained, held-out answers) of three runs, and the same in both records."""
     world = {split: (np.full(3, up), np.full(3, other)) for split in ("train", "test")}
     found = {"irr_train": Change(up, 0.3), "irr_test": Change(other, 0.3)}
-    return world, {"train": found, "test": found}
+    record = {"train": found, "test": found}
+    return world, record, [record] * 2
 
 
 def verdict(row):
@@ -47,18 +50,21 @@ def test_a_bell_rises_and_falls_by_more_than_its_noise():
 
 
 def test_chosen_rises():
-    assert verdict(audit.chosen_rises(RISING, UP, RISING[0])) == "reproduced"
-    assert verdict(audit.chosen_rises(BENT, UP, RISING[0])) == "partly"
-    assert verdict(audit.chosen_rises(BENT, UP, BENT[0])) == "not reproduced"
+    rising, bent = logp(-3, -2, -1), logp(-3, -1, -2)
+    assert verdict(audit.chosen_rises(RISING, UP, BENT[0], [rising] * 2)) == "reproduced"
+    assert verdict(audit.chosen_rises(BENT, UP, BENT[0], [rising] * 2)) == "partly"
+    assert verdict(audit.chosen_rises(BENT, UP, RISING[0], [rising, bent])) == "not reproduced"
 
 
 @pytest.mark.parametrize("claim", [audit.rephrases_bell, audit.rejected_bells])
 def test_bells(claim):
     every, none = {"a": [YES, YES], "b": [YES, YES]}, {"a": [YES, NO], "b": [NO, NO]}
-    assert verdict(claim(every, {"a": YES, "b": YES})) == "reproduced"
-    assert verdict(claim(none, {"a": YES, "b": NO})) == "partly"
-    assert verdict(claim(none, {"a": NO, "b": NO})) == "not reproduced"
-    assert "1 of 2, 0 of 2 runs; SmolLM2: yes, no" in claim(none, {"a": YES, "b": NO})[2]
+    small, large = {"a": YES, "b": NO}, {"a": [YES, YES], "b": [YES, NO]}  # both seeds, one
+    assert verdict(claim(every, {"a": NO, "b": NO}, every)) == "reproduced"  # the large one counts
+    assert verdict(claim(none, small, large)) == "partly"
+    assert verdict(claim(none, {"a": YES, "b": YES}, none)) == "not reproduced"
+    told = "1 of 2, 0 of 2 runs; SmolLM2: yes, no; on 300 rows: 2 of 2, 1 of 2 seeds"
+    assert told in claim(none, small, large)[2]
 
 
 def test_the_channel_rises_and_beats_its_control():
@@ -67,6 +73,10 @@ def test_the_channel_rises_and_beats_its_control():
     assert verdict(audit.channel_rises(*of(-2.0, 1.0))) == "not reproduced"
     assert verdict(audit.channel_beats_held_out(*of(2.0, 1.0))) == "found"
     assert verdict(audit.channel_beats_held_out(*of(1.0, 2.0))) == "not found"
+    world, record, (seed, _) = of(2.0, 1.0)
+    large = [seed, {"train": seed["train"], "test": of(-1.0, 1.0)[1]["test"]}]  # one seed differs
+    assert verdict(audit.channel_rises(world, record, large)) == "partly"
+    assert verdict(audit.channel_beats_held_out(world, record, large)) == "partly"
 
 
 def test_the_channel_is_said():
@@ -77,18 +87,20 @@ def test_the_channel_is_said():
 
 def test_nonsense_falls():
     world = {"random_permute": np.full(3, -1.0), "random_nonhum": np.full(3, -2.0)}
-    assert verdict(audit.nonsense_falls(world, {"a": DOWN, "b": DOWN})) == "reproduced"
-    assert verdict(audit.nonsense_falls(world, {"a": DOWN, "b": FLAT})) == "partly"
+    fall, one, rise = ({"a": a, "b": b} for a, b in ((DOWN, DOWN), (DOWN, FLAT), (UP, FLAT)))
+    assert verdict(audit.nonsense_falls(world, rise, [fall] * 2)) == "reproduced"
+    assert verdict(audit.nonsense_falls(world, fall, [fall, one])) == "partly"
     up = {name: -values for name, values in world.items()}
-    assert verdict(audit.nonsense_falls(up, {"a": UP, "b": FLAT})) == "not reproduced"
+    assert verdict(audit.nonsense_falls(up, fall, [rise, rise])) == "not reproduced"
 
 
 def test_twins_are_weaker():
     small, large = np.full(3, 0.5), np.full(3, 2.0)
-    assert verdict(audit.twins_weaker(small, large, FLAT, UP)) == "reproduced"
-    assert verdict(audit.twins_weaker(large, small, FLAT, UP)) == "partly"
-    assert verdict(audit.twins_weaker(large, small, FLAT, DOWN)) == "not reproduced"  # other sign
-    assert verdict(audit.twins_weaker(large, small, UP, FLAT)) == "not reproduced"
+    weak, strong, across = (FLAT, UP), (UP, FLAT), (FLAT, DOWN)  # across: of the other sign
+    assert verdict(audit.twins_weaker(small, large, strong, [weak] * 2)) == "reproduced"
+    assert verdict(audit.twins_weaker(large, small, weak, [weak] * 2)) == "partly"
+    assert verdict(audit.twins_weaker(large, small, weak, [weak, across])) == "not reproduced"
+    assert verdict(audit.twins_weaker(large, small, weak, [weak, strong])) == "not reproduced"
 
 
 def test_repetition():
@@ -135,3 +147,13 @@ def test_half_way_keeps_the_weights_of_one_moment():
     assert beside.weight.item() == seen[1]
     with pytest.raises(ValueError, match="fewer than 2 updates"), lesson.half_way(layer, 2):
         step.step()
+
+
+def test_the_record_at_scale_has_two_seeds_of_sft():
+    book = Path(__file__).parent.parent.parent / "book"
+    seeds = lesson.at_scale(book / "recorded/scale-smollm2")
+    assert len(seeds) == 2
+    for of in seeds:
+        assert of["train"]["chosen"].shape == (13, 96) and of["test"]["irr_train"].shape == (13, 64)
+        assert np.isfinite(of["test"]["rejected"]).all()
+    assert not np.array_equal(*(of["train"]["chosen"] for of in seeds))

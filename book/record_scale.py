@@ -9,8 +9,10 @@ Leaves ``scale-smollm2.npz`` (the numbers) and ``scale-smollm2.json`` (settings,
 hardware, seconds and seed of each run) in ``--out``, written anew whenever a run is finished: what
 is there when time is up is a record, of the most telling runs first. Finished runs, and the models
 that others begin with, stay in ``_runs``, so that the same command goes on after an interruption;
-on a CPU, where a run takes hours, also within a run. Without them, what the record has already, of
-the same rows, model and sizes, is not made again; but models to begin with are, without probing.
+on a CPU, where a run takes hours, also within a run. Without them, what the record has already is
+not made again; but models to begin with are, without probing: made twice, on two days and two H200,
+five of them agreed to the eighth of a nat that the record keeps. A record of other rows, of another
+model or of other sizes, such as ``--small``, is not written over.
 No text is kept, neither of HH nor of the model. FILE is the paper's probing file of HH; without it,
 that is fetched.
 
@@ -182,19 +184,21 @@ class Progress:
     """What has been found so far, by the names of runs, and the record of it."""
 
     def __init__(self, setup: Setup, out: Path, meta: dict):
-        self.setup, self.out, self.meta = setup, out, meta
+        self.setup, self.out = setup, out
+        self.meta = json.loads(json.dumps(meta))  # as a record has it: a tuple is a list there
         self.found, self.runs, self.began = {}, {}, time.perf_counter()
         self.lost = set()  # names of what others begin with and could not be trained anew
         self.go_on()
 
     def go_on(self) -> None:
-        """Take the runs of the record that is there, if it is of the same rows, model and sizes."""
+        """Take the runs of the record that is there; a ValueError if it is of other things."""
         npz, told = (self.out.with_name(f"{self.out.name}.{kind}") for kind in ("npz", "json"))
         if not told.is_file():
             return
         about = json.loads(told.read_text(encoding="utf-8"))
-        if any(about[key] != self.meta[key] for key in ("model", "rows", "size")):
-            return
+        if other := [key for key in ("model", "rows", "size") if about[key] != self.meta[key]]:
+            told = f"{told} is a record of another {' and '.join(other)}"
+            raise ValueError(f"{told}: remove it, or write to another folder with --out")
         with np.load(npz, allow_pickle=False) as file:
             record = dict(file)
         made = {key: about[key] for key in MADE}

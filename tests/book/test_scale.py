@@ -1,5 +1,5 @@
 from concurrent.futures import Executor, Future
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 
 import numpy as np
@@ -21,7 +21,7 @@ from audit.scale import (
 from scale_runs import ARMS, RATES, SMALL, plan
 
 META = dict.fromkeys(("command", "date", "hardware", "versions"), "")
-META |= {"model": "tiny", "rows": "a hash", "size": {"epochs": 1}}
+META |= {"model": "tiny", "rows": "a hash", "size": asdict(SMALL)}
 GROUP = np.repeat(["train", "test", "tune"], [40, 30, 20])
 TYPES = ["chosen", "rejected"]
 
@@ -256,10 +256,9 @@ def test_a_record_goes_on_where_no_parts_are_and_trains_only_the_model_anew(tmp_
         one = progress.found[dpo.name]
         progress.found[slower.name] = one | {"n_tokens": one["n_tokens"] + 1}
         progress.write()
-    other, _ = record("other", [sft], later | {"rows": "another hash"}, Here())
-    assert set(other.runs) == {sft.name} and other.meta["runs"][sft.name]["made"] == {
-        key: later[key] for key in record_scale.MADE
-    }
+    for key in ("model", "rows", "size"):
+        with pytest.raises(ValueError, match=f"scale.json is a record of another {key}: remove it"):
+            record("other", [sft], later | {key: "another"}, Here())
 
 
 @pytest.mark.slow

@@ -1,6 +1,6 @@
 """Make the record of who pushes whom in SmolLM2: own pair, others, momentum; which tokens push.
 
-    python book/record_pushes.py --rows FILE --start FOLDER --threads 2    # minutes of two cores
+    python book/record_pushes.py --rows FILE --start FOLDER --threads 2    # half an hour, two cores
 
 FOLDER has SmolLM2 after SFT on 300 rows of HH, as `record_scale.py` leaves it in ``_runs`` (its
 name ends in .model); FILE is the paper's probing file. As in the toy worlds of chapter 10, DPO with

@@ -3,14 +3,14 @@
     python book/record_scale.py --rows FILE --workers 7 --deadline 400    # a GPU: some minutes
     python book/record_scale.py --rows FILE --bf16                        # a CPU: a day on a thread
     python book/record_scale.py --rows FILE --arms dpo:1 --threads 2      # hours of two cores
-    python book/record_scale.py --rows FILE --small                       # all of it in small
+    python book/record_scale.py --rows FILE --small --out DIR             # all of it in small
 
 Leaves ``scale-smollm2.npz`` (the numbers) and ``scale-smollm2.json`` (settings, command, versions,
 hardware, seconds and seed of each run) in ``--out``, written anew whenever a run is finished: what
 is there when time is up is a record, of the most telling runs first. Finished runs, and the models
 that others begin with, stay in ``_runs``, so that the same command goes on after an interruption;
 on a CPU, where a run takes hours, also within a run. Without them, what the record has already is
-not made again; but models to begin with are, without probing: made twice, on two days and two H200,
+not made again; but models to begin with are, without probing: made twice on an H200, a day apart,
 five of them agreed to the eighth of a nat that the record keeps. A record of other rows, of another
 model or of other sizes, such as ``--small``, is not written over.
 No text is kept, neither of HH nor of the model. FILE is the paper's probing file of HH; without it,

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 import kept
+from lessons.who_squeezes import log_probs
 from lmdyn import lm, losses, squeeze_line
 from lmdyn.lm.data import ProbeSet
 from lmdyn.lm.records import environment
@@ -95,11 +96,6 @@ def forces(model, tokenizer, pairs: ProbeSet, watched: ProbeSet, ref: dict) -> d
             if i < len(watched) and pairs[i]["prompt"] == watched[i]["prompt"]:
                 own[part, i] = effect(move, watched[[i]])[0]
     return {"own": own, "all": np.stack([effect(move, watched) for move in whole]), "count": count}
-
-
-def log_probs(model, tokenizer, pairs: ProbeSet) -> dict[str, np.ndarray]:
-    found = lm.score(model, tokenizer, pairs, stats=False, progress=False).logp.T
-    return dict(zip(pairs.types, found, strict=True))
 
 
 def measured(model, tokenizer, pairs: ProbeSet, watched: ProbeSet) -> dict:

@@ -46,6 +46,7 @@ import transformers
 
 import kept
 import record
+from audit.scale import Scale
 from lmdyn import lm
 from lmdyn.lm import ways
 from lmdyn.lm.data import ProbeSet, as_probes
@@ -192,22 +193,19 @@ class Progress:
 
     def go_on(self) -> None:
         """Take the runs of the record that is there; a ValueError if it is of other things."""
-        npz, told = (self.out.with_name(f"{self.out.name}.{kind}") for kind in ("npz", "json"))
+        told = self.out.with_name(f"{self.out.name}.json")
         if not told.is_file():
             return
-        about = json.loads(told.read_text(encoding="utf-8"))
+        there = Scale.load(self.out)
+        about = there.meta
         if other := [key for key in ("model", "rows", "size") if about[key] != self.meta[key]]:
             told = f"{told} is a record of another {' and '.join(other)}"
             raise ValueError(f"{told}: remove it, or write to another folder with --out")
-        with np.load(npz, allow_pickle=False) as file:
-            record = dict(file)
         made = {key: about[key] for key in MADE}
-        for name, run in about["runs"].items():
-            if f"{name}|steps" in record:
-                one = {key: record[f"{name}|{key}"] for key in ("steps", "said", *PACKED)}
-                one |= {key: kept.unpacked(one[key]) for key in PACKED}
-                self.found[name] = one | {key: record[key] for key in SHARED}
-                self.runs[name] = {"made": made} | run
+        shared = np.array(there.types), there.group, there.n_tokens
+        for name, one in there.runs.items():
+            self.found[name] = one | dict(zip(SHARED, shared, strict=True))
+            self.runs[name] = {"made": made} | about["runs"][name]
 
     def wanted(self, planned: Callable) -> Iterator[Run]:
         """What is planned and not found; before it what it begins with, if that has no model."""

@@ -99,9 +99,8 @@ def extend_weakens(
 
 
 def real_model(firsts: Mapping[str, float]) -> tuple:
-    here = (
-        ", ".join(f"{arm}: {_update(firsts[arm])}" for arm in ("dpo", "extend")) + "; one run each"
-    )
+    here = ", ".join(f"{arm}: {_update(firsts[arm])}" for arm in ("dpo", "extend"))
+    here += "; one run each"
     claim = "SmolLM2 in TRL: DPO raises the alert; after extend not, or later"
     return claim, "", here, found(firsts["dpo"] < np.inf, firsts["extend"] > firsts["dpo"])
 

@@ -72,11 +72,16 @@ class Paired(NamedTuple):
     high: float
 
     @classmethod
-    def of(cls, differences: np.ndarray, draws: int = 4000, seed: int = 0) -> "Paired":
-        """From (N,) differences: the bootstrap's percentiles over the prompts."""
-        rng, n = np.random.default_rng(seed), len(differences)
+    def of(
+        cls, differences: np.ndarray, draws: int = 4000, seed: int = 0, n_at_once: int = 1
+    ) -> "Paired":
+        """From (N,) differences: the bootstrap's percentiles over the prompts.
+
+        Further out with ``n_at_once``: such intervals hold for so many means at once (Bonferroni).
+        """
+        rng, n, tail = np.random.default_rng(seed), len(differences), 2.5 / n_at_once
         means = differences[rng.integers(0, n, (draws, n))].mean(1)
-        return cls(float(differences.mean()), *np.percentile(means, [2.5, 97.5]).tolist())
+        return cls(float(differences.mean()), *np.percentile(means, [tail, 100 - tail]).tolist())
 
     @property
     def verdict(self) -> str:
@@ -94,12 +99,14 @@ class Scale:
         group: (N,) "train", "test" (held out) or "tune" (held out, to choose where to stop).
         runs: name → "steps" (S,), "logp" (S, N, R), "argmax" (S, N), and "said", a line for each
             greedy answer at the end: its share of repeated 3-grams, words, whether it ended.
+        n_tokens: (N, R), of each response; NaN where a prompt lacks the type.
     """
 
     types: list[str]
     group: np.ndarray
     runs: dict[str, dict[str, np.ndarray]]
     meta: dict
+    n_tokens: np.ndarray | None = None
 
     @classmethod
     def load(cls, name: str | Path) -> "Scale":
@@ -113,12 +120,12 @@ class Scale:
         for run in runs.values():
             run |= {"logp": unpacked(run["logp"]) + missing, "argmax": unpacked(run["argmax"])}
         told = json.loads(Path(f"{name}.json").read_text(encoding="utf-8"))
-        return cls(plain["types"].tolist(), plain["group"], runs, told)
+        return cls(plain["types"].tolist(), plain["group"], runs, told, plain["n_tokens"])
 
-    def sweep(self, arm: str, seed: int = 0) -> list[str]:
+    def sweep(self, arm: str, seed: int = 0, role: str = "whole") -> list[str]:
         """The runs of an arm to the end of its epochs, one for each learning rate."""
         told, keys = self.meta["runs"], ("arm", "seed", "role")
-        return [r for r in self.runs if [told[r][k] for k in keys] == [arm, seed, "whole"]]
+        return [r for r in self.runs if [told[r][k] for k in keys] == [arm, seed, role]]
 
     def at_rate(self, arm: str, lr: float, seed: int = 0) -> str:
         """The run of an arm at a learning rate; a ValueError if there is none."""

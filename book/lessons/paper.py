@@ -149,8 +149,7 @@ def in_world(arm: str) -> list[dict[str, np.ndarray]]:
 def sft_at_scale(seed: int) -> dict[str, np.ndarray]:
     """SFT on 300 rows of HH in one of two orders, as `run_of` gives a run."""
     record = Scale.load("recorded/scale-smollm2")
-    told = record.meta["runs"]
-    run = next(r for r in record.runs if (told[r]["arm"], told[r]["seed"]) == ("start sft", seed))
+    (run,) = record.sweep("start sft", seed, role="start")
     return {kind: record.values(run, kind, "train") for kind in (*record.types, "argmax")}
 
 

@@ -214,15 +214,14 @@ def stopped_at_alert(record: Scale) -> list[Stopped]:
     return found
 
 
-def per_token(record: Scale, n_tokens: np.ndarray, bound: float) -> dict[str, tuple]:
+def per_token(record: Scale, bound: float) -> dict[str, tuple]:
     """First alerts (update or None) of a record's runs: as they are, and of log-probs a token.
 
     Args:
-        n_tokens: (N, R), as in the record's file.
         bound: nats a token that y+ must stand below its start, instead of a quarter of a nat.
     """
     places, found = [record.types.index(WATCHED[i]) for i in (0, 1, 0)], {}
-    lengths = n_tokens[record.group == "test"][:, places]
+    lengths = record.n_tokens[record.group == "test"][:, places]
     for run, curves, alert in alerts_at_scale(record):
         other = first_alert(record.runs[run]["steps"], curves / lengths * (FALL / bound))
         found[run] = alert and alert.step, other and other.step

@@ -17,7 +17,7 @@ from lmdyn.lm.generate import generate, repeated
 def at_scale(name="recorded/scale-smollm2"):
     """Of each seed of SFT on y+ in the record at scale: split → type → log π, (S, N), nats."""
     record = Scale.load(name)
-    runs = [run for run, told in record.meta["runs"].items() if told["arm"] == "start sft"]
+    runs = [*record.sweep("start sft", 0, "start"), *record.sweep("start sft", 1, "start")]
     return [
         {
             split: {kind: record.values(run, kind, split) for kind in record.types}

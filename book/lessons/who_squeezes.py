@@ -56,7 +56,7 @@ def begin(base, tokenizer, seed) -> Run:
 def log_probs(model, tokenizer, pairs) -> dict:
     """Response → (N,) log-probs, nats."""
     found = lm.score(model, tokenizer, pairs, stats=False).logp.T
-    return dict(zip(("chosen", "rejected"), found, strict=True))
+    return dict(zip(pairs.types, found, strict=True))
 
 
 def coefficients(model, tokenizer, run):

@@ -1,5 +1,7 @@
 """Each claim on the callback and its alert, with numbers where it holds and where it does not."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -117,7 +119,8 @@ def test_what_a_run_has_at_its_first_alert():
     assert found.least == found.loss[0] and found.best == 25
     assert wrong.best == 0 and wrong.least == pytest.approx(np.log(2)) and wrong.loss[0] > 0.75
     lengths = np.full((20, 2), 10.0)
-    firsts = [lesson.per_token(record, lengths, bound)["dpo"] for bound in (0.05, 0.2, 0.5)]
+    record = replace(record, n_tokens=lengths)
+    firsts = [lesson.per_token(record, bound)["dpo"] for bound in (0.05, 0.2, 0.5)]
     assert firsts == [(25, 25), (25, 50), (25, None)]
 
 

@@ -205,7 +205,7 @@ class Progress:
         shared = np.array(there.types), there.group, there.n_tokens
         for name, one in there.runs.items():
             self.found[name] = one | dict(zip(SHARED, shared, strict=True))
-            self.runs[name] = {"made": made} | about["runs"][name]
+        self.runs = {name: {"made": made} | told for name, told in about["runs"].items()}
 
     def wanted(self, planned: Callable) -> Iterator[Run]:
         """What is planned and not found; before it what it begins with, if that has no model."""

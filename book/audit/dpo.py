@@ -77,8 +77,8 @@ def chosen_rises_then_falls(brief, ends, of_records, at_scale):
     sure = [moved.verdict == "falls" for moved in at_scale]
     text = both(
         f"a rise and a larger fall in {count(brief)} runs, {spread(ends)} nats after long SFT",
-        f"48 pairs, {count(of_records)} records; 300 pairs, a fall from the peak at "
-        f"{count(sure)} learning rates",
+        f"48 pairs, {count(of_records)} records; 300 pairs, a fall from the peak in "
+        f"{count(sure)} runs",
     )
     paper = "−152.0 → −146.3, peak −140.2; −132.3 → −139.0, peak −124.6"
     return "$y^+$ rises briefly, then falls", paper, text, trend(*_parts(brief, of_records, sure))

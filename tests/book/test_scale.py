@@ -274,6 +274,11 @@ def test_what_a_named_arm_begins_with_is_not_in_the_record(tmp_path, capsys):
     assert [*found.runs] == [arm] and found.pair(arm, "tune").shape == (3, 4, 2)
     assert found.meta["runs"][arm]["start"] == start
 
+    later = record_scale.Progress(setup, tmp_path / "arms", META | {"date": "later"})
+    later.write()
+    told = Scale.load(tmp_path / "arms").meta["runs"]
+    assert {name: run["made"]["date"] for name, run in told.items()} == {start: "", arm: ""}
+
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")

@@ -28,6 +28,11 @@ class Change(NamedTuple):
         """A rise by more than two standard errors."""
         return self.mean > 2 * self.error
 
+    @property
+    def down(self) -> bool:
+        """A fall by more than two standard errors."""
+        return self.mean < -2 * self.error
+
     def __str__(self) -> str:
         return f"{self.mean:+.1f} ± {self.error:.1f}"
 

@@ -28,15 +28,22 @@ def brief_rise(falling: np.ndarray):
     )
 
 
-def own_pair_lowers(own_net: np.ndarray, falls: np.ndarray, real_falls: np.ndarray):
-    """The own pair's net force at each world and moment; falls of y+ in steps on a pair alone."""
+def own_pair_lowers(own_net: np.ndarray, falls: np.ndarray, real_falls: np.ndarray, real: Change):
+    """The own pair's net force at each world and moment; falls of y+ in steps on a pair alone.
+
+    ``real``: the net force in SmolLM2, over the prompts, nats per unit of learning rate.
+    """
     return (
         "a step on its own pair makes $y^+$ fall",
         "",
         f"toy: its net force is above zero in {(own_net > 0).mean():.0%} of worlds and moments; "
         f"$y^+$ falls in {(falls > 0).sum()} of {falls.size} steps on a pair alone, SmolLM2 as "
-        f"shipped {(real_falls > 0).sum()} of {real_falls.size}",
-        found(*(of.mean() > 0.5 for of in (own_net < 0, falls > 0, real_falls > 0))),
+        f"shipped {(real_falls > 0).sum()} of {real_falls.size}; its net force there, after SFT "
+        f"and two epochs of DPO: {real} nats per unit of $\\eta$",
+        found(
+            *(of.mean() > 0.5 for of in (own_net < 0, falls > 0, real_falls > 0)),
+            real.down,
+        ),
     )
 
 
@@ -60,24 +67,32 @@ def alone_lowers(end: np.ndarray, updates: int):
     )
 
 
-def others_lower(others_net: np.ndarray):
-    """(worlds,) pull and push of the other pairs, after one epoch."""
+def others_lower(others_net: np.ndarray, real: tuple[Change, Change]):
+    """(worlds,) pull and push of the other pairs, after one epoch; in SmolLM2, after two.
+
+    ``real``: over its trained and over its held-out prompts.
+    """
     return (
         "the other pairs' pushes outweigh their pulls",
         "",
-        f"toy: after one epoch in {(others_net < 0).sum()} of {len(others_net)} worlds",
-        found(*(others_net < 0)),
+        f"toy: after one epoch in {(others_net < 0).sum()} of {len(others_net)} worlds; "
+        f"SmolLM2, after two: trained {real[0]}, held out {real[1]} nats per unit of $\\eta$",
+        found(*(others_net < 0), *(of.down for of in real)),
     )
 
 
-def so_under_adamw(own: np.ndarray, others: np.ndarray):
-    """(runs,) what the own pair and the others add to AdamW's next step, nats."""
+def so_under_adamw(own: np.ndarray, others: np.ndarray, real: Sequence[Change]):
+    """(runs,) what the own pair and the others add to AdamW's next step, nats; both in SmolLM2.
+
+    ``real`` ends with what all pairs do to held-out prompts there.
+    """
     return (
         "so it is in AdamW's own step",
         "",
         f"toy, three runs: own pair {spread(1e3 * own, 1, True)}, others "
-        f"{spread(1e3 * others, 1, True)} thousandths of a nat",
-        found(*(own > 0), *(others < 0)),
+        f"{spread(1e3 * others, 1, True)} thousandths of a nat; "
+        f"SmolLM2 {real[0]} and {real[1]}, held out {real[2]}",
+        found(*(own > 0), *(others < 0), real[0].up, *(of.down for of in real[1:])),
     )
 
 
@@ -111,30 +126,35 @@ def held_out_falls_in_smollm2(held_out: Sequence[Change], trained: Sequence[Chan
         "",
         "held-out {}, trained {} nats; two runs of four epochs".format(*told),
         found(
-            *(of.mean < -2 * of.error for of in held_out),
-            *(of.mean > -2 * of.error for of in trained),
+            *(of.down for of in held_out),
+            *(not of.down for of in trained),
         ),
     )
 
 
-def forecast_ranks(by_all: np.ndarray, by_own: np.ndarray):
-    """(worlds,) rank correlations with the change of y+ in epoch 2."""
+def forecast_ranks(by_all: np.ndarray, by_own: np.ndarray, real: Mapping[str, float]):
+    """(worlds,) rank correlations with the change of y+ in epoch 2; in SmolLM2, by its prompts."""
     return (
         "the sum over all pairs ranks which $y^+$ fall next (≥ 0.3)",
         "",
-        f"toy, training prompts: {spread(by_all, sign=True)}; own pair {spread(by_own, sign=True)}",
-        found(*(by_all >= 0.3)),
+        f"toy, training prompts: {spread(by_all, sign=True)}; own pair "
+        f"{spread(by_own, sign=True)}; "
+        f"SmolLM2 {', '.join(f'{word} {of:+.2f}' for word, of in real.items())}",
+        found(*(by_all >= 0.3), *(of >= 0.3 for of in real.values())),
     )
 
 
-def valleys_push(tokens: np.ndarray, push: np.ndarray):
-    """(runs,) the share of rejected tokens in a valley, and their share of the push."""
+def valleys_push(tokens: np.ndarray, push: np.ndarray, real: tuple[float, float]):
+    """(runs,) the share of rejected tokens in a valley, their share of the push; both in SmolLM2.
+
+    Few: less than a quarter.
+    """
     return (
         "the few tokens in a valley do most of the pushing",
         "",
-        f"toy, three runs: {spread(tokens)} of the tokens, {spread(push)} of the push; not "
-        "measured in SmolLM2, where half the tokens are valleys",
-        found(*(push > 0.5)),
+        f"toy, three runs: {spread(tokens)} of the tokens, {spread(push)} of the push; SmolLM2 "
+        f"{real[0]:.2f} of the tokens, {real[1]:.2f} of the push",
+        found(*((tokens < 0.25) & (push > 0.5)), real[0] < 0.25 and real[1] > 0.5),
     )
 
 

@@ -42,9 +42,10 @@ def test_adapters_agree_by_the_largest_rank():
 
 
 def test_a_step_on_its_own_pair():
-    assert verdict(audit.own_pair_lowers(PLUS, MINUS, MINUS)) == "not found"
-    assert verdict(audit.own_pair_lowers(PLUS, PLUS, MINUS)) == "partly"
-    assert verdict(audit.own_pair_lowers(MINUS, PLUS, PLUS)) == "found"
+    assert verdict(audit.own_pair_lowers(PLUS, MINUS, MINUS, UP)) == "not found"
+    assert verdict(audit.own_pair_lowers(PLUS, PLUS, MINUS, UP)) == "partly"
+    assert verdict(audit.own_pair_lowers(MINUS, PLUS, PLUS, FLAT)) == "partly"
+    assert verdict(audit.own_pair_lowers(MINUS, PLUS, PLUS, DOWN)) == "found"
 
 
 def test_a_pair_alone():
@@ -56,12 +57,16 @@ def test_a_pair_alone():
 
 
 def test_the_others():
-    assert verdict(audit.others_lower(MINUS)) == "found"
-    assert verdict(audit.others_lower(MIXED)) == "partly"
-    assert verdict(audit.others_lower(PLUS)) == "not found"
-    assert verdict(audit.so_under_adamw(PLUS, MINUS)) == "found"
-    assert verdict(audit.so_under_adamw(PLUS, MIXED)) == "partly"
-    assert verdict(audit.so_under_adamw(MINUS, PLUS)) == "not found"
+    assert verdict(audit.others_lower(MINUS, (DOWN, DOWN))) == "found"
+    assert verdict(audit.others_lower(MINUS, (FLAT, DOWN))) == "partly"
+    assert verdict(audit.others_lower(MIXED, (DOWN, DOWN))) == "partly"
+    assert verdict(audit.others_lower(PLUS, (UP, FLAT))) == "not found"
+    assert verdict(audit.so_under_adamw(PLUS, MINUS, (UP, DOWN, DOWN))) == "found"
+    assert verdict(audit.so_under_adamw(PLUS, MINUS, (UP, FLAT, DOWN))) == "partly"
+    assert verdict(audit.so_under_adamw(PLUS, MINUS, (UP, DOWN, FLAT))) == "partly"
+    assert verdict(audit.so_under_adamw(PLUS, MINUS, (FLAT, DOWN, DOWN))) == "partly"
+    assert verdict(audit.so_under_adamw(PLUS, MIXED, (UP, DOWN, DOWN))) == "partly"
+    assert verdict(audit.so_under_adamw(MINUS, PLUS, (DOWN, UP, UP))) == "not found"
 
 
 def test_held_out_prompts():
@@ -73,15 +78,20 @@ def test_held_out_prompts():
 
 
 def test_the_forecast_ranks():
-    assert verdict(audit.forecast_ranks(np.array([0.3, 0.9]), MINUS)) == "found"
-    assert verdict(audit.forecast_ranks(np.array([0.2, 0.9]), MINUS)) == "partly"
-    assert verdict(audit.forecast_ranks(np.array([0.2, 0.1]), PLUS)) == "not found"
+    high, low = {"trained": 0.4}, {"trained": 0.2}
+    assert verdict(audit.forecast_ranks(np.array([0.3, 0.9]), MINUS, high)) == "found"
+    assert verdict(audit.forecast_ranks(np.array([0.3, 0.9]), MINUS, low)) == "partly"
+    assert verdict(audit.forecast_ranks(np.array([0.2, 0.9]), MINUS, high)) == "partly"
+    assert verdict(audit.forecast_ranks(np.array([0.2, 0.1]), PLUS, low)) == "not found"
 
 
 def test_valleys():
     few = np.full(3, 0.15)
-    assert verdict(audit.valleys_push(few, np.full(3, 0.7))) == "found"
-    assert verdict(audit.valleys_push(few, np.full(3, 0.4))) == "not found"
+    assert verdict(audit.valleys_push(few, np.full(3, 0.7), (0.1, 0.6))) == "found"
+    assert verdict(audit.valleys_push(few, np.full(3, 0.7), (0.5, 0.9))) == "partly"
+    assert verdict(audit.valleys_push(few, np.full(3, 0.7), (0.1, 0.4))) == "partly"
+    assert verdict(audit.valleys_push(few, np.full(3, 0.4), (0.5, 0.9))) == "not found"
+    assert verdict(audit.valleys_push(3 * few, np.full(3, 0.7), (0.5, 0.9))) == "not found"
     assert verdict(audit.longer_sft_deepens(few, 2 * few)) == "reproduced"
     assert verdict(audit.longer_sft_deepens(2 * few, few)) == "not reproduced"
     assert verdict(audit.longer_sft_deepens(few, np.array([0.1, 0.2, 0.2]))) == "partly"

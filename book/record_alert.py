@@ -27,7 +27,7 @@ from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
 import kept
 import record
-import world
+from lessons.probe import trl_pairs
 from lmdyn import lm
 from lmdyn.lm.records import environment, replacing
 
@@ -148,7 +148,7 @@ def alert_world(args):
 
 def _budgeted(base, tokenizer) -> dict:
     """One long run with a budget: what probing took of its time."""
-    train = _rows(SEEDS[0])[:N_TRAIN]
+    train = trl_pairs(N_TRAIN, N_TEST, SEEDS[0])[:N_TRAIN]
     probe = lm.ProbeCallback(train, DPO_EVERY, budget=BUDGET)
     seconds, log = trained(copy.deepcopy(base), tokenizer, train, probe, **LONG)
     done = probe.trajectory
@@ -163,14 +163,8 @@ def _budgeted(base, tokenizer) -> dict:
     }
 
 
-def _rows(seed) -> list[dict]:
-    """Pairs, training ones first, with a space before the response: TRL joins the texts."""
-    rows = world.probes(n_train=N_TRAIN, n_test=N_TEST, seed=seed)
-    return [{"prompt": r["prompt"]} | {key: f" {r[key]}" for key in PAIR[1:]} for r in rows]
-
-
 def _world_runs(base, tokenizer, seed) -> dict[str, np.ndarray]:
-    rows = _rows(seed)
+    rows = trl_pairs(N_TRAIN, N_TEST, seed)
     train = rows[:N_TRAIN]
     learned = {
         key: [{"prompt": row["prompt"], "completion": row[key]} for row in train]

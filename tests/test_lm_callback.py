@@ -201,10 +201,13 @@ def test_the_budget_holds_where_fewer_prompts_are_hardly_faster(tmp_path, monkey
 
 
 def test_an_alert_warns_and_can_stop_the_run(tmp_path, monkeypatch):
-    alert = Alert(2, 0, -1.0, -2.0, 3.0)
-    monkeypatch.setattr(
-        "lmdyn.lm.callback.squeeze", lambda steps, *a: alert if len(steps) > 1 else None
-    )
+    alert, asked = Alert(2, 0, -1.0, -2.0, 3.0), []
+
+    def squeeze(steps, *given):
+        asked.append(given)
+        return alert if len(steps) > 1 else None
+
+    monkeypatch.setattr("lmdyn.lm.callback.squeeze", squeeze)
     probe = ProbeCallback(ROWS, every=2, budget=None, stop=True)
     made = trainer(tmp_path, probe)
     with pytest.warns(UserWarning, match="squeeze at step 2: since step 0"):
@@ -212,6 +215,12 @@ def test_an_alert_warns_and_can_stop_the_run(tmp_path, monkeypatch):
     assert made.state.global_step == 2
     assert logged(made, "lmdyn/alert") == {0: 0.0, 2: 1.0}
     assert probe.alerts == [alert]
+    done, (*curves, n_tokens) = probe.trajectory, asked[-1]
+    for name, curve in zip(("chosen", "rejected", "argmax"), curves, strict=True):
+        np.testing.assert_array_equal(curve, done.values(name))
+    for name, lengths in zip(("chosen", "rejected"), n_tokens.T, strict=True):
+        np.testing.assert_array_equal(lengths, done.values(name, "n_tokens"))
+    assert (n_tokens[:, 0] != n_tokens[:, 1]).any()
 
 
 def test_a_squeeze_is_told_where_right_answers_are_probed_too(tmp_path, monkeypatch):

@@ -135,9 +135,10 @@ def test_a_type_that_no_prompt_has_is_named_once_and_left_out_of_tables(tmp_path
 def test_a_squeeze_is_told_with_its_numbers_and_remedies(evil):
     _, whole, page = evil
     told = page.sections["2-dpo"]
-    alert = squeeze(whole.steps, *whole.logp.transpose(2, 0, 1), whole.argmax_logp[..., 0])
+    read = *whole.logp.transpose(2, 0, 1), whole.argmax_logp[..., 0]
+    alert = squeeze(whole.steps, *read, whole.n_tokens)
     assert f"since step {alert.since} (first seen at step 20)" in told
-    assert all(f"{x:+.1f}" in told for x in (alert.chosen, alert.rejected, alert.argmax))
+    assert all(f"{x:+.3f}" in told for x in (alert.chosen, alert.rejected, alert.argmax))
     for remedy in ("spare_valleys=True)", "lmdyn diagnose", f"stood highest: step {alert.since}."):
         assert remedy in told
     train, test = (whole.logp[-1] - whole.logp[0])[:, 0].reshape(2, 8).mean(1)
@@ -171,6 +172,7 @@ def test_verdicts_of_stages_in_order(tmp_path):
         options = {"noise": 3 if "noise" in name else 0.5, "split": name == "9-held-out"}
         records[name] = trajectory(means, 16 if means else 0, **options)
     records["9-held-out"].logp[1:, :8, 0] += 20  # the train prompts are learned
+    records["9-held-out"].n_tokens[8:] = [6, 24]
     for stat in STATS:
         getattr(records["12-budget"], stat)[1:, 1::2] = np.nan
     for name in ("checkpoint-000010", "8-probes/checkpoint-000020/optimizer.pt"):
@@ -182,8 +184,9 @@ def test_verdicts_of_stages_in_order(tmp_path):
     for name, (_, said) in STAGES.items():
         assert re.search(said, page.sections[name]), name
     logp, argmax = records["9-held-out"].logp[:, 8:], records["9-held-out"].argmax_logp[:, 8:]
-    alert = squeeze([0, 10], logp[..., 0], logp[..., 1], argmax[..., 0])
-    assert f"changed by {alert.chosen:+.1f} nats" in page.sections["9-held-out"]
+    lengths = records["9-held-out"].n_tokens[8:]
+    alert = squeeze([0, 10], logp[..., 0], logp[..., 1], argmax[..., 0], lengths)
+    assert f"changed by {alert.chosen:+.3f} nats a token" in page.sections["9-held-out"]
     assert "Or stop" not in page.sections["9-held-out"]  # nothing comes before step 0
     kept = records["12-budget"].logp[:, ::2, 0].astype(np.float64).mean(1)
     shown = page.table("mean log-prob (nats) of 8 prompts after 0 → 120 examples", "12-budget")

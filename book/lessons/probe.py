@@ -11,17 +11,43 @@ from scipy.stats import binomtest
 
 import world
 from audit.scale import Moved, Scale, margins, preference_loss
+from lmdyn import lm
+from lmdyn.lm.data import ProbeSet, as_probes
 from lmdyn.lm.squeeze import FALL, Alert, squeeze
+from lmdyn.lm.tokens import encode
 
 WATCHED = ("chosen", "rejected", "argmax")
+BEFORE = 0.25  # nats a response, of any length, that the rule once had instead of nats a token
 SIZES, WIDEST = (8, 16, 32), 32  # prompts that raise the alert; the judges are others
 JUDGES = {"training": slice(32, 48), "held-out": slice(80, 96)}
 
 
-def first_alert(steps: Sequence[int], curves: np.ndarray) -> Alert | None:
-    """The first alert of a run, from log-probs (S, N, 3) of y+, y− and the argmax along y+."""
-    found = (squeeze(steps[:n], *np.moveaxis(curves[:n], -1, 0)) for n in range(2, len(steps) + 1))
+def first_alert(steps: Sequence[int], curves: np.ndarray, n_tokens: np.ndarray) -> Alert | None:
+    """The first alert of a run, from log-probs (S, N, 3) of y+, y− and the argmax along y+.
+
+    Args:
+        n_tokens: (N, 2), of y+ and of y−.
+    """
+    read = np.moveaxis(curves, -1, 0)
+    found = (squeeze(steps[:n], *read[:, :n], n_tokens) for n in range(2, len(steps) + 1))
     return next(filter(None, found), None)
+
+
+@cache
+def _tiny_tokenizer():
+    return lm.load("tiny", device="cpu")[1]
+
+
+def tokens_of(rows: ProbeSet) -> np.ndarray:
+    """(N, 2), the tokens of y+ and of y− of rows of the toy world, as the tiny model reads them."""
+    encoded = encode(_tiny_tokenizer(), rows)
+    return np.array([[len(row.responses[name]) for name in WATCHED[:2]] for row in encoded])
+
+
+def trl_pairs(n_train: int, n_test: int, seed: int) -> list[dict[str, str]]:
+    """Pairs of the toy world, training ones first; a space before each response: TRL joins them."""
+    rows = world.probes(n_train=n_train, n_test=n_test, seed=seed)
+    return [{"prompt": r["prompt"]} | {key: f" {r[key]}" for key in WATCHED[:2]} for r in rows]
 
 
 def pattern(steps: Sequence[int], curves: np.ndarray, fall=0.5) -> int | None:
@@ -62,6 +88,7 @@ class Worlds:
         runs: names; the first of them are SFT.
         alerts: (run, split, prompts) → for each world the update of the first alert, or None.
         judged: (run, split) → the same of the `pattern` on 16 other prompts.
+        n_tokens: (worlds, prompts, 2), of y+ and of y−.
     """
 
     def __init__(self, name="recorded/alert-world"):
@@ -69,6 +96,8 @@ class Worlds:
         made = self.about["settings"]
         self.runs, self.n = list(made["runs"]), len(made["seeds"])
         starts = {"training": 0, "held-out": made["n_train"]}
+        worlds = (trl_pairs(made["n_train"], made["n_test"], seed) for seed in made["seeds"])
+        self.n_tokens = np.stack([tokens_of(as_probes(rows)) for rows in worlds])
         with np.load(f"{name}.npz", allow_pickle=False) as file:
             self.steps = {run: file[f"{run} steps"] for run in self.runs}
             self.curves = {run: file[run].astype(float) for run in self.runs}
@@ -76,8 +105,10 @@ class Worlds:
         for run, curves in self.curves.items():
             for split, start in starts.items():
                 for size in SIZES:
+                    some = slice(start, start + size)
                     alerts = [
-                        first_alert(self.steps[run], of[:, start : start + size]) for of in curves
+                        first_alert(self.steps[run], of[:, some], n_tokens[some])
+                        for of, n_tokens in zip(curves, self.n_tokens, strict=True)
                     ]
                     self.alerts[run, split, size] = [alert and alert.step for alert in alerts]
                 self.judged[run, split] = [
@@ -139,6 +170,7 @@ def written_in_world() -> list[Written]:
     test, places = record["split"] == "test", [types.index(name) for name in WATCHED[:2]]
     for number, seed in enumerate(record["seeds"].tolist()):
         rows = world.probes(**about["rows"], seed=seed)
+        n_tokens = tokens_of(rows.split("test")[: test.sum()])  # the first ones were probed
         asked = {i: row["prompt"] for i, row in enumerate(rows) if row["split"] == "test"}
         facts = {i: world.truth(*world.read_question(prompt)) for i, prompt in asked.items()}
 
@@ -151,19 +183,45 @@ def written_in_world() -> list[Written]:
             curves = np.concatenate(
                 [record["logp"][at, number][..., places], record["argmax_logp"][at, number]], -1
             )[:, test].astype(float)
-            alert = first_alert(record["steps"][at], curves)
+            alert = first_alert(record["steps"][at], curves, n_tokens)
             moved = float((curves[-1] - curves[0]).mean(0)[0])
             start, after = about["arms"][arm]["start"], true(record["answers"][at, number])
             found.append(Written(arm, alert and alert.step, moved, before[start], after))
     return found
 
 
-def alerts_at_scale(record: Scale) -> Iterator[tuple[str, np.ndarray, Alert | None]]:
-    """The runs to the end of a record: name, curves (S, N, 3) on held-out prompts, first alert."""
+def alerts_at_scale(
+    record: Scale, per_response: float | None = None
+) -> Iterator[tuple[str, np.ndarray, Alert | None]]:
+    """The runs to the end of a record: name, curves (S, N, 3) on held-out prompts, first alert.
+
+    Args:
+        per_response: the bound in nats a response, whatever its length; nats a token if not given.
+    """
+    n_tokens = record.n_tokens[record.group == "test"]
+    n_tokens = n_tokens[:, [record.types.index(name) for name in WATCHED[:2]]]
+    if per_response is not None:
+        n_tokens = np.full_like(n_tokens, per_response / FALL)  # all of them alike
     for run, about in record.meta["runs"].items():
         if about["role"] == "whole":
             curves = np.stack([record.values(run, name, "test") for name in WATCHED], -1)
-            yield run, curves, first_alert(record.runs[run]["steps"], curves)
+            yield run, curves, first_alert(record.runs[run]["steps"], curves, n_tokens)
+
+
+def tokens_on_smollm2(begun: np.ndarray) -> np.ndarray:
+    """(N, 2), tokens of y+ and y− of the prompts of alert-smollm2, from the record sft-hh.
+
+    They are every second held-out one there, and its last model is the one that DPO begins with.
+
+    Args:
+        begun: (N, 2), their log-probs as DPO begins; a ValueError if those of sft-hh are others.
+    """
+    record = lm.Trajectory.load("recorded/sft-hh")
+    places = [record.types.index(name) for name in WATCHED[:2]]
+    watched = np.flatnonzero(record.split == "test")[1::2]
+    if not np.allclose(record.logp[-1, watched][:, places], begun, rtol=0, atol=0.01):
+        raise ValueError("sft-hh does not end with these log-probs: these are other prompts")
+    return record.n_tokens[watched][:, places]
 
 
 @cache
@@ -214,15 +272,7 @@ def stopped_at_alert(record: Scale) -> list[Stopped]:
     return found
 
 
-def per_token(record: Scale, bound: float) -> dict[str, tuple]:
-    """First alerts (update or None) of a record's runs: as they are, and of log-probs a token.
-
-    Args:
-        bound: nats a token that y+ must stand below its start, instead of a quarter of a nat.
-    """
-    places, found = [record.types.index(WATCHED[i]) for i in (0, 1, 0)], {}
-    lengths = record.n_tokens[record.group == "test"][:, places]
-    for run, curves, alert in alerts_at_scale(record):
-        other = first_alert(record.runs[run]["steps"], curves / lengths * (FALL / bound))
-        found[run] = alert and alert.step, other and other.step
-    return found
+def first_alerts(record: Scale, per_response: float | None = None) -> dict[str, int | None]:
+    """Run → the update of its first alert, as in `alerts_at_scale`."""
+    found = alerts_at_scale(record, per_response)
+    return {run: alert and alert.step for run, _, alert in found}

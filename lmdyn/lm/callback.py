@@ -115,10 +115,9 @@ class ProbeCallback(transformers.TrainerCallback):
         """Whether one more probing keeps to the budget, perhaps of fewer prompts from now on."""
         if self.budget is None:
             return True
-        spent, n = time.perf_counter() - self._start, len(self.probes)
-        spent = spent, self.seconds - self._first, self._last
+        spent = time.perf_counter() - self._start, self.seconds - self._first, self._last
         elapsed, spent, last = gather_object([spent])[0]  # of the first process, for all
-        share = self.budget * elapsed / max(last, 1e-9)
+        share, n = self.budget * elapsed / max(last, 1e-9), len(self.probes)
         if share < 1 and len(self._rows) == n > LEAST:  # more than ``every`` updates can pay for
             keep = max(int(n * share), LEAST)
             self._rows = np.linspace(0, n - 1, keep).round().astype(int)
@@ -160,7 +159,7 @@ class ProbeCallback(transformers.TrainerCallback):
             pushed = self._recorder.probe(model, tokenizer, step, seen, share, self._rows)
             few = self.probes[self._rows[: self.answers * share].tolist()]
             said = generate(model, tokenizer, prompts_of(tokenizer, few, few.format)) if few else []
-        done, alert = self.trajectory, None
+        done, alert, pair = self.trajectory, None, ("chosen", "rejected")
         means = {name: curve[-1] for name, curve in done.mean().items()}
         means |= {"repeats": repeated(said)} if said else {}
         for name in [name for name in (CORRECT, "chosen") if name in done.types][:1]:
@@ -169,10 +168,11 @@ class ProbeCallback(transformers.TrainerCallback):
             means["kl"] = known_mean(done.values(OWN)[0] - done.values(OWN)[-1])
         logs = {f"lmdyn/{name}": float(x) for name, x in means.items() if np.isfinite(x)}
         self._top = pushed["top"] if self._top is None else self._top
-        if {"chosen", "rejected"} <= set(done.types):
+        if {*pair} <= {*done.types}:
             logs["lmdyn/valley"] = float(np.nanmean(pushed["valley"]))
             logs["lmdyn/argmax_gain"] = float(np.nanmean(pushed["top"] - self._top))
-            alert = squeeze(done.steps, *(done.values(n) for n in ("chosen", "rejected", "argmax")))
+            lengths = np.stack([done.values(name, "n_tokens") for name in pair], 1)
+            alert = squeeze(done.steps, *map(done.values, (*pair, "argmax")), lengths)
         if CORRECT in done.types and not alert:
             alert = fades(done.steps, done.values(CORRECT), done.values(CORRECT, "entropy"))
         if alert and not self.alerts:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 ERRORS = 1.64  # standard errors that a mean must be from zero: 5%, one-sided, for each of three
-FALL = 0.25  # nats that chosen must have lost since the start: a fifth of its probability
+FALL = 0.02  # nats a token lost by chosen: a fiftieth of its probability; 0.25 in a dozen tokens
 FADED = 1.5  # how much larger |log π| of right answers must have become, as they are lost
 REMEDIES = (
     "Train on both answers first (extend): SFT on chosen and on rejected, then the same tuning.",
@@ -22,40 +22,41 @@ class Alert:
 
     step: int  #: the update after which it was seen
     since: int  #: the update since which changes are counted, where ``chosen`` stood highest
-    chosen: float  #: mean change of log π(y+), nats
-    rejected: float  #: of log π(y−)
+    chosen: float  #: mean change of log π(y+), nats a token
+    rejected: float  #: of log π(y−), by the tokens of y−
     argmax: float  #: of the likeliest tokens along y+
 
     @property
     def account(self) -> str:
         return (
-            f"since step {self.since} the chosen responses have changed by {self.chosen:+.1f} nats "
-            f"and the rejected ones by {self.rejected:+.1f}, while the likeliest tokens along the "
-            f"chosen ones have gained {self.argmax:+.1f}. What gains along rejected is not told."
+            f"since step {self.since} the chosen responses have changed by {self.chosen:+.3f} nats "
+            f"a token and the rejected ones by {self.rejected:+.3f}, while the likeliest tokens "
+            f"along chosen have gained {self.argmax:+.3f}. What gains along rejected is not told."
         )
 
     def __str__(self) -> str:
         return f"squeeze at step {self.step}: {self.account} {' '.join(REMEDIES)}"
 
 
-def squeeze(steps, chosen, rejected, argmax) -> Alert | None:
+def squeeze(steps, chosen, rejected, argmax, n_tokens) -> Alert | None:
     """Whether the last of S probings shows a squeeze: DPO off-policy, section 4.2 of the paper.
 
-    Counted since the probing at which the mean of ``chosen`` stood highest: its log-probs and
-    those of ``rejected`` have fallen and those of the argmax have risen, each by more than 1.64
-    standard errors of the mean over the prompts (paired). And ``chosen`` stands at least 0.25 nats
-    below where it started: SFT that overfits turns all three alike, and pushes nothing.
+    In nats a token, since the mean of ``chosen`` stood highest: it and ``rejected`` have fallen and
+    the argmax has risen, each by over 1.64 standard errors of the mean (paired). And ``chosen``
+    stands 0.02 below its start: SFT that overfits turns all three alike, and pushes nothing.
 
     Args:
         steps: (S,) updates.
         chosen, rejected, argmax: (S, N) log-probs of N prompts, nats; NaN for prompts left out.
+        n_tokens: (N, 2), of ``chosen``, along which the argmax is taken, and of ``rejected``.
     """
-    if (curves := _complete(steps, chosen, rejected, argmax)) is None:
+    of_chosen, of_rejected = np.transpose(n_tokens)
+    curves = chosen / of_chosen, rejected / of_rejected, argmax / of_chosen
+    if (curves := _complete(steps, *curves)) is None:
         return None
     peak = int(curves[0].mean(1).argmax())
     moved = curves[:, -1] - curves[:, peak]
-    fall = (curves[0, 0] - curves[0, -1]).mean()
-    if fall < FALL or not is_sure(moved * [[-1], [-1], [1]]).all():
+    if (curves[0, 0] - curves[0, -1]).mean() < FALL or not is_sure(moved * [[-1], [-1], [1]]).all():
         return None
     return Alert(int(steps[-1]), int(steps[peak]), *moved.mean(1).tolist())
 

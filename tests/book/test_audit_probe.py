@@ -1,6 +1,7 @@
 """Each claim on the callback and its alert, with numbers where it holds and where it does not."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,7 +10,10 @@ import figures.probe
 from audit import probe
 from audit.scale import Scale
 from lessons import probe as lesson
+from lmdyn import lm
+from lmdyn.lm.data import as_probes
 
+BOOK = Path(__file__).parent.parent.parent / "book"
 YES, PART, NO = "found", "partly", "not found"
 HIT, MISS = [3, 6, 9, 9, 12], [None] * 5
 
@@ -96,9 +100,30 @@ def test_budget():
 def test_pattern_and_first_alert():
     steps, noise = [0, 3, 6], np.random.default_rng(0).normal(0, 0.01, (3, 9, 3))
     falling = noise + np.array([[0, 0, 0], [-0.3, -1, 0.2], [-0.8, -2, 0.4]])[:, None]
-    assert lesson.pattern(steps, falling) == 6 and lesson.first_alert(steps, falling).step == 3
+    tokens = np.full((9, 2), 10.0)
+    assert lesson.pattern(steps, falling) == 6
+    firsts = [lesson.first_alert(steps, falling, k * tokens) for k in (1, 2, 10)]
+    assert [alert and alert.step for alert in firsts] == [3, 6, None]
     rising = falling * (1, 1, -1)
-    assert lesson.pattern(steps, rising) is None and lesson.first_alert(steps, rising) is None
+    assert lesson.pattern(steps, rising) is None
+    assert lesson.first_alert(steps, rising, tokens) is None
+
+
+def test_token_counts_are_those_of_the_rows():
+    pairs = lesson.trl_pairs(3, 2, seed=0)
+    rows = as_probes(pairs)
+    assert [row["chosen"][0] for row in rows] == [" "] * 5 and len(pairs) == 5
+    scores = lm.score(*lm.load("tiny", device="cpu"), rows, progress=False)
+    np.testing.assert_array_equal(lesson.tokens_of(rows), scores.n_tokens)
+
+
+def test_prompts_of_smollm2_are_those_of_the_record_with_their_lengths(monkeypatch):
+    monkeypatch.chdir(BOOK)
+    with np.load("recorded/alert-smollm2.npz") as file:
+        begun = file["dpo logp"][0]
+    assert lesson.tokens_on_smollm2(begun).shape == begun.shape == (12, 2)
+    with pytest.raises(ValueError, match="other prompts"):
+        lesson.tokens_on_smollm2(begun[::-1])
 
 
 def test_what_a_run_has_at_its_first_alert():
@@ -110,7 +135,8 @@ def test_what_a_run_has_at_its_first_alert():
     logp = logp[..., ::-1]  # the chosen one falls further
     runs["rpo"] = {"steps": steps, "logp": logp, "argmax": argmax}
     told = {run: {"role": "whole"} for run in runs} | {"start": {"role": "start"}}
-    record = Scale(["chosen", "rejected"], group, runs, {"runs": told})
+    lengths = np.full((20, 2), 10.0)
+    record = Scale(["chosen", "rejected"], group, runs, {"runs": told}, lengths)
     found, wrong = lesson.stopped_at_alert(record)
     assert (found.run, found.alert) == ("dpo", 25)
     np.testing.assert_allclose(found.kept, (-1, -4), atol=0.02)
@@ -118,10 +144,11 @@ def test_what_a_run_has_at_its_first_alert():
     np.testing.assert_allclose(found.loss, np.log1p(np.exp([-0.2, -0.1])), atol=0.01)
     assert found.least == found.loss[0] and found.best == 25
     assert wrong.best == 0 and wrong.least == pytest.approx(np.log(2)) and wrong.loss[0] > 0.75
-    lengths = np.full((20, 2), 10.0)
-    record = replace(record, n_tokens=lengths)
-    firsts = [lesson.per_token(record, bound)["dpo"] for bound in (0.05, 0.2, 0.5)]
-    assert firsts == [(25, 25), (25, 50), (25, None)]
+    assert lesson.first_alerts(record) == {"dpo": 25, "sft": None, "rpo": 25}
+    longer = [replace(record, n_tokens=k * lengths) for k in (10, 30)]
+    assert [lesson.first_alerts(of)["dpo"] for of in longer] == [50, None]
+    bounds = [lesson.first_alerts(longer[1], bound)["dpo"] for bound in (0.5, 2, 5)]
+    assert bounds == [25, 50, None]
 
 
 def test_rates_have_wilsons_interval():

@@ -146,19 +146,18 @@ def _judge(trajectory: Trajectory) -> dict:
         return verdict | {"kind": kind, "told": [*filter(None, told)]}
     if not {"chosen", "rejected"} <= moved[None].keys():
         return verdict
-    pairs = trajectory.values("chosen") + trajectory.values("rejected")
-    if (~np.isnan(pairs)).all(0).sum() < 2:
+    if (~np.isnan(trajectory.values("chosen") + trajectory.values("rejected"))).all(0).sum() < 2:
         return verdict
     for split in list(moved)[::2]:  # all prompts, or else the held-out ones
         read = ("chosen", "rejected", "argmax")
         curves = [trajectory.steps, *(trajectory.values(name, split=split) for name in read)]
-        alerts = [squeeze(*(y[:s] for y in curves)) for s in range(1, n + 1)]
+        lengths = np.stack([trajectory.values(name, "n_tokens", split) for name in read[:2]], 1)
+        alerts = [squeeze(*(y[:s] for y in curves), lengths) for s in range(1, n + 1)]
         if any(alerts):
             lasting = [*takewhile(bool, reversed(alerts))][::-1]
             seen = {"alerts": lasting or [*filter(None, alerts)], "held_out": split is not None}
             return verdict | seen | {"kind": "squeeze" if lasting else "past"}
-    chosen = moved[None]["chosen"]
-    return verdict | {"kind": "fall" if is_sure(-chosen) else "none"}
+    return verdict | {"kind": "fall" if is_sure(-moved[None]["chosen"]) else "none"}
 
 
 def _models(runs: list[dict], model, rows, device: str) -> dict | None:

@@ -110,6 +110,12 @@ def about(name: str) -> dict:
     return json.loads(Path(f"recorded/{name}.json").read_text(encoding="utf-8"))
 
 
+def commands(meta: dict) -> str:
+    """The commands that made a record, each once."""
+    runs = meta.get("runs", {"": meta}).values()
+    return ", ".join(dict.fromkeys(f"`{run.get('made', meta)['command']}`" for run in runs))
+
+
 @cache
 def run_of(name: str) -> dict[str, np.ndarray]:
     """A record of SmolLM2: type → log-probs of its training prompts (S, N); "argmax" along y+."""

@@ -11,7 +11,6 @@ tokens push; after it also what does in AdamW's next step.
 Leaves ``forces-smollm2.npz`` and ``.json`` in ``book/recorded``.
 """
 
-import argparse
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,7 +25,7 @@ from lmdyn import lm, losses, squeeze_line
 from lmdyn.lm.data import ProbeSet
 from lmdyn.lm.records import environment
 from lmdyn.lm.tokens import encode
-from record_scale import read
+from record_scale import options, read
 from scale_runs import COMMON, ON_CPU, PAIR, RATES
 
 N_PAIRS, N_WATCHED = 48, 8  # pairs; prompts of these, and as many held out
@@ -114,11 +113,8 @@ def measured(model, tokenizer, pairs: ProbeSet, watched: ProbeSet) -> dict:
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--rows", default="hh", help="the paper's HH probing file, if at hand")
+    parser = options(__doc__)
     parser.add_argument("--start", type=Path, required=True, help="the folder of a model")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "recorded")
-    parser.add_argument("--threads", type=int, default=1)
     args, began = parser.parse_args(), time.perf_counter()
     torch.set_num_threads(args.threads)
     model, tokenizer = lm.load(args.start, "cpu")

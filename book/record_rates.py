@@ -12,7 +12,6 @@ Leaves ``scale-smollm2-rates.npz`` and ``.json`` in ``--out``, as `record_scale.
 anew after each arm. An arm that is finished stays in ``_runs``; the same command goes on.
 """
 
-import argparse
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -24,30 +23,27 @@ import kept
 import record
 from lmdyn import lm
 from lmdyn.lm.records import environment
-from record_scale import PACKED, Data, read
-from scale_runs import ARMS, ON_CPU, PAIR, RATES, SMALL, TUNE
+from record_scale import PACKED, Setup, options, read
+from scale_runs import ARMS, ON_CPU, PAIR, RATES, SMALL, TUNE, Run
 
 SWEPT = ("rpo", "dpop", "ipo", "spare valleys")
 LR, SEED = max(RATES), 1
 
 
-def tuned(arm: str, start: Path, data: Data, bf16: bool) -> dict[str, np.ndarray]:
+def tuned(run: Run, setup: Setup) -> dict[str, np.ndarray]:
     """What an epoch of an arm moves, as `audit.scale.Scale` has it, and "seconds"."""
-    began = time.perf_counter()
-    model, tokenizer = lm.load(start, "cpu")
-    settings = TUNE | ARMS[arm][1] | {"lr": LR, "epochs": 1, "seed": SEED, "progress": False}
-    settings |= {"mixed_precision": "bf16" if bf16 else "no", "probe_every": len(data.train)}
-    done = lm.finetune(model, tokenizer, data.train, **settings, probes=data.probes.only(*PAIR))
+    began, data = time.perf_counter(), read(setup.source, setup.size)
+    model, tokenizer = lm.load(setup.model, "cpu")
+    settings = run.settings | {"probes": data.probes.only(*PAIR), "probe_every": len(data.train)}
+    settings |= {"progress": False, "mixed_precision": "bf16" if run.precision == "bf16" else "no"}
+    done = lm.finetune(model, tokenizer, data.train, **settings)
     found = {"steps": done.steps, "logp": done.logp, "argmax": done.values("argmax")}
     return found | {"n_tokens": done.n_tokens, "seconds": np.array(time.perf_counter() - began)}
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--rows", default="hh", help="the paper's HH probing file, if at hand")
+    parser = options(__doc__)
     parser.add_argument("--start", type=Path, required=True, help="the folder of a model")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "recorded")
-    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--bf16", action="store_true", help="compute in bfloat16")
     parser.add_argument("--small", action="store_true", help="a few rows, to see that it runs")
     args = parser.parse_args()
@@ -56,23 +52,23 @@ def main():
     data, precision = read(args.rows, size), "bf16" if args.bf16 else "fp32"
     recipe = {"rows": data.sha256, "start": args.start.stem, "size": asdict(size), "lr": LR}
     meta = environment(torch.device("cpu")) | recipe | {"threads": args.threads, "runs": {}}
-    options = " --bf16" * args.bf16 + " --small" * args.small
-    meta["command"] = f"python book/record_rates.py --start {args.start.name}{options}"
+    given = " --bf16" * args.bf16 + " --small" * args.small
+    meta["command"] = f"python book/record_rates.py --start {args.start.name}{given}"
+    setup = Setup(str(args.start), args.rows, size, "cpu", record.RUNS / "rates", args.threads)
     arrays = {"types": np.array(PAIR), "group": data.group}
     for arm in SWEPT:
-        name = f"{arm}, lr {LR:g}, 1 epochs, seed {SEED}, {precision}"
-        part = record.RUNS / "rates" / f"{name.replace(', ', '-').replace(' ', '-')}.npz"
-        this = recipe | {"run": name}
-        if (one := kept.kept(part, this)) is None:
-            kept.keep(part, this, tuned(arm, args.start, data, args.bf16))
-            one = kept.kept(part, this)
-        settings = {"arm": arm, **TUNE, **ARMS[arm][1], "lr": LR, "epochs": 1, "seed": SEED}
-        settings |= {"precision": precision, "role": "whole", "seconds": float(one["seconds"])}
-        meta["runs"][name] = settings
+        settings = TUNE | ARMS[arm][1] | {"lr": LR, "epochs": 1, "seed": SEED}
+        run = Run(arm, settings, precision, "whole")
+        name, this = run.name, (setup.part_of(run), setup.recipe(run))
+        if (one := kept.kept(*this)) is None:
+            kept.keep(*this, tuned(run, setup))
+            one = kept.kept(*this)
+        told = {"arm": arm, **settings, "precision": precision, "role": run.role}
+        meta["runs"][name] = told | {"seconds": float(one["seconds"])}
         arrays |= {"n_tokens": one["n_tokens"], f"{name}|steps": one["steps"]}
         arrays |= {f"{name}|{key}": kept.packed(one[key]) for key in PACKED}
         kept.write(args.out / "scale-smollm2-rates", arrays, meta)
-        print(f"{name}: {settings['seconds']:.0f} s", flush=True)
+        print(f"{name}: {one['seconds']:.0f} s", flush=True)
 
 
 if __name__ == "__main__":

@@ -288,13 +288,19 @@ def make(progress: Progress, pool: Executor, planned: Callable, workers: int, de
             progress.take(going.pop(future), future.exception())
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+def options(doc: str) -> argparse.ArgumentParser:
+    """What all commands on these rows have: the rows, where the record goes, threads."""
+    parser = argparse.ArgumentParser(description=doc.split("\n")[0])
     parser.add_argument("--rows", default="hh", help="the paper's HH probing file, if at hand")
-    parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "recorded")
-    parser.add_argument("--workers", type=int, default=1, help="runs at a time")
     parser.add_argument("--threads", type=int, default=1, help="of each run")
+    return parser
+
+
+def main():
+    parser = options(__doc__)
+    parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--workers", type=int, default=1, help="runs at a time")
     parser.add_argument(
         "--deadline", type=float, default=math.inf, help="start none after, seconds"
     )
@@ -314,10 +320,10 @@ def main():
     parts = record.RUNS / f"{name}{'-small' * args.small}"
     setup = Setup(args.model, args.rows, size, str(device), parts, args.threads)
     locate(args.model)  # converts SmolLM2, unless that is done
-    options = " --bf16" * args.bf16 + " --small" * args.small  # the others are of this machine
-    options += f" --arms {shlex.join(args.arms)}" if args.arms else ""
-    options += f" --epochs {args.epochs}" if args.epochs else ""
-    meta = environment(device) | {"command": f"python book/record_scale.py{options}"}
+    given = " --bf16" * args.bf16 + " --small" * args.small  # the others are of this machine
+    given += f" --arms {shlex.join(args.arms)}" if args.arms else ""
+    given += f" --epochs {args.epochs}" if args.epochs else ""
+    meta = environment(device) | {"command": f"python book/record_scale.py{given}"}
     meta |= {
         "model": args.model,
         "workers": args.workers,

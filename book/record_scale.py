@@ -3,6 +3,7 @@
     python book/record_scale.py --rows FILE --workers 7 --deadline 400    # a GPU: some minutes
     python book/record_scale.py --rows FILE --bf16                        # a CPU: a day on a thread
     python book/record_scale.py --rows FILE --arms dpo:1 --threads 2      # hours of two cores
+    python book/record_scale.py --rows FILE --arms rpo:1 --rates 1e-5     # another learning rate
     python book/record_scale.py --rows FILE --small --out DIR             # all of it in small
 
 Leaves ``scale-smollm2.npz`` (the numbers) and ``scale-smollm2.json`` (settings, command, versions,
@@ -12,7 +13,10 @@ that others begin with, stay in ``_runs``, so that the same command goes on afte
 on a CPU, where a run takes hours, also within a run. Without them, what the record has already is
 not made again; but models to begin with are, without probing: made twice on an H200, a day apart,
 five of them agreed to the eighth of a nat that the record keeps. A record of other rows, of another
-model or of other sizes, such as ``--small``, is not written over.
+model or of other sizes, such as ``--small``, is not written over. ``--arms`` leaves
+``scale-smollm2-arms``; with ``--rates``, ``scale-smollm2-rates``: there y+ and y− of prompts that
+are not trained on are probed before and after, which is enough to choose a learning rate.
+
 No text is kept, neither of HH nor of the model. FILE is the paper's probing file of HH; without it,
 that is fetched.
 
@@ -122,7 +126,8 @@ def read(source: str, size: Size) -> Data:
     form = replace(size.format, prompt_keeps=every.format.prompt_keeps)
     learn = as_probes([{k: row[k] for k in bare} for row in train], format=form)
     group = np.concatenate([group[: size.watched[0]], group[size.train :]])
-    return Data(learn, as_probes(watched, every.types, form), group, digest.hexdigest())
+    types = every.types if any(size.watched) else PAIR
+    return Data(learn, as_probes(watched, types, form), group, digest.hexdigest())
 
 
 def work(run: Run, setup: Setup) -> None:
@@ -140,12 +145,11 @@ def work(run: Run, setup: Setup) -> None:
     torch.set_float32_matmul_precision("highest")
     held_out = np.flatnonzero(data.group == "test")[: size.spoken].tolist()
     prompts = [row["prompt"] for row in data.probes[held_out]]
-    said, _, ended = generate(
-        model, tokenizer, prompts, size.new_tokens, batch_size=len(prompts), return_ids=True
-    )
-    told = [
-        (repeated([text]), len(text.split()), end) for text, end in zip(said, ended, strict=True)
-    ]
+    told = np.empty((0, 3))
+    if prompts:
+        batch = {"batch_size": len(prompts), "return_ids": True}
+        said, _, ended = generate(model, tokenizer, prompts, size.new_tokens, **batch)
+        told = [(repeated([a]), len(a.split()), end) for a, end in zip(said, ended, strict=True)]
     if run.start is None:
         with replacing(setup.model_of(run)) as folder:
             model.save_pretrained(folder)
@@ -301,21 +305,24 @@ def main():
     parser = options(__doc__)
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--workers", type=int, default=1, help="runs at a time")
-    parser.add_argument(
-        "--deadline", type=float, default=math.inf, help="start none after, seconds"
-    )
+    parser.add_argument("--deadline", type=float, default=math.inf, help="seconds to start in")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--arms", nargs="+", default=[], metavar="ARM[:SEED]", help="only these")
     parser.add_argument("--epochs", type=int, help="of these arms; of what they begin with, all")
+    parser.add_argument("--rates", type=float, nargs="+", default=[], metavar="LR", help="theirs")
     parser.add_argument("--bf16", action="store_true", help="compute in bfloat16")
     parser.add_argument("--small", action="store_true", help="a few rows, to see that it runs")
     args = parser.parse_args()
+    if args.rates and not args.arms:
+        parser.error("--rates needs --arms: say of which")
     device = pick_device(args.device)
     on_gpu, name = device.type == "cuda", f"scale-{Path(args.model).name.removesuffix('-135m')}"
-    name += "-arms" * bool(args.arms)
+    name += "-rates" if args.rates else "-arms" if args.arms else ""
     size = SMALL if args.small else FULL if on_gpu else ON_CPU
     if args.arms and not on_gpu:
         size = replace(size, probe_every=size.train // COMMON["batch_size"])  # once an epoch
+    if args.rates:
+        size = replace(size, watched=(0, 0), spoken=0, probe_every=size.epochs * size.train)
     precision = "bf16" if args.bf16 else "tf32" if on_gpu else "fp32"
     parts = record.RUNS / f"{name}{'-small' * args.small}"
     setup = Setup(args.model, args.rows, size, str(device), parts, args.threads)
@@ -323,16 +330,13 @@ def main():
     given = " --bf16" * args.bf16 + " --small" * args.small  # the others are of this machine
     given += f" --arms {shlex.join(args.arms)}" if args.arms else ""
     given += f" --epochs {args.epochs}" if args.epochs else ""
+    given += f" --rates {' '.join(map('{:g}'.format, args.rates))}" if args.rates else ""
     meta = environment(device) | {"command": f"python book/record_scale.py{given}"}
-    meta |= {
-        "model": args.model,
-        "workers": args.workers,
-        "threads": args.threads,
-        "size": asdict(size),
-    }
-    meta["rows"] = read(args.rows, size).sha256
+    meta |= {"model": args.model, "workers": args.workers, "threads": args.threads}
+    meta |= {"size": asdict(size), "rows": read(args.rows, size).sha256}
     progress = Progress(setup, args.out / name, meta)
-    planned = partial(plan, size=size, precision=precision, arms=args.arms, epochs=args.epochs)
+    only = {"arms": args.arms, "epochs": args.epochs, "rates": args.rates}
+    planned = partial(plan, size=size, precision=precision, **only)
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(args.workers, mp_context=spawn) as pool:
         make(progress, pool, planned, args.workers, args.deadline)

@@ -39,7 +39,7 @@ class Size:
 
     Attributes:
         watched: trained and held-out prompts with every type. Chosen and rejected are probed of all
-            that are not trained on.
+            that are not trained on; they are all that is probed if both numbers are 0.
         spoken: held-out prompts that the model answers, greedily, in up to ``new_tokens``.
     """
 
@@ -86,13 +86,19 @@ class Run:
 
 
 def plan(
-    found: dict, size: Size, precision: str, arms: Sequence[str] = (), epochs: int | None = None
+    found: dict,
+    size: Size,
+    precision: str,
+    arms: Sequence[str] = (),
+    epochs: int | None = None,
+    rates: Sequence[float] = (),
 ) -> Iterator[Run]:
     """All runs that can be told from what has been found, the most telling first.
 
     Args:
         arms: "ARM" or "ARM:SEED"; only these then, at the first learning rate.
         epochs: of these arms, if not as many as of all.
+        rates: learning rates of these arms, if not the first.
     """
 
     def start(name, seed):
@@ -109,9 +115,13 @@ def plan(
         return Run(arm, settings, exact, role, start(begin, seed))
 
     if arms:
-        named = (name.partition(":") for name in arms)
+        named = [name.partition(":") for name in arms]
         more = {"epochs": epochs or size.epochs}
-        runs = [tune(arm, RATES[0], seed=int(seed or 0), **more) for arm, _, seed in named]
+        runs = [
+            tune(arm, lr, seed=int(seed or 0), **more)
+            for lr in rates or RATES[:1]
+            for arm, _, seed in named
+        ]
         yield from {run.start.name: run.start for run in runs}.values()  # each once
         yield from runs
         return

@@ -1,12 +1,13 @@
 """The record of the chapter "What helps", and how ways to tune are compared at the same margin."""
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from audit.scale import Moved, Scale, margins
+from audit.scale import Moved, Scale, margins, preference_loss
 from lmdyn import lm
 
 
@@ -117,6 +118,21 @@ def beyond_at_stop(scale: Scale, arms, first: str = "dpo") -> dict[str, np.ndarr
         pair = scale.pair(run, "test")
         found[arm] = np.stack([margins(pair)[at], scale.changes(run, "chosen", "test", at)])
     return {arm: found[arm] - found[first] for arm in arms}
+
+
+def by_rate(runs: Iterable[tuple[Scale, str]], update: int) -> dict[float, tuple]:
+    """Learning rate → (least loss, margin, y+) of runs of an arm, each from its record.
+
+    The loss is of the pairs that choose, at the best probing after the first; margin and y+ are of
+    those held out, as far as they have moved by an update.
+    """
+    found = {}
+    for record, run in runs:
+        at = record.runs[run]["steps"].tolist().index(update)
+        least = float(preference_loss(record.pair(run, "tune"))[1:].min())
+        moved = margins(record.pair(run, "test"))[at], record.changes(run, "chosen", "test", at)
+        found[record.meta["runs"][run]["lr"]] = least, *map(Moved.of, moved)
+    return dict(sorted(found.items()))
 
 
 def written(scale: Scale, run: str) -> dict[str, tuple[float, float, Moved]]:

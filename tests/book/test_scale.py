@@ -1,3 +1,4 @@
+import sys
 from concurrent.futures import Executor, Future
 from dataclasses import asdict, replace
 from functools import partial
@@ -192,6 +193,13 @@ def test_arms_can_be_named_and_begin_with_what_they_share_once():
     assert [run.role for run in runs] == ["unprobed"] * 2 + ["whole"] * 3
     *_, short = plan({}, SMALL, "fp32", ["on-policy"], 3)
     assert short.settings["epochs"] == 3 != short.start.settings["epochs"]
+    rates = list(plan({}, SMALL, "fp32", ["rpo:1", "ipo:1"], 1, rates=[1e-5, 1e-6]))[1:]
+    assert [(run.arm, run.settings["lr"]) for run in rates] == [
+        ("rpo", 1e-5),
+        ("ipo", 1e-5),
+        ("rpo", 1e-6),
+        ("ipo", 1e-6),
+    ]
     with pytest.raises(ValueError, match="unknown arm 'dppo': did you mean 'dpo'"):
         list(plan({}, SMALL, "fp32", ["dppo:1"]))
 
@@ -278,6 +286,36 @@ def test_what_a_named_arm_begins_with_is_not_in_the_record(tmp_path, capsys):
     later.write()
     told = Scale.load(tmp_path / "arms").meta["runs"]
     assert {name: run["made"]["date"] for name, run in told.items()} == {start: "", arm: ""}
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_rates_are_told_apart_by_pairs_before_and_after_alone(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(record_scale.record, "RUNS", tmp_path / "parts")
+    monkeypatch.setattr(record_scale, "ProcessPoolExecutor", lambda *_, **__: Here())
+    given = ["record_scale", "--rows", "world", "--model", "tiny", "--small", "--device", "cpu"]
+    given += ["--out", str(tmp_path), "--epochs", "1", "--rates", "0.001", "0.002"]
+    monkeypatch.setattr(sys, "argv", given)
+    with pytest.raises(SystemExit):
+        record_scale.main()
+    assert "--rates needs --arms" in capsys.readouterr().err
+    monkeypatch.setattr(sys, "argv", [*given, "--arms", "rpo", "on-policy"])
+    record_scale.main()
+    found = Scale.load(tmp_path / "scale-tiny-rates")
+    assert found.types == ["chosen", "rejected"]
+    assert found.group.tolist() == ["test"] * 4 + ["tune"] * 4
+    runs = [found.at_rate(arm, lr) for arm in ("rpo", "on-policy") for lr in (0.001, 0.002)]
+    assert set(runs) == set(found.runs)
+    for group in ("test", "tune"):
+        pairs = [found.pair(run, group) for run in runs]
+        for before, after in pairs:
+            np.testing.assert_array_equal(before, pairs[0][0])
+            assert not np.allclose(before, after)
+        assert not np.allclose(pairs[0][1], pairs[1][1])
+    assert found.runs[runs[0]]["steps"].tolist() == [0, 2]
+    told = found.meta["runs"][runs[0]]["made"]["command"]
+    assert told.endswith("--small --arms rpo on-policy --epochs 1 --rates 0.001 0.002")
+    assert str(tmp_path) not in (tmp_path / "scale-tiny-rates.json").read_text()
 
 
 @pytest.mark.slow

@@ -18,7 +18,7 @@ from lmdyn.lm.data import Rows, as_probes, with_all
 from lmdyn.lm.forward import bar, evaluating, hidden, undisturbed
 from lmdyn.lm.influence import Gradients, Step, inner_products
 from lmdyn.lm.predict import descent
-from lmdyn.lm.records import replacing, write_jsonl
+from lmdyn.lm.records import write_jsonl, write_text
 from lmdyn.lm.rows import text_of
 from lmdyn.lm.score import STATS, check_logps, coefficients, statistics, token_coefficients
 from lmdyn.lm.tokens import encode
@@ -175,8 +175,7 @@ def _kept(path: Path, loss, lr, optimizer, model, ref, *rows) -> dict[int, list[
     if first != call:
         raise ValueError(f"{path} is of other rows, weights or settings: keep them in another file")
     lines = [line for line in lines if line.endswith("]]")]  # the last may be cut
-    with replacing(path) as temporary:
-        temporary.write_text("\n".join([first, *lines, ""]), encoding="utf-8")
+    write_text(path, "\n".join([first, *lines, ""]))
     return dict(map(json.loads, lines))
 
 

@@ -47,13 +47,15 @@ def replacing(path: Path) -> Iterator[Path]:
         raise
 
 
-def write_json(path: Path, thing) -> None:
+def write_text(path: Path, text: str, errors: str = "strict") -> None:
     with replacing(path) as temporary:
-        text = json.dumps(thing, indent=2, ensure_ascii=False)
-        temporary.write_text(text + "\n", encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors=errors)
+
+
+def write_json(path: Path, thing) -> None:
+    write_text(path, json.dumps(thing, indent=2, ensure_ascii=False) + "\n")
 
 
 def write_jsonl(path: Path, rows: Iterable[Mapping]) -> None:
-    with replacing(path) as temporary:
-        lines = [json.dumps(dict(row), ensure_ascii=False, default=str) + "\n" for row in rows]
-        temporary.write_text("".join(lines), encoding="utf-8")
+    lines = (json.dumps(dict(row), ensure_ascii=False, default=str) + "\n" for row in rows)
+    write_text(path, "".join(lines))

@@ -17,7 +17,7 @@ from lmdyn.lm.data import ProbeSet
 from lmdyn.lm.models import OFFLINE, load, load_tokenizer, locate, pick_device
 from lmdyn.lm.on_policy import finetune_on_policy
 from lmdyn.lm.recipes.recipe import Recipe, Stage, naming, read
-from lmdyn.lm.records import replacing
+from lmdyn.lm.records import write_text
 from lmdyn.lm.settings import Plan
 from lmdyn.lm.tokens import encode
 from lmdyn.lm.train import finetune
@@ -65,9 +65,7 @@ def run(
             _check(stage, model, tokenizer, rows, is_alone)
     state.wait_for_everyone()  # each process has read what the first one writes over
     if state.is_main_process:
-        with replacing(file) as temporary:
-            temporary.write_text(recipe.to_yaml(), encoding="utf-8")
-
+        write_text(file, recipe.to_yaml())
     tell, trajectories = state.on_main_process(tell), []
     for number, stage in enumerate(recipe.stages):
         tell(f"{number}-{stage.name}: {stage.get_loss()!r}")

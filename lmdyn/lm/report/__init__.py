@@ -14,7 +14,7 @@ from lmdyn.lm.diagnose import FLAGS, diagnose
 from lmdyn.lm.generate import CORRECT, generate, repeated
 from lmdyn.lm.mass import token_mass
 from lmdyn.lm.models import base_of, is_adapter, load
-from lmdyn.lm.records import replacing
+from lmdyn.lm.records import write_text
 from lmdyn.lm.report import figures
 from lmdyn.lm.rows import text_of
 from lmdyn.lm.score import known_mean
@@ -52,9 +52,7 @@ def report(
     given = {"title": folder.resolve().name, "runs": runs, "models": models, "recipe": recipe}
     page = _PAGES.get_template("page.html.j2").render(given)
     out = folder / "report.html" if out is None else Path(out)
-    with replacing(out) as temporary:
-        # A prompt can hold half a surrogate pair, which no file can.
-        temporary.write_bytes(page.encode(errors="replace"))
+    write_text(out, page, errors="replace")  # a prompt can hold half a surrogate pair, no file can
     return out
 
 

@@ -71,16 +71,12 @@ def check_same_vocabulary(model, ref) -> None:
 
 
 def check_different(encoded: Sequence, keys: Mapping[str, str], loss) -> None:
-    """Refuse rows that a loss would push up and down at once.
-
-    ``keys`` maps what the loss calls a response to its type in the rows.
-    """
+    """Refuse rows that a loss would push up and down at once; ``keys`` is its names → types."""
     one, other = keys.get("chosen"), keys.get("rejected")
     for i, row in enumerate(encoded if one and other else ()):
         if row.responses[one] == row.responses[other]:
-            what = f"rows[{i}]: {one} and {other} are the same tokens"
             told = f"so {type(loss).__name__} has nothing to tell apart: leave the row out"
-            raise ValueError(f"{what}, {told}")
+            raise ValueError(f"rows[{i}]: {one} and {other} are the same tokens, {told}")
 
 
 def check_texts(name: str, texts, n: int | None = None) -> None:

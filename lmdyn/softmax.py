@@ -159,8 +159,7 @@ def logit_step(probs: Tensor, y, **size) -> tuple[Tensor, Tensor, Tensor, Tensor
 
 def _check_probs(probs: Tensor) -> None:
     check_finite(probs, "probs")
-    bad = ((probs < 0).any(-1) | ((probs.sum(-1) - 1).abs() > 1e-3)).nonzero().tolist()
-    if bad:
+    if bad := ((probs < 0).any(-1) | ((probs.sum(-1) - 1).abs() > 1e-3)).nonzero().tolist():
         told = f"the row at index {tuple(bad[0])} does not: pass logits.softmax(-1)"
         raise ValueError(f"probs must be non-negative and sum to one along the last axis; {told}")
 

@@ -61,10 +61,9 @@ def token_kernel(
     m, n, v = len(o.positions), len(u.positions), layer.out_features
     size = m * n * v * v * layer.weight.itemsize
     if size > memory and not norms:
-        raise ValueError(
-            f"K takes {size / 1e6:,.0f} MB ({m} × {n} blocks of {v} × {v}), more than "
-            f"memory={memory:,.0f} bytes: choose fewer positions, pass norms=True, or raise memory"
-        )
+        what = f"K takes {size / 1e6:,.0f} MB ({m} × {n} blocks of {v} × {v})"
+        how = "choose fewer positions, pass norms=True, or raise memory"
+        raise ValueError(f"{what}, more than {memory=:,.0f} bytes: {how}")
     k = layer.weight.new_empty(m, n) if norms else layer.weight.new_empty(m, n, v, v)
     with undisturbed(model), forward_mode(model), torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
         for j, blocks in enumerate(_blocks(model, o, u)):
@@ -119,10 +118,8 @@ class _Positions:
         most = getattr(model.config.get_text_config(), "max_position_embeddings", None) or math.inf
         fits = ids.ndim == 1 and 0 < len(ids) <= most
         if not fits or ids.is_floating_point() or ids.min() < 0 or ids.max() >= vocabulary:
-            raise ValueError(
-                f"ids_{side} must be the tokens of one sequence, up to {most} in "
-                f"0 … {vocabulary - 1}, got {tuple(ids.shape)}: {ids.tolist()}"
-            )
+            told = f"up to {most} in 0 … {vocabulary - 1}, got {tuple(ids.shape)}: {ids.tolist()}"
+            raise ValueError(f"ids_{side} must be the tokens of one sequence, {told}")
         known = range(len(ids) - labels)
         positions = [int(p) for p in (known if positions is None else positions)]
         if not positions or not {*positions} <= {*known}:

@@ -234,8 +234,7 @@ def _collect(model, tokenizer, probes, passes, change, vocab, tokens, progress) 
 
 
 def _check_finite(values: Tensor, batch: Batch, why: str) -> None:
-    bad = ~values.view(len(values), -1).isfinite().all(1)
-    if bad.any():
+    if (bad := ~values.view(len(values), -1).isfinite().all(1)).any():
         row, name = batch.responses[batch.segment[bad][0]]
         raise ValueError(f"rows[{row}]: the predictions along {name!r} are not finite: {why}")
 

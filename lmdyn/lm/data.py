@@ -3,7 +3,7 @@
 import operator
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import islice, product
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +13,8 @@ from lmdyn.lm.generate import CORRECT, OWN, WRONG, with_own_samples, with_reward
 from lmdyn.lm.rows import SPLITS, TYPES, checked, listed, read_file, with_made_types
 from lmdyn.lm.tokens import KEYS, Format, check_tokenizer, each, encode
 
-_REFERENCE = (
-    "https://raw.githubusercontent.com/Joshua-Ren/Learning_dynamics_LLM/"
-    "08e3bd25cb7debcf263244046a697e355715bbd9/src/data"
-)
+_REPOSITORY = "https://raw.githubusercontent.com/Joshua-Ren/Learning_dynamics_LLM"
+_REFERENCE = f"{_REPOSITORY}/08e3bd25cb7debcf263244046a697e355715bbd9/src/data"
 # source → its folder in the reference's repository, and which side of a long prompt it keeps.
 PAPERS = {"hh": ("helpful-base", "end"), "ultrafeedback": ("ultrafeedback", "start")}
 NAMED = ("world", "sample", *PAPERS)
@@ -128,8 +126,7 @@ class ProbeSet(Sequence):
     def split(self, name: str) -> "ProbeSet":
         """The rows of one split, "train" or "test"."""
         check_known("split", name, SPLITS)
-        rows = tuple(row for row in self.rows if row.get("split", "train") == name)
-        return replace(self, rows=rows)
+        return self[[row.get("split", "train") == name for row in self]]
 
     def only(self, *types: str) -> "ProbeSet":
         """The same prompts, with these response types alone."""
@@ -169,10 +166,9 @@ def load_probes(
         try:
             loaded = datasets.load_dataset("json", data_files=files)
         except Exception as error:  # offline, datasets raises one of many kinds
-            raise ConnectionError(
-                f"{source!r} could not be fetched from the reference's repository ({error!s:.120})"
-                ": connect once, it is cached then; or take 'world', 'sample' or a JSONL file"
-            ) from error
+            told = f"could not be fetched from the reference's repository ({error!s:.120})"
+            how = "connect once, it is cached then; or take 'world', 'sample' or a JSONL file"
+            raise ConnectionError(f"{source!r} {told}: {how}") from error
         rows = [{**row, "split": name} for name in SPLITS for row in loaded[name]]
     else:
         path = Path(__file__).parent / f"{source}.jsonl" if source in NAMED else Path(source)
@@ -217,11 +213,10 @@ def _probes(rows: Sequence[Mapping], types, format: Format) -> ProbeSet:
 def with_all(probes: ProbeSet, types: Sequence[str], reader: str, what: str = "rows") -> ProbeSet:
     """The same prompts with these types alone, none of which a row may lack."""
     probes = probes.only(*types)
-    for i, row in enumerate(probes):
-        for name in types:
-            if name not in row:
-                needs = f"{what}[{i}] has no {name!r}, which {reader} reads"
-                raise ValueError(f"{needs}: add it, or leave the row out")
+    for (i, row), name in product(enumerate(probes), types):
+        if name not in row:
+            needs = f"{what}[{i}] has no {name!r}, which {reader} reads"
+            raise ValueError(f"{needs}: add it, or leave the row out")
     return probes
 
 

@@ -151,14 +151,12 @@ class Loss:
         held = ["logps", *["ref"] * self.needs_ref, *["old"] * self.needs_old]
         some = [x.ndim for what in held for x in (getattr(given, what) or {}).values()]
         self._check(given, [*held, *["lengths"] * (self.needs_lengths or 2 in some)])
-
-        def seen(what: str, response: str) -> Tensor:
+        kept = {what: {} for what in held}
+        for what, response in product(held, self.responses):
             x = getattr(given, what)[response]
             x = unpadded(x, given.lengths[response]) if x.ndim == 2 else x
             x = x if x.ndim == 1 or self.per_token else x.sum(1)
-            return x if what == "logps" else x.detach()
-
-        kept = {what: {r: seen(what, r) for r in self.responses} for what in held}
+            kept[what][response] = x if what == "logps" else x.detach()
         if self.needs_advantage:
             kept["advantage"] = given.advantage.detach().to(kept["logps"][self.responses[0]])
         return replace(given, **kept)
@@ -174,10 +172,8 @@ class Loss:
                 there = {r: tuple(x.shape) for r, x in values.items()} or "none"
                 of = " (the chosen answer to another training prompt)" * (response == "irr_train")
                 shape = "(B, T)" if self.per_token and what != "lengths" else rows or "(B,)"
-                raise ValueError(
-                    f"{name} needs {what}[{response!r}]{of}: pass {what}, response name → "
-                    f"{shape} {HELD[what]}; there is {there}"
-                )
+                how = f"pass {what}, response name → {shape} {HELD[what]}; there is {there}"
+                raise ValueError(f"{name} needs {what}[{response!r}]{of}: {how}")
         if self.needs_advantage:
             if not isinstance(given.advantage, Tensor) or tuple(given.advantage.shape) != rows:
                 there = "none" if given.advantage is None else described(given.advantage)

@@ -158,11 +158,8 @@ def _conv2d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1)
         rows, columns = (d * (k - 1) for d, k in zip(steps, kernel, strict=True))
         input = F.pad(input, (columns // 2, -(-columns // 2), rows // 2, -(-rows // 2)))
     padding = 0 if isinstance(padding, str) else padding
-
-    def patches():
-        return F.unfold(input, kernel, dilation, padding, stride).transpose(1, 2)
-
-    return Call("matrix", weight, bias, patches, groups, _pixels)
+    given = input, kernel, dilation, padding, stride
+    return Call("matrix", weight, bias, lambda: _pixels(F.unfold(*given)), groups, _pixels)
 
 
 def _embedding(_, input, weight, padding_idx=None, max_norm=None, scale_grad_by_freq=False, **rest):

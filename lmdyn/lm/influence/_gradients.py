@@ -102,9 +102,7 @@ class Gradients:
         seen.forget(self.generic)
         if seen.calls:
             edges = [call.edge for call in seen.calls]
-            grads = torch.autograd.grad(
-                logps.sum(), edges, retain_graph=bool(self.generic), materialize_grads=True
-            )
+            grads = torch.autograd.grad(logps.sum(), edges, retain_graph=bool(self.generic))
             for call, grad in zip(seen.calls, grads, strict=True):
                 _keep(block, call, grad, whose[call], first)
         params = [p for p in self.params if p in self.generic]

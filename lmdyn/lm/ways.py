@@ -74,11 +74,9 @@ def ways(
             done = _compared(lambda batch: passes.at(weights, batch), groups, expected, model)
             if done is not None:
                 return Ways(head, told, form, tokens, done if keep else {})
-            warnings.warn(
-                f"{type(model).__name__} reads a response beside others otherwise than alone: "
-                f"{'prompts are not shared' if form else 'each is read alone'}, which takes longer",
-                stacklevel=3,
-            )
+            what = f"{type(model).__name__} reads a response beside others otherwise than alone"
+            how = "prompts are not shared" if form else "each is read alone"
+            warnings.warn(f"{what}: {how}, which takes longer", stacklevel=3)
     return Ways(head, told, False, 1)
 
 
@@ -133,10 +131,8 @@ def _own_form(model, weights: dict, encoded, tell: bool) -> tuple[nn.Module | No
     # Not a multiple of 2, 4, …: attention in blocks would not show there.
     middle, size = min(len(text) - 1, len(text) // 2 | 1), len(model.get_input_embeddings().weight)
     other = text[:middle] + [(token + 1) % size for token in text[middle:]]
-    one, two, cut = (
-        collate([(0, Encoded(ids[:1], {"": [*ids[1:], 0]}))], model.device)
-        for ids in (text, other, text[:-1] or text)
-    )
+    rows = (Encoded(ids[:1], {"": [*ids[1:], 0]}) for ids in (text, other, text[:-1] or text))
+    one, two, cut = (collate([(0, row)], model.device) for row in rows)
     whole = Reweighted(model, full_logits)
     logits, error = _try(lambda: whole.at(weights, one))
     kind = type(model).__name__

@@ -65,9 +65,8 @@ TokenScores = namedtuple("TokenScores", ("ids", *STATS), defaults=(None,) * 6)
 
 def known_mean(values: np.ndarray) -> np.ndarray:
     """The mean over the last axis of what is not NaN, in float64."""
-    known = ~np.isnan(values)
     with np.errstate(invalid="ignore"):
-        return np.where(known, values, 0).sum(-1, dtype=np.float64) / known.sum(-1)
+        return np.nansum(values, -1, dtype=np.float64) / (~np.isnan(values)).sum(-1)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -112,12 +112,11 @@ def _from(where: Path | str, device: torch.device, dtype: torch.dtype) -> Loaded
             told = f"no {pattern} in {where}, and nothing else is read"
             raise FileNotFoundError(f"{told}: write it with save_pretrained")
     options = {"trust_remote_code": False, "local_files_only": local, "use_safetensors": True}
+    options |= {"dtype": dtype, "output_loading_info": True}
     try:
         tokenizer = load_tokenizer(where)
         with no_progress_bar():
-            model, report = AutoModelForCausalLM.from_pretrained(
-                where, dtype=dtype, output_loading_info=True, **options
-            )
+            model, report = AutoModelForCausalLM.from_pretrained(where, **options)
     except SafetensorError as error:
         raise ValueError(f"the weights of '{where}' are damaged: {error}") from error
     except Exception as error:  # a damaged or foreign file: transformers may raise anything

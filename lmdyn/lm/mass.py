@@ -78,11 +78,10 @@ class TokenMass:
 def token_mass(
     model, tokenizer, probes: Rows, types=("chosen", "rejected"), follow: TokenMass | None = None
 ) -> TokenMass:
-    """Split π at each response token into the label, its rival and the rest.
+    """Split π at each response token into the label, its rival (the likeliest other) and the rest.
 
-    The rival is the likeliest token but the label, the one to which a negative gradient on y moves
-    mass for sure (Claim 2 of section 3 of the paper). To see where mass went in training, follow
-    the same rivals: ``before.moved(token_mass(…, follow=before))``.
+    To the rival a negative gradient on y moves mass for sure (Claim 2 of section 3 of the paper).
+    To see where mass went in training, follow it: ``before.moved(token_mass(…, follow=before))``.
 
     Args:
         model, tokenizer, probes: as in `score`, with its errors.

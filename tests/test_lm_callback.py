@@ -500,3 +500,14 @@ def test_settings_out_of_range_are_refused():
         ProbeCallback(ROWS, answers=-1)
     with pytest.raises(ValueError, match="budget must be a share"):
         ProbeCallback(ROWS, budget=2)
+
+
+def test_an_alert_that_cannot_ring_is_not_told(tmp_path):
+    one_each = [{"prompt": r["prompt"], k: r[k]} for r, k in zip(ROWS, PAIR[1:] * 2, strict=False)]
+    for probes in (one_each, as_probes(ROWS).only("chosen"), as_probes(ROWS)[:1]):
+        made = trainer(tmp_path, ProbeCallback(probes, budget=None), max_steps=1)
+        made.train()
+        assert list(logged(made, "lmdyn/chosen")) == [0, 1]
+        assert not logged(made, "lmdyn/alert")
+        with pytest.raises(ValueError, match="stop needs two probes with chosen and rejected, or"):
+            ProbeCallback(probes, stop=True)

@@ -76,6 +76,14 @@ def test_a_type_of_one_s_own_is_read_where_it_is_named():
         ('{"prompt": "p", "chosen": [{"content": "c"}]}', "a turn of 'chosen' has no role"),
         ('{"prompt": "p", "chosen": "c", "choosen": "c"}', "did you mean 'chosen'?"),
         ('{"prompt": "p", "completion": "c", "label": "bad"}', "label must be true or false"),
+        (
+            '{"prompt": "p", "completion": "c", "label": null}',
+            "must be true or false, got None",
+        ),
+        (
+            '{"prompt": "p", "completion": "c", "label": NaN}',
+            "must be true or false, got nan",
+        ),
         ('{"chosen": "ab", "rejected": "cd"}', "line 2: no prompt, and chosen and rejected do not"),
         ('{"chosen": "ab", "rejected": "abc"}', "chosen and rejected do not part after one"),
         ('{"chosen": "ab", "rejected": [{"role": "user"}]}', "both be texts or both conversations"),

@@ -482,6 +482,12 @@ def test_a_nan_stops_the_run_before_the_update_and_names_the_row(tmp_path):
     assert all(p.grad is None for p in model.parameters())
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "rmsprop"])
+def test_weights_whose_optimizer_would_divide_by_zero_are_refused(optimizer):
+    with pytest.raises(ValueError, match=f"{optimizer} divides by zero in float16.*: load the"):
+        run(dtype=torch.float16, optimizer=optimizer)
+
+
 def test_a_gradient_that_is_not_finite_stops_the_run():
     model, tokenizer = tiny("llama")
     model.model.norm.weight.register_hook(lambda grad: grad * torch.inf)

@@ -32,8 +32,9 @@ class ProbeCallback(transformers.TrainerCallback):
     ``lmdyn/valley``, the share of rejected tokens below the squeeze line; ``lmdyn/entropy``, nats a
     token, along ``correct`` or else ``chosen``; ``lmdyn/kl``, nats an answer, KL(start‖now) as the
     model's own answers of the start tell; ``lmdyn/repeats``, the share of three words in a row that
-    an answer of the present model had before; and ``lmdyn/alert``, 0 or 1 (`squeeze`; for a reward
-    `fades`), which warns with reason and remedy. A probing that fails warns, and is the last one.
+    an answer of the present model had before; and, where two prompts have both answers or two have
+    ``correct``, ``lmdyn/alert``, 0 or 1 (`squeeze`; for a reward `fades`), which warns with reason
+    and remedy. A probing that fails warns, and is the last one.
 
     Args:
         probes: a `ProbeSet` (see `ProbeSet.from_dataset`), or rows.
@@ -70,12 +71,20 @@ class ProbeCallback(transformers.TrainerCallback):
             raise ValueError(f"budget must be a share of the run's time, 0 to 1, got {budget}")
         self.probes, self.every, self.stop, self.budget = as_probes(probes), every, stop, budget
         self.trainer, self.out, self.tokenizer, self.answers = trainer, out, tokenizer, answers
+        given = [{*row} & {*self.probes.types} for row in self.probes]
+        watched = {"chosen", "rejected"}, {CORRECT}
+        self._rings = max(sum(needs <= of for of in given) for needs in watched) > 1
+        if stop and not self._rings:
+            raise ValueError("stop needs two probes with chosen and rejected, or with correct")
         self.alerts: list[Alert | str] = []
         self.seconds, self._recorder, self._meta = 0.0, Recorder(self.probes), {}
 
     @property
     def trajectory(self) -> Trajectory:
-        """What has been recorded so far; prompts left out for the budget are NaN."""
+        """What has been recorded so far; prompts left out for the budget are NaN.
+
+        ``examples_seen`` counts each update as a whole one, the last one of an epoch too.
+        """
         return self._recorder.trajectory(self._meta)
 
     def on_train_begin(self, args, state, control, **kwargs):
@@ -143,7 +152,7 @@ class ProbeCallback(transformers.TrainerCallback):
         if failures := [failure for failure in gather_object([failure]) if failure]:
             self._failed, what = True, f"after update {state.global_step} ({failures[0]})"
             self._warn(f"the probes could not be scored {what}: training goes on without them")
-        elif self.stop and logs["lmdyn/alert"]:
+        elif self.stop and logs.get("lmdyn/alert"):
             control.should_training_stop = True
 
     def _measure(self, args, state, kwargs) -> dict[str, float]:
@@ -178,7 +187,7 @@ class ProbeCallback(transformers.TrainerCallback):
         if alert and not self.alerts:
             self._warn(str(alert))
         self.alerts += [alert] if alert else []
-        return logs | {"lmdyn/alert": float(alert is not None)}
+        return logs | ({"lmdyn/alert": float(alert is not None)} if self._rings else {})
 
     def _log(self, logs: dict[str, float], state, control) -> None:
         if self.trainer is None:

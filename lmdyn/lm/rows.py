@@ -66,7 +66,7 @@ def read_file(path: Path) -> tuple[list, list[str]]:
 def checked(row, types: Sequence[str] | None, answered: bool = True) -> dict:
     """A row as lmdyn reads it: its prompt, its responses, and what the chat template is given.
 
-    What is None, NaN or blank is missing, and so is a column that is no response type, unless
+    What is None, NaN or blank is missing, save a label, and so is a column that is no type, unless
     ``types`` names it or its name is nearly one. ``answered`` refuses a row without a response.
     """
     if not isinstance(row, Mapping):
@@ -97,7 +97,7 @@ def _plain(value):
 def _is_missing(key, value) -> bool:
     if isinstance(value, str):
         return not value.strip() and key != "prompt"  # of a text to go on with
-    return value is None or (isinstance(value, float) and value != value)
+    return key != "label" and (value is None or (isinstance(value, float) and value != value))
 
 
 def _in_one_form(row: dict) -> dict:

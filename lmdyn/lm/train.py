@@ -122,6 +122,9 @@ def _checked(model, loss: losses.Loss, plan: Plan, rows, probes, ref, out, resum
         raise ValueError(f"{loss} needs no reference model: leave ref out")
     if ref is not None:
         check_same_vocabulary(model, ref)
+    if plan.optimizer != "sgd" and torch.float16 in {w.dtype for w in trainable(model).values()}:
+        told = f"{plan.optimizer} divides by zero in float16, where its eps is 0"
+        raise ValueError(f"{told}: load the model in float32, or in bfloat16")
     if plan.spare_valleys and "rejected" not in loss.responses:
         raise ValueError(f"{loss} reads no rejected response: leave spare_valleys out")
     every = plan.per_epoch * rows.epochs if callable(rows) else plan.save_every

@@ -213,6 +213,24 @@ def at_stop(record: Scale, arms: Sequence[str], seed: int = 0, name="chosen") ->
     return rows
 
 
+def kept_where_gained(
+    run: tuple[Scale, str], other: tuple[Scale, str], at: int = -1, name: str = "chosen"
+) -> Paired:
+    """How far a type has moved, held out, less how far in another where its margin was the same.
+
+    Args:
+        run: a run and its record, ``at`` a probing; ``other`` the same, of any probing or between.
+            A ValueError if that has never gained the mean margin of trained pairs that ``run`` has.
+    """
+    (record, mine), (beside, its) = run, other
+    at %= len(record.runs[mine]["steps"])
+    gained = margins(record.pair(mine, "train"))[at].mean()
+    if (level := beside.reaches(its, gained, "train")) is None:
+        raise ValueError(f"{its!r} never has the margin of {gained:.1f} nats of {mine!r}")
+    here, there = record.changes(mine, name, "test", at), beside.changes(its, name, "test", level)
+    return Paired.of(here - there)
+
+
 def at_update(
     runs: Sequence[tuple[Scale, str]], update: int, name: str, group: str
 ) -> tuple[Moved, Moved, Paired]:

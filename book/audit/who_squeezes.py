@@ -132,14 +132,18 @@ def held_out_falls_in_smollm2(held_out: Sequence[Change], trained: Sequence[Chan
     )
 
 
-def forecast_ranks(by_all: np.ndarray, by_own: np.ndarray, real: Mapping[str, float]):
-    """(worlds,) rank correlations with the change of y+ in epoch 2; in SmolLM2, by its prompts."""
+def forecast_ranks(by_all: np.ndarray, by_own: np.ndarray, real: Mapping[str, float], own: float):
+    """(worlds,) rank correlations with the change of y+ in epoch 2; in SmolLM2, by its prompts.
+
+    ``own``: in SmolLM2, of the own pair alone, trained prompts.
+    """
     return (
         "the sum over all pairs ranks which $y^+$ fall next (≥ 0.3)",
         "",
         f"toy, training prompts: {spread(by_all, sign=True)}; own pair "
         f"{spread(by_own, sign=True)}; "
-        f"SmolLM2 {', '.join(f'{word} {of:+.2f}' for word, of in real.items())}",
+        f"SmolLM2 {', '.join(f'{word} {of:+.2f}' for word, of in real.items())}, own pair "
+        f"{own:+.2f}",
         found(*(by_all >= 0.3), *(of >= 0.3 for of in real.values())),
     )
 

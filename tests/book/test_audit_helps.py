@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from audit import helps
-from audit.scale import Paired, Scale
+from audit.scale import Moved, Paired, Scale
 from lessons import helps as lesson
 
 HIGH, LOW = np.array([1.0, 2.0]), np.array([-3.0, -2.0])
@@ -15,6 +15,10 @@ CLOSE = ("chosen_gptsemantic", "rejected", "reject_gptsemantic")
 
 def types(values):
     return dict.fromkeys(CLOSE, values)
+
+
+def against_dpo(chosen, argmax):
+    return {"chosen": (Moved(-9, 0.5), *chosen), "argmax": (Moved(8, 0.5), *argmax)}
 
 
 CASES = [
@@ -50,7 +54,11 @@ CASES = [
     ),
     (helps.sparing_keeps_more, (HIGH, HIGH, MORE), (LOW, LOW, SAME)),
     (helps.lower_rate_keeps_more, (HIGH, HIGH), (LOW, LOW)),
-    (helps.on_policy_does_not_squeeze, (HIGH, LOW, HIGH, HIGH), (LOW, HIGH, HIGH, HIGH)),
+    (
+        helps.on_policy_squeezes_less,
+        (HIGH, LOW, HIGH, HIGH, against_dpo((Moved(0.1, 0.2), MORE), (Moved(-0.3, 0.2), LESS))),
+        (LOW, HIGH, HIGH, HIGH, against_dpo((Moved(-4, 0.2), SAME), (Moved(3, 0.2), SAME))),
+    ),
     (
         helps.gains_more_where_it_stops,
         ({"extend": np.stack([SLIGHT + 1, SLIGHT])},),

@@ -79,10 +79,10 @@ def test_held_out_prompts():
 
 def test_the_forecast_ranks():
     high, low = {"trained": 0.4}, {"trained": 0.2}
-    assert verdict(audit.forecast_ranks(np.array([0.3, 0.9]), MINUS, high)) == "found"
-    assert verdict(audit.forecast_ranks(np.array([0.3, 0.9]), MINUS, low)) == "partly"
-    assert verdict(audit.forecast_ranks(np.array([0.2, 0.9]), MINUS, high)) == "partly"
-    assert verdict(audit.forecast_ranks(np.array([0.2, 0.1]), PLUS, low)) == "not found"
+    assert verdict(audit.forecast_ranks(np.array([0.3, 0.9]), MINUS, high, 1.0)) == "found"
+    assert verdict(audit.forecast_ranks(np.array([0.3, 0.9]), MINUS, low, 1.0)) == "partly"
+    assert verdict(audit.forecast_ranks(np.array([0.2, 0.9]), MINUS, high, 1.0)) == "partly"
+    assert verdict(audit.forecast_ranks(np.array([0.2, 0.1]), PLUS, low, 1.0)) == "not found"
 
 
 def test_valleys():

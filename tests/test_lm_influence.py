@@ -186,6 +186,27 @@ def test_layers_used_twice_and_norms_of_heads(monkeypatch):
     check(model, tokenizer)
 
 
+class Stops(torch.autograd.Function):
+    """Lets no gradient through, and says so by None."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return None
+
+
+def test_a_layer_below_a_function_that_stops_the_gradient_counts_for_nothing():
+    model, tokenizer = tiny("llama")
+    first, second = (layer.mlp for layer in model.model.layers)
+    second.down_proj.register_forward_hook(lambda layer, args, out: Stops.apply(out))
+    check(model, tokenizer)
+    first.down_proj.register_forward_hook(lambda layer, args, out: Stops.apply(out))
+    check(model, tokenizer)
+
+
 class Experts(nn.Module):
     """The data decides which layer a token takes."""
 
@@ -458,6 +479,9 @@ def test_pushes_of_the_own_pair_and_of_the_others():
     np.testing.assert_allclose(found.own + found.others, each.sum(0) / 3, **EXACT)
     np.testing.assert_array_equal(found.own[:, 2], each[1, :, 2] / 3)  # of ROWS[1]
     assert not found.own[:, 1].any() and np.isnan(found.own[:, 0, 1]).all()
+    step = torch.optim.AdamW(model.parameters())
+    with pytest.raises(ValueError, match=r"pushes are of SGD: leave optimizer out, or ask influen"):
+        pushes(model, tokenizer, ROWS[:3], watched, "dpo", optimizer=step)
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")

@@ -118,6 +118,8 @@ def pushes(model, tokenizer, pairs, watched, loss: str | losses.Loss = "dpo", **
 
     Arguments, errors and options, but an optimizer, are `influence`'s: N_o rows are watched.
     """
+    if options.get("optimizer") is not None:
+        raise ValueError("pushes are of SGD: leave optimizer out, or ask influence(optimizer=…)")
     pairs, watched = as_probes(pairs), as_probes(watched, options.get("types"))
     found = influence(model, tokenizer, pairs, watched, loss, by_response=True, **options)
     mine = np.array([[ours["prompt"] == row["prompt"] for row in watched] for ours in pairs])

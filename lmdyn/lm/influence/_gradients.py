@@ -102,9 +102,11 @@ class Gradients:
         seen.forget(self.generic)
         if seen.calls:
             edges = [call.edge for call in seen.calls]
-            grads = torch.autograd.grad(logps.sum(), edges, retain_graph=bool(self.generic))
+            options = {"retain_graph": bool(self.generic), "allow_unused": True}
+            grads = torch.autograd.grad(logps.sum(), edges, **options)
             for call, grad in zip(seen.calls, grads, strict=True):
-                _keep(block, call, grad, whose[call], first)
+                if grad is not None:  # a function above it lets none through
+                    _keep(block, call, grad, whose[call], first)
         params = [p for p in self.params if p in self.generic]
         for number, logp in enumerate(logps if params else (), first):
             grads = torch.autograd.grad(logp, params, retain_graph=True, materialize_grads=True)

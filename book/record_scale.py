@@ -319,10 +319,10 @@ def main():
     on_gpu, name = device.type == "cuda", f"scale-{Path(args.model).name.removesuffix('-135m')}"
     name += "-rates" if args.rates else "-arms" if args.arms else ""
     size = SMALL if args.small else FULL if on_gpu else ON_CPU
-    if args.arms and not on_gpu:
-        size = replace(size, probe_every=size.train // COMMON["batch_size"])  # once an epoch
     if args.rates:
         size = replace(size, watched=(0, 0), spoken=0, probe_every=size.epochs * size.train)
+    elif args.arms and not on_gpu:
+        size = replace(size, probe_every=size.train // COMMON["batch_size"])  # once an epoch
     precision = "bf16" if args.bf16 else "tf32" if on_gpu else "fp32"
     parts = record.RUNS / f"{name}{'-small' * args.small}"
     setup = Setup(args.model, args.rows, size, str(device), parts, args.threads)

@@ -204,7 +204,7 @@ def lower_rate_keeps_more(trained, held_out):
     )
 
 
-def on_policy_squeezes_less(rephrase, rephrase_dpo, margin, judged, scale: Mapping[str, tuple]):
+def on_policy_does_not_squeeze(rephrase, rephrase_dpo, margin, judged, scale: Mapping[str, tuple]):
     """``scale``: y+ and argmax of held-out prompts, as `at_update` tells them (DPO first).
 
     Less after as many updates, which comes in part of learning less, is a part of "no squeeze".

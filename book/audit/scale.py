@@ -140,6 +140,14 @@ class Scale:
         which, at = best_stop([self.pair(run, "tune") for run in runs])
         return runs[which], at
 
+    def least_loss(self, run: str) -> float:
+        """Of the pairs that choose where to stop, at the best probing after the first."""
+        return float(preference_loss(self.pair(run, "tune"))[1:].min())
+
+    def probing(self, run: str, update: int) -> int:
+        """Which probing came after an update; a ValueError if none did."""
+        return self.runs[run]["steps"].tolist().index(update)
+
     def values(self, run: str, name: str, group: str) -> np.ndarray:
         """(S, n), log π of a type, or of "argmax", of the prompts of a group that have it."""
         of, mine = self.runs[run], self.group == group
@@ -214,16 +222,16 @@ def at_stop(record: Scale, arms: Sequence[str], seed: int = 0, name="chosen") ->
 
 
 def kept_where_gained(
-    run: tuple[Scale, str], other: tuple[Scale, str], at: int = -1, name: str = "chosen"
+    run: tuple[Scale, str], other: tuple[Scale, str], update: int, name: str = "chosen"
 ) -> Paired:
     """How far a type has moved, held out, less how far in another where its margin was the same.
 
     Args:
-        run: a run and its record, ``at`` a probing; ``other`` the same, of any probing or between.
+        run: a run and its record, probed after ``update``; ``other`` the same, wherever it stands.
             A ValueError if that has never gained the mean margin of trained pairs that ``run`` has.
     """
     (record, mine), (beside, its) = run, other
-    at %= len(record.runs[mine]["steps"])
+    at = record.probing(mine, update)
     gained = margins(record.pair(mine, "train"))[at].mean()
     if (level := beside.reaches(its, gained, "train")) is None:
         raise ValueError(f"{its!r} never has the margin of {gained:.1f} nats of {mine!r}")
@@ -241,9 +249,6 @@ def at_update(
     """
     if len({record.meta["rows"] for record, _ in runs}) > 1:
         raise ValueError("the records are of different rows")
-    moved = [
-        record.changes(run, name, group, record.runs[run]["steps"].tolist().index(update))
-        for record, run in runs
-    ]
+    moved = [record.changes(run, name, group, record.probing(run, update)) for record, run in runs]
     first, second = (of[: min(map(len, moved))] for of in moved)
     return Moved.of(first), Moved.of(second), Paired.of(second - first)

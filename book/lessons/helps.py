@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from audit.scale import Moved, Scale, margins, preference_loss
+from audit.scale import Moved, Scale, margins
 from lmdyn import lm
 
 
@@ -128,10 +128,9 @@ def by_rate(runs: Iterable[tuple[Scale, str]], update: int) -> dict[float, tuple
     """
     found = {}
     for record, run in runs:
-        at = record.runs[run]["steps"].tolist().index(update)
-        least = float(preference_loss(record.pair(run, "tune"))[1:].min())
+        at = record.probing(run, update)
         moved = margins(record.pair(run, "test"))[at], record.changes(run, "chosen", "test", at)
-        found[record.meta["runs"][run]["lr"]] = least, *map(Moved.of, moved)
+        found[record.meta["runs"][run]["lr"]] = record.least_loss(run), *map(Moved.of, moved)
     return dict(sorted(found.items()))
 
 

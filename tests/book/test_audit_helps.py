@@ -55,7 +55,7 @@ CASES = [
     (helps.sparing_keeps_more, (HIGH, HIGH, MORE), (LOW, LOW, SAME)),
     (helps.lower_rate_keeps_more, (HIGH, HIGH), (LOW, LOW)),
     (
-        helps.on_policy_squeezes_less,
+        helps.on_policy_does_not_squeeze,
         (HIGH, LOW, HIGH, HIGH, against_dpo((Moved(0.1, 0.2), MORE), (Moved(-0.3, 0.2), LESS))),
         (LOW, HIGH, HIGH, HIGH, against_dpo((Moved(-4, 0.2), SAME), (Moved(3, 0.2), SAME))),
     ),

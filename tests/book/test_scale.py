@@ -110,14 +110,16 @@ def test_runs_of_two_records_are_compared_at_an_update_on_the_prompts_of_both(re
 def test_a_run_is_compared_where_another_had_gained_as_much(record):
     rpo, ipo = (record, "rpo"), (record, "ipo")
     plain = record.values("dpo a", "chosen", "test")
-    found = kept_where_gained(rpo, (record, "dpo a"))  # a margin of 23, on the way from 6 to 37
+    found = kept_where_gained(rpo, (record, "dpo a"), 50)  # a margin of 23, on the way from 6 to 37
     h = margins(record.pair("dpo a", "train")).mean(1)
     share = (23 - h[1]) / (h[2] - h[1])
     assert found.mean == pytest.approx(1 - np.interp(share, [0, 1], (plain - plain[0]).mean(1)[1:]))
-    assert kept_where_gained(ipo, rpo).mean == pytest.approx(-1 / 11)  # of the way to RPO's first
-    assert kept_where_gained(rpo, rpo, at=1).mean == 0
+    assert kept_where_gained(ipo, rpo, 50).mean == pytest.approx(
+        -1 / 11
+    )  # of the way to RPO's first
+    assert kept_where_gained(rpo, rpo, 25).mean == 0
     with pytest.raises(ValueError, match=r"'ipo' never has the margin of 11\.0 nats of 'rpo'"):
-        kept_where_gained(rpo, ipo, at=1)
+        kept_where_gained(rpo, ipo, 25)
 
 
 def test_arms_are_compared_at_one_learning_rate(record):

@@ -6,7 +6,7 @@ FOLDER has SmolLM2 after SFT on 300 rows of HH, as `record_scale.py` leaves it i
 name ends in .model); FILE is the paper's probing file. As in the toy worlds of chapter 10, DPO with
 AdamW learns 48 of these pairs, in two epochs of 12 updates. Before and after, 8 of their prompts
 and 8 held-out ones are asked what moves y+ in a step of SGD, own pair or others, and which rejected
-tokens push; after it also what does in AdamW's next step.
+tokens push; after it also in AdamW's next step, which `lm.influence` cuts by pairs as well.
 
 Leaves ``forces-smollm2.npz`` and ``.json`` in ``book/recorded``.
 """
@@ -70,32 +70,58 @@ def parts(model, row, weights: dict[str, float]) -> Iterator[tuple[int, list[Ten
             yield int(some.sum()), found
 
 
-def forces(model, tokenizer, pairs: ProbeSet, watched: ProbeSet, ref: dict) -> dict:
-    """What a step of SGD on the mean over the pairs does to y+, per unit of learning rate, nats.
+def adamw_gain(adamw: torch.optim.AdamW, gradients: list[Tensor]) -> list[Tensor]:
+    """P of AdamW's next step Δθ = −P g + momentum, of the state in which the last batch left it."""
+    group, gains = adamw.param_groups[0], []
+    first, second = group["betas"]
+    for weight, g in zip(group["params"], gradients, strict=True):
+        state = adamw.state[weight]
+        t = float(state["step"]) + 1
+        v = second * state["exp_avg_sq"] + (1 - second) * g.square()
+        size = group["lr"] * (1 - first) / (1 - first**t)
+        gains.append(size / ((v / (1 - second**t)).sqrt() + group["eps"]))
+    return gains
 
-    "all" is (4, prompts), by the `parts`; "own" the same by the prompt's own pair, which are the
-    first ones: the others do the rest. "count" is (4,) tokens.
+
+def forces(model, tokenizer, pairs: ProbeSet, watched: ProbeSet, ref: dict, adamw=None) -> dict:
+    """What a step on the mean over the pairs does to y+: of SGD, and of AdamW where it is given.
+
+    Of SGD per unit of learning rate, of AdamW (keys "adamw, …") of its next step, momentum apart,
+    in nats. "all" is (4, prompts), by the `parts`; "own" the same by the prompt's own pair, which
+    are the first ones: the others do the rest. "count" is (4,) tokens.
     """
     now = log_probs(model, tokenizer, pairs)
     now, ref = ({k: torch.from_numpy(v.copy()) for k, v in of.items()} for of in (now, ref))
-    c = losses.get("dpo").coefficients(now, ref)
+    c, rows = losses.get("dpo").coefficients(now, ref), encode(tokenizer, pairs)
+    names = [name for name, _ in model.named_parameters()]
 
-    def effect(move, few):
-        names = [name for name, _ in model.named_parameters()]
+    def of_pair(i):
+        return parts(model, rows[i], {name: float(of[i]) / len(pairs) for name, of in c.items()})
+
+    def effect(move, gain, few):
+        move = move if gain is None else [g * one for g, one in zip(gain, move, strict=True)]
         step = dict(zip(names, move, strict=True))
         return lm.predict_change(model, tokenizer, few, step, progress=False).logp[:, 0]
 
-    whole = [[torch.zeros_like(w) for w in model.parameters()] for _ in range(4)]
-    own, count = np.zeros((4, len(watched))), np.zeros(4)
-    for i, row in enumerate(encode(tokenizer, pairs)):
-        weights = {name: float(of[i]) / len(pairs) for name, of in c.items()}
-        for part, (n, move) in enumerate(parts(model, row, weights)):
+    whole, count = [[torch.zeros_like(w) for w in model.parameters()] for _ in range(4)], [0] * 4
+    for i in range(len(pairs)):
+        for part, (n, move) in enumerate(of_pair(i)):
             count[part] += n
             for total, one in zip(whole[part], move, strict=True):
                 total += one
-            if i < len(watched) and pairs[i]["prompt"] == watched[i]["prompt"]:
-                own[part, i] = effect(move, watched[[i]])[0]
-    return {"own": own, "all": np.stack([effect(move, watched) for move in whole]), "count": count}
+    gains = {"": None}
+    if adamw:
+        gains["adamw, "] = adamw_gain(adamw, [-sum(of) for of in zip(*whole, strict=True)])
+    found = {"count": np.array(count)}
+    for by, gain in gains.items():
+        found[f"{by}all"] = np.stack([effect(move, gain, watched) for move in whole])
+        found[f"{by}own"] = np.zeros_like(found[f"{by}all"])
+    for i in range(len(watched)):
+        if pairs[i]["prompt"] == watched[i]["prompt"]:
+            for part, (_, move) in enumerate(of_pair(i)):
+                for by, gain in gains.items():
+                    found[f"{by}own"][part, i] = effect(move, gain, watched[[i]])[0]
+    return found
 
 
 def measured(model, tokenizer, pairs: ProbeSet, watched: ProbeSet) -> dict:
@@ -103,7 +129,7 @@ def measured(model, tokenizer, pairs: ProbeSet, watched: ProbeSet) -> dict:
     ref, arrays = log_probs(model, tokenizer, pairs), {}
     for when in ("before", "after"):
         adamw = tune(model, tokenizer, pairs, ref) if when == "after" else None
-        found = forces(model, tokenizer, pairs, watched, ref)
+        found = forces(model, tokenizer, pairs, watched, ref, adamw)
         found["chosen"] = log_probs(model, tokenizer, watched)["chosen"]
         arrays |= {f"{when}, {key}": value for key, value in found.items()}
         print(f"{when}: own {found['own'].sum(1)}, all {found['all'].sum(1)}", flush=True)

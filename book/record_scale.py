@@ -3,6 +3,7 @@
     python book/record_scale.py --rows FILE --workers 7 --deadline 400    # a GPU: some minutes
     python book/record_scale.py --rows FILE --bf16                        # a CPU: a day on a thread
     python book/record_scale.py --rows FILE --arms dpo:1 --threads 2      # hours of two cores
+    python book/record_scale.py --rows FILE --arms paper:1 --bf16         # DPO as the paper's code
     python book/record_scale.py --rows FILE --arms rpo:1 --rates 1e-5     # another learning rate
     python book/record_scale.py --rows FILE --small --out DIR             # all of it in small
 

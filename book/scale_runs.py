@@ -12,8 +12,8 @@ from lmdyn.checks import check_known
 PAIR = ("chosen", "rejected")
 COMMON = {"batch_size": 4, "optimizer": "adamw", "clip": 10.0}
 SFT = COMMON | {"loss": "sft", "lr": 1e-5}
-TUNE = COMMON | {"loss": "dpo"}
 RATES = (3e-6, 1e-6, 1e-5)  # the likeliest first
+TUNE = COMMON | {"loss": "dpo", "lr": RATES[0]}
 
 # What tuning begins with: epochs, as a share, and whether y− is learned like y+, which is twice the
 # rows. Half SFT learns y+ as often as extend does.
@@ -29,6 +29,8 @@ ARMS = {
     "spare valleys": ("sft", {"spare_valleys": True}),
     "on-policy": ("sft", {}),
 }
+# Only where it is asked for by name: the paper's code has this rate, which grows for 150 updates.
+PAPERS = {"paper": ("sft", {"optimizer": "rmsprop", "lr": 5e-7, "warmup": 150})}
 SWEPT_FIRST = ("dpo", "extend", "half sft")  # before the others have more than one learning rate
 AGAIN = {"dpo": "sft", "extend": "extend"}  # arm → what it begins with, of those with a second seed
 
@@ -96,7 +98,7 @@ def plan(
     """All runs that can be told from what has been found, the most telling first.
 
     Args:
-        arms: "ARM" or "ARM:SEED"; only these then, at the first learning rate.
+        arms: "ARM" or "ARM:SEED"; only these then, at their first learning rate.
         epochs: of these arms, if not as many as of all.
         rates: learning rates of these arms, if not the first.
     """
@@ -106,10 +108,11 @@ def plan(
         settings = SFT | {"epochs": max(1, round(share * size.epochs)), "seed": seed}
         return Run(f"start {name}", settings, precision, "unprobed" if arms else "start", both=both)
 
-    def tune(arm, lr, seed=0, precision=precision, role="whole", **more):
-        check_known("arm", arm, ARMS)
-        begin, change = ARMS[arm]
-        settings = TUNE | {"lr": lr, "epochs": size.epochs, "seed": seed} | change | more
+    def tune(arm, lr=None, seed=0, precision=precision, role="whole", **more):
+        check_known("arm", arm, known := ARMS | PAPERS)
+        begin, change = known[arm]
+        settings = TUNE | {"epochs": size.epochs, "seed": seed} | change | more
+        settings |= {"lr": lr} if lr else {}
         # What is sampled should not depend on the batch: TF32 may make it.
         exact = "fp32" if arm == "on-policy" and precision == "tf32" else precision
         return Run(arm, settings, exact, role, start(begin, seed))
@@ -119,7 +122,7 @@ def plan(
         more = {"epochs": epochs or size.epochs}
         runs = [
             tune(arm, lr, seed=int(seed or 0), **more)
-            for lr in rates or RATES[:1]
+            for lr in rates or [None]
             for arm, _, seed in named
         ]
         yield from {run.start.name: run.start for run in runs}.values()  # each once

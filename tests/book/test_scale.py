@@ -217,6 +217,10 @@ def test_arms_can_be_named_and_begin_with_what_they_share_once():
         ("rpo", 1e-6),
         ("ipo", 1e-6),
     ]
+    *_, paper, dpo = plan({}, SMALL, "fp32", ["paper:1", "dpo:1"])
+    assert (paper.start, paper.settings["loss"]) == (dpo.start, "dpo")
+    assert [paper.settings[key] for key in ("optimizer", "lr", "warmup")] == ["rmsprop", 5e-7, 150]
+    assert paper.arm not in {run.arm for run in plan({}, SMALL, "fp32")}
     with pytest.raises(ValueError, match="unknown arm 'dppo': did you mean 'dpo'"):
         list(plan({}, SMALL, "fp32", ["dppo:1"]))
 

@@ -12,7 +12,6 @@ Leaves ``forces-smollm2.npz`` and ``.json`` in ``book/recorded``.
 """
 
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,12 +19,12 @@ import torch
 from torch import Tensor
 
 import kept
-from lessons.who_squeezes import log_probs
-from lmdyn import lm, losses, squeeze_line
+from lessons.who_squeezes import log_probs, parts_of_pairs, summed, total
+from lmdyn import lm
 from lmdyn.lm.data import ProbeSet
 from lmdyn.lm.records import environment
-from lmdyn.lm.tokens import encode
-from record_scale import options, read
+from record_scale import options
+from scale_rows import read
 from scale_runs import COMMON, ON_CPU, PAIR, RATES
 
 N_PAIRS, N_WATCHED = 48, 8  # pairs; prompts of these, and as many held out
@@ -51,35 +50,16 @@ def tune(model, tokenizer, pairs: ProbeSet, ref: dict) -> torch.optim.AdamW:
     return adamw
 
 
-def parts(model, row, weights: dict[str, float]) -> Iterator[tuple[int, list[Tensor]]]:
-    """A pair's pull, and its push by tokens: how many, and what they add to a step of SGD.
-
-    Four: all tokens of chosen; of rejected those that open the answer and lie in a valley, later
-    ones in a valley, all others. ``weights``: of the two log-probs, DPO's coefficients.
-    """
-    for name, weight in weights.items():
-        y = torch.tensor(row.responses[name])
-        logits = model(torch.tensor([[*row.prompt, *y.tolist()]])).logits[0, -len(y) - 1 : -1]
-        label = logits.log_softmax(-1).gather(1, y[:, None]).squeeze(1)
-        valley = squeeze_line(logits.detach().softmax(-1), y) > 0
-        opening = torch.arange(len(y)) == 0
-        cut = (valley & opening, valley & ~opening, ~valley)
-        for some in cut if name == "rejected" else (torch.ones(len(y), dtype=torch.bool),):
-            loss = -(weight * label * some).sum()
-            found = torch.autograd.grad(loss, [*model.parameters()], retain_graph=True)
-            yield int(some.sum()), found
-
-
-def adamw_gain(adamw: torch.optim.AdamW, gradients: list[Tensor]) -> list[Tensor]:
-    """P of AdamW's next step Δθ = −P g + momentum, of the state in which the last batch left it."""
-    group, gains = adamw.param_groups[0], []
+def adamw_gain(model, adamw: torch.optim.AdamW, moves: list[dict]) -> dict[str, Tensor]:
+    """P of AdamW's next step Δθ = −P g + momentum, with g minus the sum of these moves of SGD."""
+    group, gains, whole = adamw.param_groups[0], {}, total(moves)
     first, second = group["betas"]
-    for weight, g in zip(group["params"], gradients, strict=True):
+    for name, weight in model.named_parameters():
         state = adamw.state[weight]
         t = float(state["step"]) + 1
-        v = second * state["exp_avg_sq"] + (1 - second) * g.square()
+        v = second * state["exp_avg_sq"] + (1 - second) * whole[name].square()
         size = group["lr"] * (1 - first) / (1 - first**t)
-        gains.append(size / ((v / (1 - second**t)).sqrt() + group["eps"]))
+        gains[name] = size / ((v / (1 - second**t)).sqrt() + group["eps"])
     return gains
 
 
@@ -90,35 +70,21 @@ def forces(model, tokenizer, pairs: ProbeSet, watched: ProbeSet, ref: dict, adam
     in nats. "all" is (4, prompts), by the `parts`; "own" the same by the prompt's own pair, which
     are the first ones: the others do the rest. "count" is (4,) tokens.
     """
-    now = log_probs(model, tokenizer, pairs)
-    now, ref = ({k: torch.from_numpy(v.copy()) for k, v in of.items()} for of in (now, ref))
-    c, rows = losses.get("dpo").coefficients(now, ref), encode(tokenizer, pairs)
-    names = [name for name, _ in model.named_parameters()]
-
-    def of_pair(i):
-        return parts(model, rows[i], {name: float(of[i]) / len(pairs) for name, of in c.items()})
 
     def effect(move, gain, few):
-        move = move if gain is None else [g * one for g, one in zip(gain, move, strict=True)]
-        step = dict(zip(names, move, strict=True))
+        step = {name: of * gain[name] for name, of in move.items()} if gain else move
         return lm.predict_change(model, tokenizer, few, step, progress=False).logp[:, 0]
 
-    whole, count = [[torch.zeros_like(w) for w in model.parameters()] for _ in range(4)], [0] * 4
-    for i in range(len(pairs)):
-        for part, (n, move) in enumerate(of_pair(i)):
-            count[part] += n
-            for total, one in zip(whole[part], move, strict=True):
-                total += one
-    gains = {"": None}
-    if adamw:
-        gains["adamw, "] = adamw_gain(adamw, [-sum(of) for of in zip(*whole, strict=True)])
-    found = {"count": np.array(count)}
+    count, moves = summed(parts_of_pairs(model, tokenizer, pairs, ref))
+    gains = {"": None} | ({"adamw, ": adamw_gain(model, adamw, moves)} if adamw else {})
+    found = {"count": count}
     for by, gain in gains.items():
-        found[f"{by}all"] = np.stack([effect(move, gain, watched) for move in whole])
+        found[f"{by}all"] = np.stack([effect(move, gain, watched) for move in moves])
         found[f"{by}own"] = np.zeros_like(found[f"{by}all"])
+    of_pairs = parts_of_pairs(model, tokenizer, pairs, ref)
     for i in range(len(watched)):
         if pairs[i]["prompt"] == watched[i]["prompt"]:
-            for part, (_, move) in enumerate(of_pair(i)):
+            for part, (_, move) in enumerate(of_pairs[i]):
                 for by, gain in gains.items():
                     found[f"{by}own"][part, i] = effect(move, gain, watched[[i]])[0]
     return found

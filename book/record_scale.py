@@ -5,6 +5,7 @@
     python book/record_scale.py --rows FILE --arms dpo:1 --threads 2      # hours of two cores
     python book/record_scale.py --rows FILE --arms paper:1 --bf16         # DPO as the paper's code
     python book/record_scale.py --rows FILE --arms rpo:1 --rates 1e-5     # another learning rate
+    python book/record_scale.py --rows OTHER --sizes 137 34 0 --arms dpo --out DIR    # other rows
     python book/record_scale.py --rows FILE --small --out DIR             # all of it in small
 
 Leaves ``scale-smollm2.npz`` (the numbers) and ``scale-smollm2.json`` (settings, command, versions,
@@ -21,13 +22,13 @@ are not trained on are probed before and after, which is enough to choose a lear
 No text is kept, neither of HH nor of the model. FILE is the paper's probing file of HH; without it,
 that is fetched.
 
-300 rows are trained on, 100 are held out, and 99 more choose the learning rate and when to stop. On
-a GPU, products of float32 matrices are rounded to TF32 while a run trains and is probed. The last
-runs repeat DPO without that, and in bfloat16, to tell whether it matters.
+300 rows are trained on, 100 are held out, and 99 more choose the learning rate and when to stop, if
+``--sizes`` does not say otherwise. The last lines tell how far y+ has moved in each run, and
+whether surely. On a GPU, products of float32 matrices are rounded to TF32 while a run trains and is
+probed. The last runs repeat DPO without that, and in bfloat16, to tell whether it matters.
 """
 
 import argparse
-import hashlib
 import json
 import math
 import multiprocessing
@@ -41,7 +42,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Executor, ProcessPoolExecutor, wait
 from copy import deepcopy
 from dataclasses import asdict, replace
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -51,15 +52,15 @@ import transformers
 
 import kept
 import record
-from audit.scale import Scale
+from audit.scale import Scale, verdicts
 from lmdyn import lm
 from lmdyn.lm import ways
-from lmdyn.lm.data import ProbeSet, as_probes
 from lmdyn.lm.generate import generate, repeated
 from lmdyn.lm.models import locate, pick_device
 from lmdyn.lm.on_policy import finetune_on_policy
 from lmdyn.lm.records import environment, replacing
-from scale_runs import COMMON, FULL, ON_CPU, PAIR, SMALL, Run, Size, plan
+from scale_rows import Data, read
+from scale_runs import COMMON, FULL, ON_CPU, SMALL, Run, Size, plan
 
 SAVE_EVERY = 15  # updates, on a CPU: some minutes
 SHARED = ("types", "group", "n_tokens")  # by all runs of a record
@@ -94,41 +95,6 @@ class Setup(NamedTuple):
     def model_of(self, run: Run | None) -> str | Path:
         """What a run leaves for others to begin with; without a run, what all begin with."""
         return self.model if run is None else self.part_of(run).with_suffix(".model")
-
-
-class Data(NamedTuple):
-    """Rows to learn, probes and their groups, and the hash of all."""
-
-    train: ProbeSet
-    probes: ProbeSet
-    group: np.ndarray
-    sha256: str
-
-
-@cache
-def read(source: str, size: Size) -> Data:
-    """Train, test and tune rows of the file's first 500, in an order that never changes."""
-    every = lm.load_probes(source)
-    rows = [dict(row) for row in every[:500] if "rejected" in row]
-    digest = hashlib.sha256("".join(row["prompt"] + row["chosen"] for row in rows).encode())
-    groups = {"train": size.train, "test": size.test, "tune": size.tune}
-    group = np.repeat(list(groups), list(groups.values()))
-    if len(rows) < len(group):
-        raise ValueError(f"{source} has {len(rows)} rows with a pair, and {len(group)} are needed")
-    rows = [rows[i] for i in np.random.default_rng(0).permutation(len(rows))[: len(group)]]
-    for row, name in zip(rows, group, strict=True):
-        row["split"] = "train" if name == "train" else "test"
-    known, rest = rows[: size.train + size.test], rows[size.train + size.test :]
-    record.answer_others(known)
-    train, test = known[: size.train], known[size.train :]
-    whole = train[: size.watched[0]] + test[: size.watched[1]]
-    bare = ("prompt", "split", *PAIR)
-    watched = whole + [{k: row[k] for k in bare} for row in test[size.watched[1] :] + rest]
-    form = replace(size.format, prompt_keeps=every.format.prompt_keeps)
-    learn = as_probes([{k: row[k] for k in bare} for row in train], format=form)
-    group = np.concatenate([group[: size.watched[0]], group[size.train :]])
-    types = every.types if any(size.watched) else PAIR
-    return Data(learn, as_probes(watched, types, form), group, digest.hexdigest())
 
 
 def work(run: Run, setup: Setup) -> None:
@@ -302,6 +268,16 @@ def options(doc: str) -> argparse.ArgumentParser:
     return parser
 
 
+def command(args: argparse.Namespace) -> str:
+    """What makes the same record elsewhere: the other options are of this machine."""
+    words = ["python", "book/record_scale.py"]
+    for option in ("bf16", "small", "arms", "epochs", "rates", "sizes"):
+        if value := getattr(args, option):
+            given = [] if value is True else value if isinstance(value, list) else [value]
+            words += [f"--{option}", *map(str, given)]
+    return shlex.join(words)
+
+
 def main():
     parser = options(__doc__)
     parser.add_argument("--model", default="smollm2-135m")
@@ -311,6 +287,8 @@ def main():
     parser.add_argument("--arms", nargs="+", default=[], metavar="ARM[:SEED]", help="only these")
     parser.add_argument("--epochs", type=int, help="of these arms; of what they begin with, all")
     parser.add_argument("--rates", type=float, nargs="+", default=[], metavar="LR", help="theirs")
+    kinds = ("TRAIN", "TEST", "TUNE")
+    parser.add_argument("--sizes", type=int, nargs=3, default=[], metavar=kinds, help="rows")
     parser.add_argument("--bf16", action="store_true", help="compute in bfloat16")
     parser.add_argument("--small", action="store_true", help="a few rows, to see that it runs")
     args = parser.parse_args()
@@ -320,19 +298,16 @@ def main():
     on_gpu, name = device.type == "cuda", f"scale-{Path(args.model).name.removesuffix('-135m')}"
     name += "-rates" if args.rates else "-arms" if args.arms else ""
     size = SMALL if args.small else FULL if on_gpu else ON_CPU
+    size = size.cut(*args.sizes) if args.sizes else size
     if args.rates:
         size = replace(size, watched=(0, 0), spoken=0, probe_every=size.epochs * size.train)
     elif args.arms and not on_gpu:
         size = replace(size, probe_every=size.train // COMMON["batch_size"])  # once an epoch
     precision = "bf16" if args.bf16 else "tf32" if on_gpu else "fp32"
-    parts = record.RUNS / f"{name}{'-small' * args.small}"
+    parts = record.RUNS / "-".join([name, *["small"] * args.small, *map(str, args.sizes)])
     setup = Setup(args.model, args.rows, size, str(device), parts, args.threads)
     locate(args.model)  # converts SmolLM2, unless that is done
-    given = " --bf16" * args.bf16 + " --small" * args.small  # the others are of this machine
-    given += f" --arms {shlex.join(args.arms)}" if args.arms else ""
-    given += f" --epochs {args.epochs}" if args.epochs else ""
-    given += f" --rates {' '.join(map('{:g}'.format, args.rates))}" if args.rates else ""
-    meta = environment(device) | {"command": f"python book/record_scale.py{given}"}
+    meta = environment(device) | {"command": command(args)}
     meta |= {"model": args.model, "workers": args.workers, "threads": args.threads}
     meta |= {"size": asdict(size), "rows": read(args.rows, size).sha256}
     progress = Progress(setup, args.out / name, meta)
@@ -341,6 +316,7 @@ def main():
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(args.workers, mp_context=spawn) as pool:
         make(progress, pool, planned, args.workers, args.deadline)
+    print(*verdicts(Scale.load(progress.out)), sep="\n")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import numpy as np
 
 from audit.scale import best_stop
 from lmdyn import lm
-from lmdyn.checks import check_known
+from lmdyn.checks import check_count, check_known
 
 PAIR = ("chosen", "rejected")
 COMMON = {"batch_size": 4, "optimizer": "adamw", "clip": 10.0}
@@ -54,6 +54,14 @@ class Size:
     spoken: int = 64
     new_tokens: int = 64
     format: lm.Format = lm.Format("paper")  # noqa: RUF009 (frozen)
+
+    def cut(self, train: int, test: int, tune: int) -> "Size":
+        """The same with so many rows, of which no more can be watched or answered."""
+        for name, n, least in (("TRAIN", train, 2), ("TEST", test, 2), ("TUNE", tune, 0)):
+            check_count(name, n, least)
+        watched = min(self.watched[0], train), min(self.watched[1], test)
+        rows = {"train": train, "test": test, "tune": tune}
+        return replace(self, **rows, watched=watched, spoken=min(self.spoken, test))
 
 
 FULL = Size()

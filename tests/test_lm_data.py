@@ -201,7 +201,7 @@ def test_probe_sets_are_indexed_as_arrays_are():
         (lambda: load_probes("sample", []), "a list of one or more different names, got []"),
         (lambda: load_probes("sample", ["chosen", "chosen"]), "different names, got ['chosen', "),
         (lambda: load_probes("sample", split="dev"), "unknown split 'dev': There is train, test"),
-        (lambda: load_probes("sample", limit=0), "sample has no row"),
+        (lambda: load_probes("sample", limit=0), "limit must be an integer of at least 1"),
         (lambda: as_probes([]), "there is no row"),
         (lambda: as_probes({"prompt": "p", "chosen": "c"}), "must be a list of rows, or splits of"),
         (lambda: as_probes("rows.jsonl"), "the data must be a list of rows, got str"),

@@ -181,6 +181,18 @@ def falls(record: Scale, arm: str = "dpo", seed: int = 0, name: str = "chosen") 
     return rows
 
 
+def verdicts(record: Scale, name: str = "chosen") -> list[str]:
+    """A line for each run and group: how far a type has moved, and whether surely."""
+    lines, words = [], {"train": "trained", "test": "held out"}
+    for run, group in product(record.runs, words):
+        curves = record.values(run, name, group)
+        if curves.shape[1] > 1:
+            end, since_peak = since_start_and_peak([curves])
+            turned = f"; {since_peak} since its peak: {since_peak.verdict}"
+            lines.append(f"{run}, {words[group]}: {name} {end} nats: {end.verdict}{turned}")
+    return lines
+
+
 def at_margin(
     record: Scale,
     arms: Sequence[str],

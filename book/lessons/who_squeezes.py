@@ -2,14 +2,17 @@
 
 import copy
 import json
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
 import world
-from lmdyn import lm, losses
+from lmdyn import lm, losses, squeeze_line
+from lmdyn.lm.tokens import Encoded, encode
 
 N_TRAIN, N_TEST = 48, 24
 COMMON = {"batch_size": 4, "optimizer": "adamw", "clip": 10.0}
@@ -59,12 +62,11 @@ def log_probs(model, tokenizer, pairs) -> dict:
     return dict(zip(pairs.types, found, strict=True))
 
 
-def coefficients(model, tokenizer, run):
-    """Response → (48,) c of DPO for each pair."""
-    now = log_probs(model, tokenizer, run.pairs)
+def coefficients(model, tokenizer, pairs, ref):
+    """Response → (N,) c of DPO for each pair."""
     logps, ref = (
         {name: torch.from_numpy(values.copy()) for name, values in of.items()}
-        for of in (now, run.ref)
+        for of in (log_probs(model, tokenizer, pairs), ref)
     )
     return losses.get("dpo").coefficients(logps, ref)
 
@@ -127,34 +129,54 @@ def strongest_push(model, tokenizer, run, push):
     return run.pairs[pusher], run.pairs[pushed], said, terms, off
 
 
-def push_by_token(model, tokenizer, run):
-    """The push on chosen, (3, prompts), and (3,) how many tokens do it.
+def parts(
+    model, row: Encoded, weights: Mapping[str, float]
+) -> Iterator[tuple[int, dict[str, Tensor]]]:
+    """A pair's pull, and its push by tokens: how many, and what they add to a step of SGD.
 
-    Cut by rejected token: those that open an answer and lie in a valley, later ones in a valley,
-    all others.
+    Four: all tokens of chosen; of rejected those that open the answer and lie in a valley, later
+    ones in a valley, all others. ``weights``: of the two log-probs, DPO's coefficients.
     """
-    device = model.device
-    c = coefficients(model, tokenizer, run)["rejected"].to(device) / len(run.pairs)
-    whole = [sequence(tokenizer, pair, "rejected") for pair in run.pairs]
-    ids = torch.nn.utils.rnn.pad_sequence(
-        [torch.tensor(ids) for ids, _ in whole], batch_first=True
-    ).to(device)
-    row = torch.tensor([i for i, (_, places) in enumerate(whole) for _ in places], device=device)
-    place = torch.tensor([p for _, places in whole for p in places], device=device)
-    opening = place == torch.tensor([places[0] for _, places in whole], device=device)[row]
-    logps = model(ids).logits[row, place].log_softmax(-1)
-    label = logps.gather(1, ids[row, place + 1, None]).squeeze(1)
-    valley = logps.detach().exp().square().sum(1) > label.detach().exp()
-    names, weights = zip(*model.named_parameters(), strict=True)
+    names, params = zip(*model.named_parameters(), strict=True)
+    for name, weight in weights.items():
+        y = torch.tensor(row.responses[name], device=model.device)
+        ids = torch.tensor([[*row.prompt, *y.tolist()]], device=model.device)
+        logits = model(ids).logits[0, -len(y) - 1 : -1]
+        label = logits.log_softmax(-1).gather(1, y[:, None]).squeeze(1)
+        valley = squeeze_line(logits.detach().softmax(-1), y) > 0
+        opening = torch.arange(len(y), device=model.device) == 0
+        cut = (valley & opening, valley & ~opening, ~valley)
+        for some in cut if name == "rejected" else (torch.ones_like(opening),):
+            loss = -(weight * label * some).sum()
+            grads = torch.autograd.grad(loss, params, retain_graph=True)
+            yield int(some.sum()), dict(zip(names, grads, strict=True))
+
+
+def parts_of_pairs(model, tokenizer, pairs, ref) -> list[Iterator[tuple[int, dict[str, Tensor]]]]:
+    """The `parts` of each pair in a step of SGD on the mean over all, where DPO began at ref."""
+    c = coefficients(model, tokenizer, pairs, ref)
+    return [
+        parts(model, row, {name: float(of[i]) / len(pairs) for name, of in c.items()})
+        for i, row in enumerate(encode(tokenizer, pairs))
+    ]
+
+
+def summed(of_pairs) -> tuple[np.ndarray, list[dict[str, Tensor]]]:
+    """Of the `parts` of some pairs: (4,) tokens, and what each part adds to the step."""
+    count, moves = np.zeros(4, int), [None] * 4
+    for pair in of_pairs:
+        for part, (n, move) in enumerate(pair):
+            count[part] += n
+            moves[part] = total([moves[part], move]) if moves[part] else move
+    return count, moves
+
+
+def push_by_token(model, tokenizer, run):
+    """The push on chosen, (3, prompts), and (3,) how many tokens do it, as `parts` cut it."""
+    count, moves = summed(parts_of_pairs(model, tokenizer, run.pairs, run.ref))
     probes = run.probes[:N_OWN].only("chosen")
-    changes, count = [], []
-    for some in (valley & opening, valley & ~opening, ~valley):
-        loss = (c[row] * label * some).sum()  # DPO's gradient on log π(y−) through these tokens
-        grads = torch.autograd.grad(-loss, weights, retain_graph=True)
-        move = dict(zip(names, grads, strict=True))
-        changes.append(lm.predict_change(model, tokenizer, probes, move).logp[:, 0])
-        count.append(some.sum().item())
-    return np.stack(changes), count
+    changes = [lm.predict_change(model, tokenizer, probes, move).logp[:, 0] for move in moves[1:]]
+    return np.stack(changes), count[1:]
 
 
 @torch.no_grad()

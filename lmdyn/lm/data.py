@@ -157,7 +157,7 @@ def load_probes(
         format: how rows become tokens; by default the paper's for a name, training's for a file.
     """
     source, where, keeps = str(source), None, "end"
-    check_count("limit", limit, 0, optional=True)
+    check_count("limit", limit, 1, optional=True)
     if source in PAPERS:
         import datasets  # takes a second, and keeps the files in its cache
 

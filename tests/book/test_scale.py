@@ -20,6 +20,7 @@ from audit.scale import (
     margins,
     preference_loss,
     since_start_and_peak,
+    verdicts,
 )
 from scale_runs import ARMS, RATES, SMALL, plan
 
@@ -337,6 +338,28 @@ def test_rates_are_told_apart_by_pairs_before_and_after_alone(tmp_path, monkeypa
     told = found.meta["runs"][runs[0]]["made"]["command"]
     assert told.endswith("--small --arms rpo on-policy --epochs 1 --rates 0.001 0.002")
     assert str(tmp_path) not in (tmp_path / "scale-tiny-rates.json").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_other_rows_may_be_fewer_and_their_verdicts_are_printed(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(record_scale.record, "RUNS", tmp_path / "parts")
+    monkeypatch.setattr(record_scale, "ProcessPoolExecutor", lambda *_, **__: Here())
+    given = ["record_scale", "--rows", "world", "--model", "tiny", "--small", "--device", "cpu"]
+    given += ["--out", str(tmp_path), "--sizes", "6", "2", "0", "--arms", "dpo", "--epochs", "1"]
+    monkeypatch.setattr(sys, "argv", given)
+    record_scale.main()
+    found = Scale.load(tmp_path / "scale-tiny-arms")
+    assert found.group.tolist() == ["train", "train", "test", "test"]
+    (run,) = found.runs
+    assert len(found.runs[run]["said"]) == 2
+    told = found.meta["runs"][run]["made"]["command"]
+    assert told.endswith("--small --arms dpo --epochs 1 --sizes 6 2 0")
+    assert {path.name for path in (tmp_path / "parts").iterdir()} == {"scale-tiny-arms-small-6-2-0"}
+    curve = found.values(run, "chosen", "train")
+    lines = capsys.readouterr().out.splitlines()[-2:]
+    assert lines == verdicts(found)
+    assert lines[0].startswith(f"{run}, trained: chosen {Moved.of(curve[-1] - curve[0])} nats: ")
 
 
 @pytest.mark.slow

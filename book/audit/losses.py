@@ -133,11 +133,11 @@ def rises_by_the_leak(below: float, above: float, hits: float) -> Row:
 def brief_rise(turn: int, passes: int, steps: int, leaks: Sequence[float]) -> Row:
     """The toy's highest y⁺ and where its leak passes one, of ``steps``; leaks of real pairs."""
     return (
-        "DPO lifts $y^+$ only briefly",
-        "observed",
+        "a toy of one pair: DPO lifts $y^+$ briefly, and turns as the leak passes one",
+        "",
         f"toy: it turns at step {turn}, the leak passes one at step {passes}; "
         f"leak of {len(leaks)} pairs of the tiny model at the start at most {max(leaks):.2f}",
-        trend(0 < turn < steps - 1, bool(max(leaks) < 1)),
+        found(0 < turn < steps - 1, bool(max(leaks) < 1)),
     )
 
 

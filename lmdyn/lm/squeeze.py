@@ -8,9 +8,10 @@ ERRORS = 1.64  # standard errors that a mean must be from zero: 5%, one-sided, f
 FALL = 0.02  # nats a token lost by chosen: a fiftieth of its probability; 0.25 in a dozen tokens
 FADED = 1.5  # how much larger |log π| of right answers must have become, as they are lost
 REMEDIES = (
-    "Train on both answers first (extend): SFT on chosen and on rejected, then the same tuning.",
+    "Read some answers, and stop where the preference loss of held-out pairs is least.",
     "Add an SFT term to the loss, as RPO does: finetune(…, loss='rpo').",
     "Let no gradient through rejected tokens in a valley: finetune(…, spare_valleys=True).",
+    "Begin with a shorter SFT, or one on chosen and on rejected answers (extend).",
     "Drop the pairs that push hardest: python -m lmdyn diagnose FILE --model MODEL ranks them.",
     "Take rejected answers from the model itself: finetune_on_policy.",
 )

@@ -55,9 +55,9 @@ def test_what_was_measured_can_exceed_its_plan_and_differ_from_the_cpu():
 
 def test_extend_must_save_more_than_two_errors_of_what_falls():
     after_sft, less, mixed = np.array([[-6.0, -7, -8, -5], [4, 5, 6, 5], [4, -5, 6, -5]])
-    assert claims.of_extend(10, after_sft, after_sft + less)[-1] == "found"
-    assert claims.of_extend(10, after_sft, after_sft + mixed)[-1] == "not found"
-    assert claims.of_extend(10, -after_sft, 5 - after_sft)[-1] == "not found"
+    assert claims.of_extend(10, after_sft, after_sft + less, "less")[-1] == "found"
+    assert claims.of_extend(10, after_sft, after_sft + mixed, "less")[-1] == "not found"
+    assert claims.of_extend(10, -after_sft, 5 - after_sft, "less")[-1] == "not found"
 
 
 AS_IN_PAPER = dict(zip(claims.NUMBERS, (-2.0, -30, -9, -8, 5), strict=True))
@@ -72,7 +72,7 @@ def test_what_the_paper_saw_can_be_seen_or_not():
     assert verdict(claims.of_dpo({"page": seen})) == ["reproduced"] * 6
     assert verdict(claims.of_dpo({"page": not_seen})) == ["not reproduced"] * 6
     assert verdict(claims.of_dpo({"page": seen, "record": not_seen})) == ["partly"] * 6
-    assert claims.look(AS_IN_PAPER)["after extend chosen falls less"] is None
+    assert claims.look(AS_IN_PAPER)["after extend chosen ends higher beside its start"] is None
     assert claims.look(AS_IN_PAPER | {"argmax": np.nan})["the argmax rises"] is None
 
 

@@ -58,13 +58,15 @@ def test_chosen_rises():
 
 @pytest.mark.parametrize("claim", [audit.rephrases_bell, audit.rejected_bells])
 def test_bells(claim):
-    every, none = {"a": [YES, YES], "b": [YES, YES]}, {"a": [YES, NO], "b": [NO, NO]}
+    every, none = {"a": [YES, YES], "b": [YES, YES]}, {"a": [NO, NO], "b": [NO, NO]}
+    some = {"a": [YES, NO], "b": [NO, NO]}
     small, large = {"a": YES, "b": NO}, {"a": [YES, YES], "b": [YES, NO]}  # both seeds, one
-    assert verdict(claim(every, {"a": NO, "b": NO}, every)) == "reproduced"  # the large one counts
-    assert verdict(claim(none, small, large)) == "partly"
-    assert verdict(claim(none, {"a": YES, "b": YES}, none)) == "not reproduced"
+    assert verdict(claim(every, {"a": YES, "b": YES}, every)) == "reproduced"
+    assert verdict(claim(every, {"a": YES, "b": NO}, every)) == "partly"
+    assert verdict(claim(some, {"a": NO, "b": NO}, none)) == "partly"  # one run of eight
+    assert verdict(claim(none, {"a": NO, "b": NO}, none)) == "not reproduced"
     told = "1 of 2, 0 of 2 runs; SmolLM2: yes, no; on 300 rows: 2 of 2, 1 of 2 seeds"
-    assert told in claim(none, small, large)[2]
+    assert told in claim(some, small, large)[2]
 
 
 def test_the_channel_rises_and_beats_its_control():

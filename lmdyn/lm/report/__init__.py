@@ -30,7 +30,7 @@ def report(
 ) -> Path:
     """Write one self-contained HTML page about a run, and return its path.
 
-    A verdict in plain words: whether the run squeezed, since when, and what to do; then its curves.
+    A verdict in plain words: whether it shows a `squeeze`, since when, and what to do; its curves.
     Of a run for a reward, whose probes have ``correct``: whether it loses right answers (`fades`).
 
     Args:

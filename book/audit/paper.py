@@ -401,9 +401,8 @@ def dpo_chosen(runs) -> Row:
     here, parts = _on_all(runs, ["chosen"], bell, told)
     below = [falls(run, "chosen") for run in _all(runs)]
     here += f"; surely (two standard errors) below its start in {sum(below)} of {len(below)} runs"
-    return judged(
-        "48 pairs: $y^+$ surely rises, then surely falls", "rises, then falls", here, parts, logs
-    )
+    claim = f"48 pairs, {len(below)} runs: $y^+$ surely rises, then surely falls"
+    return judged(claim, "rises, then falls", here, parts, logs)
 
 
 def dpo_others(runs) -> Row:

@@ -433,7 +433,7 @@ def dpo_faster(taught, rises_) -> Row:
         f"{gain(f'{model}, SFT', 'chosen'):+.1f}"
         for model in ("Pythia-410M", "Qwen1.5-0.5B", "Qwen1.5-1.8B")
     )
-    claim, here = "$y^*$ rises faster than $y^+$ does in SFT", f"{', '.join(texts)}; against {bar}"
+    claim, here = "$y^*$ rises more than $y^+$ does in SFT", f"{', '.join(texts)}; against {bar}"
     parts = [("faster", "SmolLM2", of > rate) for of in rates]
     return judged(claim, "read off the faulty log", here, parts, logs)
 

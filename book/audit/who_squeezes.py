@@ -148,8 +148,8 @@ def forecast_ranks(by_all: np.ndarray, by_own: np.ndarray, real: Mapping[str, fl
     )
 
 
-def valleys_push(tokens: np.ndarray, push: np.ndarray, real: tuple[float, float]):
-    """(runs,) the share of rejected tokens in a valley, their share of the push; both in SmolLM2.
+def valleys_push(tokens: np.ndarray, push: np.ndarray, real: tuple[float, float, float]):
+    """(runs,) the share of rejected tokens in a valley, of the push; in SmolLM2, and by AdamW.
 
     Few: less than a quarter.
     """
@@ -157,7 +157,7 @@ def valleys_push(tokens: np.ndarray, push: np.ndarray, real: tuple[float, float]
         "the few tokens in a valley do most of the pushing",
         "",
         f"toy, three runs: {spread(tokens)} of the tokens, {spread(push)} of the push; SmolLM2 "
-        f"{real[0]:.2f} of the tokens, {real[1]:.2f} of the push",
+        f"{real[0]:.2f} of the tokens, {real[1]:.2f} of the push (by AdamW {real[2]:.2f})",
         found(*((tokens < 0.25) & (push > 0.5)), real[0] < 0.25 and real[1] > 0.5),
     )
 

@@ -121,9 +121,9 @@ def strongest_push(model, tokenizer, run, push):
         sequence(tokenizer, run.pairs[row], name)
         for row, name in ((pushed, "chosen"), (pusher, "rejected"))
     )
-    weight = coefficients(model, tokenizer, run)["rejected"][pusher].item() / len(run.pairs)
+    c = coefficients(model, tokenizer, run.pairs, run.ref)["rejected"][pusher]
     found = lm.token_influence(model, ids_o, ids_u, positions_o=at_o, positions_u=at_u)
-    terms = -weight * found.cpu().numpy()
+    terms = -c.item() / len(run.pairs) * found.cpu().numpy()
     off = abs(terms.sum() / push[pusher, pushed] - 1)
     said = words(tokenizer, ids_o, at_o), words(tokenizer, ids_u, at_u)
     return run.pairs[pusher], run.pairs[pushed], said, terms, off

@@ -87,11 +87,11 @@ def test_the_forecast_ranks():
 
 def test_valleys():
     few = np.full(3, 0.15)
-    assert verdict(audit.valleys_push(few, np.full(3, 0.7), (0.1, 0.6))) == "found"
-    assert verdict(audit.valleys_push(few, np.full(3, 0.7), (0.5, 0.9))) == "partly"
-    assert verdict(audit.valleys_push(few, np.full(3, 0.7), (0.1, 0.4))) == "partly"
-    assert verdict(audit.valleys_push(few, np.full(3, 0.4), (0.5, 0.9))) == "not found"
-    assert verdict(audit.valleys_push(3 * few, np.full(3, 0.7), (0.5, 0.9))) == "not found"
+    assert verdict(audit.valleys_push(few, np.full(3, 0.7), (0.1, 0.6, 0.8))) == "found"
+    assert verdict(audit.valleys_push(few, np.full(3, 0.7), (0.5, 0.9, 0.8))) == "partly"
+    assert verdict(audit.valleys_push(few, np.full(3, 0.7), (0.1, 0.4, 0.8))) == "partly"
+    assert verdict(audit.valleys_push(few, np.full(3, 0.4), (0.5, 0.9, 0.8))) == "not found"
+    assert verdict(audit.valleys_push(3 * few, np.full(3, 0.7), (0.5, 0.9, 0.8))) == "not found"
     assert verdict(audit.longer_sft_deepens(few, 2 * few)) == "reproduced"
     assert verdict(audit.longer_sft_deepens(2 * few, few)) == "not reproduced"
     assert verdict(audit.longer_sft_deepens(few, np.array([0.1, 0.2, 0.2]))) == "partly"

@@ -81,11 +81,13 @@ def look(a: Changes, b: Changes | None = None) -> dict[str, bool | None]:
 
 
 def in_logs() -> dict[str, str]:
-    """Observation → in how many of the paper's logs that can tell it is seen."""
+    """Observation → in how many of the paper's logs that can tell it is seen; in its repetition."""
     seen = [look(logged(ends)) for ends in LOGS.values()]
-    seen.append(look(*map(logged, REPEATED.values())))
+    again = look(*map(logged, REPEATED.values()))
     known = {text: [log[text] for log in seen if log[text] is not None] for text in OBSERVED}
-    return {text: f"in {sum(log)} of {len(log)} logs" for text, log in known.items()}
+    own = {text: f"in {sum(log)} of {len(log)} logs; " for text, log in known.items() if log}
+    yes = {text: "yes" if again[text] else "no" for text in known}
+    return {text: f"{own.get(text, '')}its repetition: {yes[text]}" for text in known}
 
 
 # --- at the same margin ---------------------------------------------------------------------------

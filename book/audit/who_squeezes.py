@@ -100,7 +100,7 @@ def adapters_agree(agreed: Mapping[int, np.ndarray]):
     """Rank of the adapter → (worlds,) rank correlations with the influences over all weights."""
     told = "; ".join(f"rank {r}: {spread(of)}" for r, of in agreed.items())
     return (
-        "LoRA's $K$ orders influences as that of all weights (≥ 0.5, largest rank)",
+        "LoRA's $K$ orders influences roughly as that of all weights (≥ 0.5, largest rank)",
         "",
         f"toy, three worlds, where DPO starts: {told}",
         found(*(agreed[max(agreed)] >= 0.5)),

@@ -85,7 +85,7 @@ RECORDS = {
     "dpo-hh-extend-seed1": "the same, rows in another order",
     "helps-world": "toy world: 15 ways of tuning, 3 seeds each",
     "scale-smollm2": "SmolLM2, 300 rows of HH: SFT in two orders; 7 ways of tuning",
-    "scale-smollm2-arms": "the same, on-policy; DPO and extend in another order",
+    "scale-smollm2-arms": "the same: on-policy, paper's optimizer; DPO, extend in another order",
     "scale-smollm2-rates": "the same, five ways at other learning rates, an epoch each",
     "forces-smollm2": "the same, who pushes whom: 48 of its pairs",
 }

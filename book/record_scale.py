@@ -294,6 +294,8 @@ def main():
     args = parser.parse_args()
     if args.rates and not args.arms:
         parser.error("--rates needs --arms: say of which")
+    if args.sizes and not (args.arms or args.sizes[-1]):
+        parser.error("--sizes without rows to tune on needs --arms: say which")
     device = pick_device(args.device)
     on_gpu, name = device.type == "cuda", f"scale-{Path(args.model).name.removesuffix('-135m')}"
     name += "-rates" if args.rates else "-arms" if args.arms else ""
@@ -302,7 +304,7 @@ def main():
     if args.rates:
         size = replace(size, watched=(0, 0), spoken=0, probe_every=size.epochs * size.train)
     elif args.arms and not on_gpu:
-        size = replace(size, probe_every=size.train // COMMON["batch_size"])  # once an epoch
+        size = replace(size, probe_every=math.ceil(size.train / COMMON["batch_size"]))  # an epoch
     precision = "bf16" if args.bf16 else "tf32" if on_gpu else "fp32"
     parts = record.RUNS / "-".join([name, *["small"] * args.small, *map(str, args.sizes)])
     setup = Setup(args.model, args.rows, size, str(device), parts, args.threads)
@@ -316,7 +318,8 @@ def main():
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(args.workers, mp_context=spawn) as pool:
         make(progress, pool, planned, args.workers, args.deadline)
-    print(*verdicts(Scale.load(progress.out)), sep="\n")
+    if (args.out / f"{name}.json").is_file():  # unless all has failed
+        print(*verdicts(Scale.load(progress.out)), sep="\n")
 
 
 if __name__ == "__main__":

@@ -347,6 +347,10 @@ def test_other_rows_may_be_fewer_and_their_verdicts_are_printed(tmp_path, monkey
     monkeypatch.setattr(record_scale, "ProcessPoolExecutor", lambda *_, **__: Here())
     given = ["record_scale", "--rows", "world", "--model", "tiny", "--small", "--device", "cpu"]
     given += ["--out", str(tmp_path), "--sizes", "6", "2", "0", "--arms", "dpo", "--epochs", "1"]
+    monkeypatch.setattr(sys, "argv", given[:-4])
+    with pytest.raises(SystemExit):
+        record_scale.main()
+    assert "--sizes without rows to tune on needs --arms" in capsys.readouterr().err
     monkeypatch.setattr(sys, "argv", given)
     record_scale.main()
     found = Scale.load(tmp_path / "scale-tiny-arms")

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 import kept
-from lessons.who_squeezes import log_probs, parts_of_pairs, summed, total
+from lessons.who_squeezes import log_probs, parts, summed, total, weighted
 from lmdyn import lm
 from lmdyn.lm.data import ProbeSet
 from lmdyn.lm.records import environment
@@ -51,7 +51,10 @@ def tune(model, tokenizer, pairs: ProbeSet, ref: dict) -> torch.optim.AdamW:
 
 
 def adamw_gain(model, adamw: torch.optim.AdamW, moves: list[dict]) -> dict[str, Tensor]:
-    """P of AdamW's next step Δθ = −P g + momentum, with g minus the sum of these moves of SGD."""
+    """P of AdamW's next step Δθ = −P g + momentum, with g minus the sum of these moves of SGD.
+
+    Not by `lm.influence`, which has it, too: so that the two can be compared (chapter 10).
+    """
     group, gains, whole = adamw.param_groups[0], {}, total(moves)
     first, second = group["betas"]
     for name, weight in model.named_parameters():
@@ -75,16 +78,16 @@ def forces(model, tokenizer, pairs: ProbeSet, watched: ProbeSet, ref: dict, adam
         step = {name: of * gain[name] for name, of in move.items()} if gain else move
         return lm.predict_change(model, tokenizer, few, step, progress=False).logp[:, 0]
 
-    count, moves = summed(parts_of_pairs(model, tokenizer, pairs, ref))
+    rows = weighted(model, tokenizer, pairs, ref)
+    count, moves = summed(model, rows)
     gains = {"": None} | ({"adamw, ": adamw_gain(model, adamw, moves)} if adamw else {})
     found = {"count": count}
     for by, gain in gains.items():
         found[f"{by}all"] = np.stack([effect(move, gain, watched) for move in moves])
         found[f"{by}own"] = np.zeros_like(found[f"{by}all"])
-    of_pairs = parts_of_pairs(model, tokenizer, pairs, ref)
     for i in range(len(watched)):
         if pairs[i]["prompt"] == watched[i]["prompt"]:
-            for part, (_, move) in enumerate(of_pairs[i]):
+            for part, (_, move) in enumerate(parts(model, *rows[i])):
                 for by, gain in gains.items():
                     found[f"{by}own"][part, i] = effect(move, gain, watched[[i]])[0]
     return found

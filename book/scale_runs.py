@@ -116,11 +116,10 @@ def plan(
         settings = SFT | {"epochs": max(1, round(share * size.epochs)), "seed": seed}
         return Run(f"start {name}", settings, precision, "unprobed" if arms else "start", both=both)
 
-    def tune(arm, lr=None, seed=0, precision=precision, role="whole", **more):
+    def tune(arm, seed=0, precision=precision, role="whole", **more):
         check_known("arm", arm, known := ARMS | PAPERS)
         begin, change = known[arm]
         settings = TUNE | {"epochs": size.epochs, "seed": seed} | change | more
-        settings |= {"lr": lr} if lr else {}
         # What is sampled should not depend on the batch: TF32 may make it.
         exact = "fp32" if arm == "on-policy" and precision == "tf32" else precision
         return Run(arm, settings, exact, role, start(begin, seed))
@@ -129,14 +128,14 @@ def plan(
         named = [name.partition(":") for name in arms]
         more = {"epochs": epochs or size.epochs}
         runs = [
-            tune(arm, lr, seed=int(seed or 0), **more)
-            for lr in rates or [None]
+            tune(arm, seed=int(seed or 0), **more, **rate)
+            for rate in [{"lr": lr} for lr in rates] or [{}]
             for arm, _, seed in named
         ]
         yield from {run.start.name: run.start for run in runs}.values()  # each once
         yield from runs
         return
-    sweeps, best = {arm: [tune(arm, lr) for lr in RATES] for arm in ARMS}, {}
+    sweeps, best = {arm: [tune(arm, lr=lr) for lr in RATES] for arm in ARMS}, {}
     for arm, runs in sweeps.items():
         done = [run for run in runs if found.get(run.name) is not None]
         if done and all(run.name in found for run in runs):
@@ -148,16 +147,16 @@ def plan(
         yield from (sweeps[arm][0].start, *sweeps[arm])
     yield from (runs[0] for runs in others)
     yield from (start(name, seed=1) for name in AGAIN.values())
-    yield from (tune(arm, best[arm][0], seed=1) for arm in AGAIN if arm in best)
+    yield from (tune(arm, lr=best[arm][0], seed=1) for arm in AGAIN if arm in best)
     yield from (run for runs in others for run in runs[1:])
     for arm, (lr, update, last) in best.items():  # once more, for what the model says there
         if arm == "on-policy":
             epochs = max(1, round(size.epochs * update / last))
-            yield tune(arm, lr, role="stop", epochs=epochs)
+            yield tune(arm, lr=lr, role="stop", epochs=epochs)
         elif update < last:
-            yield tune(arm, lr, role="stop", max_steps=update)
+            yield tune(arm, lr=lr, role="stop", max_steps=update)
     for other in ("fp32", "bf16") if "dpo" in best else ():
-        yield tune("dpo", best["dpo"][0], precision=other, role="precision")
+        yield tune("dpo", lr=best["dpo"][0], precision=other, role="precision")
 
 
 def pairs(one: dict, group: str) -> np.ndarray:

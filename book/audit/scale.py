@@ -1,7 +1,7 @@
 """What the record at scale says: which arm stops where, and what has moved by how much."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -172,25 +172,27 @@ class Scale:
         return i - (means[i] - margin) / (means[i] - means[i - 1])
 
 
-def falls(record: Scale, arm: str = "dpo", seed: int = 0, name: str = "chosen") -> list[tuple]:
-    """Does it fall? Rows (run, group, mean at first, moved by the end, moved since its peak)."""
+def falls(record: Scale, runs: Iterable[str], name: str = "chosen") -> list[tuple]:
+    """Does it fall? Rows (run, group, mean at first, moved by the end, moved since its peak).
+
+    Of groups with two prompts or more, which have an error.
+    """
     rows = []
-    for run, group in product(record.sweep(arm, seed), ("train", "test")):
+    for run, group in product(runs, ("train", "test")):
         curves = record.values(run, name, group)
-        rows.append((run, group, float(curves[0].mean()), *since_start_and_peak([curves])))
+        if curves.shape[1] > 1:
+            rows.append((run, group, float(curves[0].mean()), *since_start_and_peak([curves])))
     return rows
 
 
-def verdicts(record: Scale, name: str = "chosen") -> list[str]:
-    """A line for each run and group: how far a type has moved, and whether surely."""
-    lines, words = [], {"train": "trained", "test": "held out"}
-    for run, group in product(record.runs, words):
-        curves = record.values(run, name, group)
-        if curves.shape[1] > 1:
-            end, since_peak = since_start_and_peak([curves])
-            turned = f"; {since_peak} since its peak: {since_peak.verdict}"
-            lines.append(f"{run}, {words[group]}: {name} {end} nats: {end.verdict}{turned}")
-    return lines
+def verdicts(record: Scale) -> list[str]:
+    """A line for each run and group: how far y+ has moved, and whether surely."""
+    words = {"train": "trained", "test": "held out"}
+    return [
+        f"{run}, {words[group]}: chosen {end} nats: {end.verdict}; "
+        f"{since_peak} since its peak: {since_peak.verdict}"
+        for run, group, _, end, since_peak in falls(record, record.runs)
+    ]
 
 
 def at_margin(

@@ -152,20 +152,20 @@ def parts(
             yield int(some.sum()), dict(zip(names, grads, strict=True))
 
 
-def parts_of_pairs(model, tokenizer, pairs, ref) -> list[Iterator[tuple[int, dict[str, Tensor]]]]:
-    """The `parts` of each pair in a step of SGD on the mean over all, where DPO began at ref."""
+def weighted(model, tokenizer, pairs, ref) -> list[tuple[Encoded, dict[str, float]]]:
+    """What `parts` asks of each pair, in a step of SGD on the mean over all; DPO began at ref."""
     c = coefficients(model, tokenizer, pairs, ref)
     return [
-        parts(model, row, {name: float(of[i]) / len(pairs) for name, of in c.items()})
+        (row, {name: float(of[i]) / len(pairs) for name, of in c.items()})
         for i, row in enumerate(encode(tokenizer, pairs))
     ]
 
 
-def summed(of_pairs) -> tuple[np.ndarray, list[dict[str, Tensor]]]:
-    """Of the `parts` of some pairs: (4,) tokens, and what each part adds to the step."""
+def summed(model, rows) -> tuple[np.ndarray, list[dict[str, Tensor]]]:
+    """Of the `parts` of `weighted` pairs: (4,) tokens, and what each part adds to the step."""
     count, moves = np.zeros(4, int), [None] * 4
-    for pair in of_pairs:
-        for part, (n, move) in enumerate(pair):
+    for row in rows:
+        for part, (n, move) in enumerate(parts(model, *row)):
             count[part] += n
             moves[part] = total([moves[part], move]) if moves[part] else move
     return count, moves
@@ -173,7 +173,7 @@ def summed(of_pairs) -> tuple[np.ndarray, list[dict[str, Tensor]]]:
 
 def push_by_token(model, tokenizer, run):
     """The push on chosen, (3, prompts), and (3,) how many tokens do it, as `parts` cut it."""
-    count, moves = summed(parts_of_pairs(model, tokenizer, run.pairs, run.ref))
+    count, moves = summed(model, weighted(model, tokenizer, run.pairs, run.ref))
     probes = run.probes[:N_OWN].only("chosen")
     changes = [lm.predict_change(model, tokenizer, probes, move).logp[:, 0] for move in moves[1:]]
     return np.stack(changes), count[1:]

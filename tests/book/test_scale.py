@@ -57,7 +57,10 @@ def record():
 
 
 def test_falls_by_two_standard_errors_since_the_first_probing_and_since_the_peak(record):
-    rows = {(run, group): (first, *moved) for run, group, first, *moved in falls(record)}
+    rows = {
+        (run, group): (first, *moved)
+        for run, group, first, *moved in falls(record, record.sweep("dpo"))
+    }
     assert {run for run, _ in rows} == {"dpo a", "dpo b"}
     first, whole, since_peak = rows["dpo a", "train"]
     assert (first, whole.verdict, since_peak.verdict) == (-40, "falls", "falls")
@@ -310,19 +313,28 @@ def test_what_a_named_arm_begins_with_is_not_in_the_record(tmp_path, capsys):
     assert {name: run["made"]["date"] for name, run in told.items()} == {start: "", arm: ""}
 
 
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")
-def test_rates_are_told_apart_by_pairs_before_and_after_alone(tmp_path, monkeypatch, capsys):
+@pytest.fixture
+def command(tmp_path, monkeypatch):
+    """The command in small, in this process, on the toy world; to be given its other options."""
     monkeypatch.setattr(record_scale.record, "RUNS", tmp_path / "parts")
     monkeypatch.setattr(record_scale, "ProcessPoolExecutor", lambda *_, **__: Here())
     given = ["record_scale", "--rows", "world", "--model", "tiny", "--small", "--device", "cpu"]
-    given += ["--out", str(tmp_path), "--epochs", "1", "--rates", "0.001", "0.002"]
-    monkeypatch.setattr(sys, "argv", given)
-    with pytest.raises(SystemExit):
+
+    def run(options):
+        monkeypatch.setattr(sys, "argv", [*given, "--out", str(tmp_path), *options.split()])
         record_scale.main()
+
+    return run
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_rates_are_told_apart_by_pairs_before_and_after_alone(command, tmp_path, capsys):
+    rates = "--epochs 1 --rates 0.001 0.002"
+    with pytest.raises(SystemExit):
+        command(rates)
     assert "--rates needs --arms" in capsys.readouterr().err
-    monkeypatch.setattr(sys, "argv", [*given, "--arms", "rpo", "on-policy"])
-    record_scale.main()
+    command(f"{rates} --arms rpo on-policy")
     found = Scale.load(tmp_path / "scale-tiny-rates")
     assert found.types == ["chosen", "rejected"]
     assert found.group.tolist() == ["test"] * 4 + ["tune"] * 4
@@ -342,17 +354,11 @@ def test_rates_are_told_apart_by_pairs_before_and_after_alone(tmp_path, monkeypa
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-def test_other_rows_may_be_fewer_and_their_verdicts_are_printed(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(record_scale.record, "RUNS", tmp_path / "parts")
-    monkeypatch.setattr(record_scale, "ProcessPoolExecutor", lambda *_, **__: Here())
-    given = ["record_scale", "--rows", "world", "--model", "tiny", "--small", "--device", "cpu"]
-    given += ["--out", str(tmp_path), "--sizes", "6", "2", "0", "--arms", "dpo", "--epochs", "1"]
-    monkeypatch.setattr(sys, "argv", given[:-4])
+def test_other_rows_may_be_fewer_and_their_verdicts_are_printed(command, tmp_path, capsys):
     with pytest.raises(SystemExit):
-        record_scale.main()
+        command("--sizes 6 2 0")
     assert "--sizes without rows to tune on needs --arms" in capsys.readouterr().err
-    monkeypatch.setattr(sys, "argv", given)
-    record_scale.main()
+    command("--sizes 6 2 0 --arms dpo --epochs 1")
     found = Scale.load(tmp_path / "scale-tiny-arms")
     assert found.group.tolist() == ["train", "train", "test", "test"]
     (run,) = found.runs
